@@ -1,0 +1,156 @@
+//! Everything that can be configured, validated: whoever holds a [`Config`] need not check it again.
+
+pub mod address;
+
+use std::time::Duration;
+
+pub use address::Address;
+
+/// The whole program's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// At least one; each has its own listeners, topology and pools.
+    pub clusters: Vec<ClusterConfig>,
+    /// Where the admin port listens.
+    pub admin: Address,
+    /// Limits of the client side, shared by all clusters.
+    pub client: ClientConfig,
+    /// All buffered messages together, bytes.
+    pub memory_limit_bytes: usize,
+    /// Pool snapshots to the log and the search for stuck pins happen this often.
+    pub monitor_interval: Duration,
+    /// Longest time from the first signal to the end.
+    pub drain_timeout: Duration,
+    /// How long nothing may be in flight before a drain ends early.
+    pub drain_quiet: Duration,
+}
+
+/// One upstream connection string with its listeners, servers and pools.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Name in logs, `/stats` and the file; `default` when there is only one without a name.
+    pub name: String,
+    /// Where clients of this cluster connect.
+    pub listen: Vec<Address>,
+    /// The parsed connection string.
+    pub upstream: uri::Upstream,
+    /// Shape of what clients see.
+    pub presentation: Presentation,
+    /// Pool of each server.
+    pub pool: PoolConfig,
+    /// Bound over all servers of the cluster.
+    pub max_upstream_connections: Option<u32>,
+    /// Waiting commands of the cluster, those waiting for a server included.
+    pub wait_queue_size: usize,
+    /// Longest wait for a connection.
+    pub wait_queue_timeout: Duration,
+    /// Longest wait for a suitable server.
+    pub server_selection_timeout: Duration,
+    /// Longest silence of a server in the middle of a command.
+    pub socket_timeout: Option<Duration>,
+    /// Longest run of one command once it was sent.
+    pub command_timeout: Option<Duration>,
+    /// Commands in flight per server, where that is to be less than the pool.
+    pub max_in_flight: Option<u32>,
+    /// Server monitoring interval.
+    pub heartbeat_frequency: Duration,
+    /// Servers this much slower than the fastest still take reads.
+    pub local_threshold: Duration,
+    /// Ping over a pooled connection, only when the pool is in use.
+    pub health_check: Duration,
+    /// The breaker of each server.
+    pub breaker: BreakerConfig,
+    /// Back-off between attempts to connect.
+    pub reconnect: BackoffConfig,
+    /// Who re-sends after a request was sent.
+    pub retry: Retry,
+}
+
+/// What clients are shown in `hello`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presentation {
+    /// Follows the upstream: mongos for a replica set or sharded cluster, standalone for a standalone.
+    Auto,
+    /// Always a mongos.
+    Mongos,
+    /// Always a standalone.
+    Standalone,
+}
+
+/// Who re-sends a command whose request was written whole and whose reply is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// The driver, on our labels.
+    Driver,
+    /// Also the proxy, once, where running twice is safe.
+    Proxy,
+}
+
+/// One server's pool, in the words of the CMAP specification.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Upstream data connections per server, all kinds included.
+    pub max_pool_size: u32,
+    /// Kept warm in the background.
+    pub min_pool_size: u32,
+    /// Connections being established at once.
+    pub max_connecting: u32,
+    /// Idle connections above the minimum close after this.
+    pub max_idle_time: Duration,
+    /// Connections are replaced after this, with 10 % jitter.
+    pub max_lifetime: Duration,
+    /// TCP, TLS, hello and authentication together.
+    pub connect_timeout: Duration,
+}
+
+/// When a server's breaker trips and how long it stays open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BreakerConfig {
+    /// Trips after this many failures in a row.
+    pub consecutive_failures: u32,
+    /// Trips when the share of successes in the window falls below this (0 to 1) ...
+    pub success_rate: f64,
+    /// ... and the window holds at least this many outcomes.
+    pub minimum_samples: u32,
+    /// Length of the sliding window.
+    pub window: Duration,
+    /// First time open; doubles with each further trip ...
+    pub open_initial: Duration,
+    /// ... up to this.
+    pub open_max: Duration,
+}
+
+/// Exponential back-off with full jitter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackoffConfig {
+    /// Upper bound of the first wait.
+    pub initial: Duration,
+    /// Upper bound of every wait.
+    pub max: Duration,
+}
+
+/// Limits of the client side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// Client sockets open at once.
+    pub max_clients: usize,
+    /// Sockets that send nothing for this long are closed.
+    pub idle_timeout: Option<Duration>,
+    /// Longest time from accept to the first whole message.
+    pub handshake_timeout: Duration,
+    /// Longest standstill in the middle of a request or of a reply.
+    pub stall_timeout: Duration,
+    /// Largest message.
+    pub max_message_bytes: usize,
+}
+
+pub mod uri {
+    //! Stub.
+
+    /// The parsed upstream connection string.
+    #[derive(Debug, Clone)]
+    pub struct Upstream {
+        /// The connection string without credentials, for logs and pages.
+        pub redacted: String,
+    }
+}

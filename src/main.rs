@@ -1,0 +1,3 @@
+//! The `mongomux` program.
+
+fn main() {}
