@@ -1,0 +1,267 @@
+//! Walking the top level of a BSON document in place.
+//!
+//! The `bson` crate reads documents wherever cost does not matter. Here every command and every reply passes, so this
+//! walk touches names and lengths only, and it knows the offset of each value, so that a value can be patched without
+//! rebuilding its document. It never recurses: a caller that wants a sub-document walks that one in turn.
+
+use super::header::{split_cstring, split_i32, split_i64};
+
+/// The bytes are no BSON document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed BSON document")]
+pub struct MalformedDocument;
+
+/// One field of a document, borrowed from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Element<'a> {
+    /// BSON type number.
+    pub kind: u8,
+    /// The name; not checked to be UTF-8.
+    pub name: &'a [u8],
+    /// The bytes of the value, without type and name.
+    pub value: &'a [u8],
+    /// Where `value` starts, counted from the start of the document.
+    pub offset: usize,
+}
+
+/// BSON type numbers of the values we look at.
+pub mod kind {
+    #![allow(missing_docs, reason = "the names are the BSON specification's")]
+    pub const DOUBLE: u8 = 0x01;
+    pub const STRING: u8 = 0x02;
+    pub const DOCUMENT: u8 = 0x03;
+    pub const ARRAY: u8 = 0x04;
+    pub const BINARY: u8 = 0x05;
+    pub const BOOL: u8 = 0x08;
+    pub const INT32: u8 = 0x10;
+    pub const INT64: u8 = 0x12;
+}
+
+impl<'a> Element<'a> {
+    /// The text of a string.
+    pub fn as_str(&self) -> Option<&'a str> {
+        if self.kind != kind::STRING {
+            return None;
+        }
+        let (_, text) = split_i32(self.value)?;
+        std::str::from_utf8(text.split_last()?.1).ok()
+    }
+
+    /// The bytes of a document or an array.
+    pub fn as_document(&self) -> Option<&'a [u8]> {
+        matches!(self.kind, kind::DOCUMENT | kind::ARRAY).then_some(self.value)
+    }
+
+    /// An exact 64-bit integer.
+    pub fn as_i64(&self) -> Option<i64> {
+        if self.kind != kind::INT64 {
+            return None;
+        }
+        split_i64(self.value).map(|(number, _)| number)
+    }
+
+    /// Any number, as the server reads options: fractions are cut off, what does not fit is clamped.
+    pub fn as_number(&self) -> Option<i64> {
+        match self.kind {
+            kind::INT32 => split_i32(self.value).map(|(number, _)| i64::from(number)),
+            kind::INT64 => self.as_i64(),
+            #[expect(clippy::cast_possible_truncation, reason = "`as` clamps, which is what is wanted")]
+            kind::DOUBLE => self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes) as i64),
+            _ => None,
+        }
+    }
+
+    /// Truth as the server reads it: booleans as they are, numbers unless zero; `None` for all other types.
+    pub fn as_truth(&self) -> Option<bool> {
+        match self.kind {
+            kind::BOOL => self.value.first().map(|byte| *byte != 0),
+            kind::DOUBLE => self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes) != 0.0),
+            _ => self.as_number().map(|number| number != 0),
+        }
+    }
+
+    /// The 16 bytes of a UUID.
+    pub fn as_uuid(&self) -> Option<[u8; 16]> {
+        if self.kind != kind::BINARY {
+            return None;
+        }
+        let (_, rest) = split_i32(self.value)?;
+        rest.get(1..)?.try_into().ok()
+    }
+}
+
+/// The fields of one document in order. Stops after the first malformed one.
+#[derive(Debug, Clone)]
+pub struct Elements<'a> {
+    document: &'a [u8],
+    /// Offset of the next element.
+    position: usize,
+    /// Offset of the closing NUL.
+    end: usize,
+}
+
+impl<'a> Elements<'a> {
+    /// Walks `document`, which must be one whole document and nothing more.
+    ///
+    /// # Errors
+    /// [`MalformedDocument`] when the length field, the size of `document` and the closing NUL disagree.
+    pub fn new(document: &'a [u8]) -> Result<Self, MalformedDocument> {
+        let length = document_length(document)?;
+        match document.split_last() {
+            Some((0, body)) if length == document.len() => Ok(Self { document, position: 4, end: body.len() }),
+            _ => Err(MalformedDocument),
+        }
+    }
+
+    fn read(&mut self) -> Option<Element<'a>> {
+        let rest = self.document.get(self.position..self.end)?;
+        let (kind, rest) = rest.split_first()?;
+        let (name, rest) = split_cstring(rest)?;
+        let value = rest.get(..value_length(*kind, rest)?)?;
+        let offset = self.end.checked_sub(rest.len())?;
+        self.position = offset.checked_add(value.len())?;
+        Some(Element { kind: *kind, name, value, offset })
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Result<Element<'a>, MalformedDocument>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.position == self.end {
+            return None;
+        }
+        let element = self.read().ok_or(MalformedDocument);
+        if element.is_err() {
+            self.position = self.end;
+        }
+        Some(element)
+    }
+}
+
+/// The length that the document at the start of `bytes` claims, checked to lie within `bytes`.
+///
+/// # Errors
+/// [`MalformedDocument`] when the length is impossible or longer than what is there.
+pub fn document_length(bytes: &[u8]) -> Result<usize, MalformedDocument> {
+    let (length, _) = split_i32(bytes).ok_or(MalformedDocument)?;
+    match usize::try_from(length) {
+        Ok(length) if (5..=bytes.len()).contains(&length) => Ok(length),
+        _ => Err(MalformedDocument),
+    }
+}
+
+/// The first field called `name`, if the document is sound up to there.
+pub fn find<'a>(document: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
+    Elements::new(document).ok()?.map_while(Result::ok).find(|element| element.name == name)
+}
+
+/// Bytes of the value of type `kind` at the start of `rest`.
+fn value_length(kind: u8, rest: &[u8]) -> Option<usize> {
+    let prefixed = |extra: usize, least: i32| {
+        let (length, _) = split_i32(rest)?;
+        if length < least {
+            return None;
+        }
+        usize::try_from(length).ok()?.checked_add(extra)
+    };
+    match kind {
+        0x06 | 0x0A | 0x7F | 0xFF => Some(0),
+        0x08 => Some(1),
+        0x10 => Some(4),
+        0x01 | 0x09 | 0x11 | 0x12 => Some(8),
+        0x07 => Some(12),
+        0x13 => Some(16),
+        // Text counts its NUL, but not its own length field.
+        0x02 | 0x0D | 0x0E => prefixed(4, 1),
+        0x0C => prefixed(16, 1),
+        // Documents, arrays and code with scope count themselves whole.
+        0x03 | 0x04 => prefixed(0, 5),
+        0x0F => prefixed(0, 14),
+        0x05 => prefixed(5, 0),
+        0x0B => {
+            let (pattern, after) = split_cstring(rest)?;
+            let (options, _) = split_cstring(after)?;
+            pattern.len().checked_add(options.len())?.checked_add(2)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{doc, oid::ObjectId};
+
+    use super::*;
+
+    fn every_type() -> Vec<u8> {
+        let document = doc! {
+            "double": 1.5, "text": "words", "document": {"a": 1}, "array": [1, 2], "binary": bson::Uuid::from_bytes([7; 16]),
+            "id": ObjectId::from_bytes([1; 12]), "true": true, "date": bson::DateTime::from_millis(5), "null": null,
+            "regex": bson::Regex { pattern: "a.b".try_into().unwrap(), options: "i".try_into().unwrap() },
+            "code": bson::Bson::JavaScriptCode("x".into()), "symbol": bson::Bson::Symbol("s".into()),
+            "scope": bson::JavaScriptCodeWithScope { code: "y".into(), scope: doc! {"v": 1} },
+            "int32": -3, "timestamp": bson::Timestamp { time: 1, increment: 2 }, "int64": i64::MIN,
+            "decimal": bson::Decimal128::from_bytes([3; 16]), "min": bson::Bson::MinKey, "max": bson::Bson::MaxKey,
+            "undefined": bson::Bson::Undefined,
+        };
+        document.to_vec().unwrap()
+    }
+
+    #[test]
+    fn walks_every_type_as_the_bson_crate_does() {
+        let bytes = every_type();
+        let ours: Vec<_> = Elements::new(&bytes).unwrap().map(Result::unwrap).collect();
+        let theirs: Vec<_> = bson::RawDocument::from_bytes(&bytes)
+            .unwrap()
+            .iter()
+            .map(|element| element.unwrap().0.as_str().to_owned())
+            .collect();
+        assert_eq!(ours.iter().map(|element| String::from_utf8_lossy(element.name)).collect::<Vec<_>>(), theirs);
+        for element in ours {
+            assert_eq!(&bytes[element.offset..element.offset + element.value.len()], element.value);
+        }
+    }
+
+    #[test]
+    fn values_read_as_they_were_written() {
+        let bytes = every_type();
+        assert_eq!(find(&bytes, b"text").unwrap().as_str(), Some("words"));
+        assert_eq!(find(&bytes, b"int64").unwrap().as_i64(), Some(i64::MIN));
+        assert_eq!(find(&bytes, b"int32").unwrap().as_i64(), None);
+        assert_eq!(find(&bytes, b"int32").unwrap().as_number(), Some(-3));
+        assert_eq!(find(&bytes, b"double").unwrap().as_number(), Some(1));
+        assert_eq!(find(&bytes, b"double").unwrap().as_truth(), Some(true));
+        assert_eq!(find(&bytes, b"true").unwrap().as_truth(), Some(true));
+        assert_eq!(find(&bytes, b"null").unwrap().as_truth(), None);
+        assert_eq!(find(&bytes, b"binary").unwrap().as_uuid(), Some([7; 16]));
+        assert_eq!(find(&bytes, b"text").unwrap().as_uuid(), None);
+        assert!(find(&bytes, b"absent").is_none());
+    }
+
+    #[test]
+    fn truncated_and_stretched_documents_are_malformed() {
+        let bytes = every_type();
+        for length in 0..bytes.len() {
+            assert_eq!(Elements::new(&bytes[..length]).err(), Some(MalformedDocument), "{length}");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert_eq!(Elements::new(&longer).err(), Some(MalformedDocument));
+    }
+
+    #[test]
+    fn no_flipped_byte_reads_outside_the_document() {
+        let bytes = every_type();
+        for position in 4..bytes.len() {
+            for value in [0x00, 0x01, 0x7F, 0x80, 0xFF] {
+                let mut damaged = bytes.clone();
+                damaged[position] = value;
+                if let Ok(elements) = Elements::new(&damaged) {
+                    let read: usize = elements.map_while(Result::ok).map(|element| element.value.len()).sum();
+                    assert!(read < damaged.len());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The 16 bytes before every message, and what they may say.
+
+use super::frame::FrameError;
+
+/// Bytes of a message header.
+pub const HEADER_LEN: usize = 16;
+
+/// Which message follows a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpCode {
+    /// Answer to a legacy query.
+    Reply,
+    /// Legacy write.
+    Update,
+    /// Legacy write.
+    Insert,
+    /// Legacy query; drivers still greet with it.
+    Query,
+    /// Legacy cursor batch.
+    GetMore,
+    /// Legacy write.
+    Delete,
+    /// Legacy cursor end.
+    KillCursors,
+    /// Another message, compressed.
+    Compressed,
+    /// The message of today.
+    Msg,
+    /// Reserved, internal, or not of this protocol.
+    Other(i32),
+}
+
+impl OpCode {
+    /// Reads the code of a header.
+    pub fn from_wire(code: i32) -> Self {
+        match code {
+            1 => Self::Reply,
+            2001 => Self::Update,
+            2002 => Self::Insert,
+            2004 => Self::Query,
+            2005 => Self::GetMore,
+            2006 => Self::Delete,
+            2007 => Self::KillCursors,
+            2012 => Self::Compressed,
+            2013 => Self::Msg,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The code as it stands in a header.
+    pub fn to_wire(self) -> i32 {
+        match self {
+            Self::Reply => 1,
+            Self::Update => 2001,
+            Self::Insert => 2002,
+            Self::Query => 2004,
+            Self::GetMore => 2005,
+            Self::Delete => 2006,
+            Self::KillCursors => 2007,
+            Self::Compressed => 2012,
+            Self::Msg => 2013,
+            Self::Other(other) => other,
+        }
+    }
+}
+
+/// A header whose length was checked against the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MessageHeader {
+    /// Bytes of the whole message, header included; at least [`HEADER_LEN`], at most the limit it was checked with.
+    pub length: usize,
+    /// Chosen by the sender; a reply names it in `response_to`.
+    pub request_id: i32,
+    /// `request_id` of the message this one answers, 0 in requests.
+    pub response_to: i32,
+    /// What follows.
+    pub op_code: OpCode,
+}
+
+impl MessageHeader {
+    /// Reads a header from the start of `bytes`; `None` means that fewer than 16 have arrived.
+    ///
+    /// The length is checked as soon as its four bytes are there, so that a bad one is found before more is read.
+    ///
+    /// # Errors
+    /// [`FrameError::Length`] for a length below 16 or above `max_message_bytes`.
+    pub fn parse(bytes: &[u8], max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
+        let Some((length, rest)) = split_i32(bytes) else { return Ok(None) };
+        let length = match usize::try_from(length) {
+            Ok(length) if (HEADER_LEN..=max_message_bytes).contains(&length) => length,
+            _ => return Err(FrameError::Length { found: length, limit: max_message_bytes }),
+        };
+        let header = (|| {
+            let (request_id, rest) = split_i32(rest)?;
+            let (response_to, rest) = split_i32(rest)?;
+            let (op_code, _) = split_i32(rest)?;
+            Some(Self { length, request_id, response_to, op_code: OpCode::from_wire(op_code) })
+        })();
+        Ok(header)
+    }
+}
+
+/// The little-endian `i32` at the start of `bytes`, and what follows it.
+pub(crate) fn split_i32(bytes: &[u8]) -> Option<(i32, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((i32::from_le_bytes(*number), rest))
+}
+
+/// The little-endian `i64` at the start of `bytes`, and what follows it.
+pub(crate) fn split_i64(bytes: &[u8]) -> Option<(i64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((i64::from_le_bytes(*number), rest))
+}
+
+/// The bytes of a C string at the start of `bytes` without its NUL, and what follows the NUL.
+pub(crate) fn split_cstring(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == 0)?;
+    let (text, rest) = bytes.split_at_checked(end)?;
+    Some((text, rest.get(1..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(length: i32) -> Vec<u8> {
+        [length, 7, 9, 2013].iter().flat_map(|number| number.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn reads_all_four_fields() {
+        let header = MessageHeader::parse(&header(20), 48_000_000).unwrap().unwrap();
+        assert_eq!(header, MessageHeader { length: 20, request_id: 7, response_to: 9, op_code: OpCode::Msg });
+    }
+
+    #[test]
+    fn a_bad_length_is_found_from_four_bytes() {
+        for length in [0, 15, -1, i32::MIN, i32::MAX, 48_000_001] {
+            let error = MessageHeader::parse(&length.to_le_bytes(), 48_000_000).unwrap_err();
+            assert_eq!(error, FrameError::Length { found: length, limit: 48_000_000 });
+        }
+        assert_eq!(MessageHeader::parse(&header(48_000_000)[..15], 48_000_000), Ok(None));
+        assert!(MessageHeader::parse(&header(48_000_000), 48_000_000).unwrap().is_some());
+    }
+
+    #[test]
+    fn op_codes_survive_the_round_trip() {
+        for code in [0, 1, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2010, 2012, 2013, -5] {
+            assert_eq!(OpCode::from_wire(code).to_wire(), code);
+        }
+    }
+}
