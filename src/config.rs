@@ -1,6 +1,7 @@
 //! Everything that can be configured, validated: whoever holds a [`Config`] need not check it again.
 
 pub mod address;
+pub mod uri;
 
 use std::time::Duration;
 
@@ -142,15 +143,4 @@ pub struct ClientConfig {
     pub stall_timeout: Duration,
     /// Largest message.
     pub max_message_bytes: usize,
-}
-
-pub mod uri {
-    //! Stub.
-
-    /// The parsed upstream connection string.
-    #[derive(Debug, Clone)]
-    pub struct Upstream {
-        /// The connection string without credentials, for logs and pages.
-        pub redacted: String,
-    }
 }

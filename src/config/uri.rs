@@ -1,0 +1,637 @@
+//! Upstream connection strings, read through the `mongodb` crate: its parser, its option checks, its SRV and TXT look-ups.
+//!
+//! [`Upstream::parse`] does no I/O, so a configuration can be checked without a network; DNS happens in
+//! [`Upstream::monitor_options`], for monitoring only. Options about operations are ignored with a warning: clients state
+//! them with each command. No error and no `Debug` here repeats a password, nor text that could be a part of one.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mongodb::event::EventHandler;
+use mongodb::event::sdam::SdamEvent;
+use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, HostInfo, ServerAddress, Tls};
+
+use super::Address;
+
+/// What servers accept as an application name, bytes.
+const MAX_APP_NAME_BYTES: usize = 128;
+/// What follows the application's name in the server's list of connections.
+const MONITOR_SUFFIX: &str = " monitor";
+/// The SDAM specification's `minHeartbeatFrequencyMS`.
+const MIN_HEARTBEAT_FREQUENCY: Duration = Duration::from_millis(500);
+/// The port of a host that names none.
+const DEFAULT_PORT: u16 = 27017;
+
+/// Why a connection string cannot be used, in words for its author.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UriError(String);
+
+/// The parsed upstream connection string.
+#[derive(Clone)]
+pub struct Upstream {
+    /// The connection string without credentials and without ignored options, for logs and pages.
+    pub redacted: String,
+    /// `appName`, at most 128 bytes.
+    pub app_name: Option<String>,
+    /// Who we are upstream; with SRV the monitor may learn another source from DNS.
+    pub credential: Option<Credential>,
+    /// Present when connections are encrypted, as they are with `mongodb+srv` unless `tls=false`.
+    pub tls: Option<TlsOptions>,
+    /// `replicaSet`.
+    pub replica_set: Option<String>,
+    /// `directConnection=true`: the one server named, whatever set it belongs to.
+    pub direct_connection: bool,
+    /// `mongodb+srv`: the hosts are in DNS.
+    pub is_srv: bool,
+    /// The hosts named, with the default port filled in; empty with SRV.
+    pub seeds: Vec<Address>,
+    /// Settings that win over file and profile.
+    pub overrides: UriOverrides,
+    /// What was ignored, one sentence per option, to be logged once.
+    pub warnings: Vec<String>,
+    /// For the monitor; holds no password.
+    connection: ConnectionString,
+}
+
+/// A user as upstream knows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// Absent only with X.509, where the certificate says it.
+    pub username: Option<String>,
+    /// The database that holds the user.
+    pub source: String,
+    /// Absent only with X.509.
+    pub password: Option<String>,
+    /// `None`: the strongest SCRAM that the server offers for this user.
+    pub mechanism: Option<Mechanism>,
+}
+
+/// How to prove who we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// `SCRAM-SHA-1`.
+    ScramSha1,
+    /// `SCRAM-SHA-256`.
+    ScramSha256,
+    /// `MONGODB-X509`.
+    X509,
+    /// `PLAIN`, as used with LDAP.
+    Plain,
+}
+
+/// Encryption towards upstream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// PEM file of the authorities to trust; the public ones when absent.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with our certificate and its key.
+    pub cert_key_file: Option<PathBuf>,
+    /// Trust any certificate: `tlsAllowInvalidCertificates` or `tlsInsecure`.
+    pub allow_invalid_certificates: bool,
+}
+
+/// Settings given in the connection string; the durations keep MongoDB's meaning of zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UriOverrides {
+    /// `maxPoolSize`, at least 1.
+    pub max_pool_size: Option<u32>,
+    /// `minPoolSize`.
+    pub min_pool_size: Option<u32>,
+    /// `maxConnecting`, at least 1.
+    pub max_connecting: Option<u32>,
+    /// `maxIdleTimeMS`; zero: never.
+    pub max_idle_time: Option<Duration>,
+    /// `waitQueueTimeoutMS`; zero: no limit.
+    pub wait_queue_timeout: Option<Duration>,
+    /// `serverSelectionTimeoutMS`.
+    pub server_selection_timeout: Option<Duration>,
+    /// `connectTimeoutMS`; zero: no limit.
+    pub connect_timeout: Option<Duration>,
+    /// `socketTimeoutMS`; zero: no limit.
+    pub socket_timeout: Option<Duration>,
+    /// `heartbeatFrequencyMS`, at least 500 ms.
+    pub heartbeat_frequency: Option<Duration>,
+    /// `localThresholdMS`.
+    pub local_threshold: Option<Duration>,
+}
+
+/// What the connection string alone tells about the deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KindHint {
+    /// A replica set or a sharded cluster, never a standalone.
+    SetOrSharded,
+    /// Only discovery can tell.
+    NotTold,
+}
+
+impl Upstream {
+    /// Reads a connection string without touching the network.
+    ///
+    /// # Errors
+    /// When it is malformed, contradicts itself, or asks for something that this proxy does not do.
+    pub fn parse(text: &str) -> Result<Self, UriError> {
+        let parts = Parts::split(text)?;
+        let mut warnings = Vec::new();
+        let kept = parts.kept_options(&mut warnings)?;
+        let question_mark = if kept.is_empty() { "" } else { "?" };
+        let redacted = format!("{}://{}{question_mark}{kept}", parts.scheme, parts.location);
+        let user_info = parts.user_info.map(|info| format!("{info}@")).unwrap_or_default();
+        let passed_on = format!("{}://{user_info}{}{question_mark}{kept}", parts.scheme, parts.location);
+
+        let mut connection = ConnectionString::parse(passed_on).map_err(|error| UriError::from_driver(&error))?;
+        let overrides = overrides(&mut connection)?;
+        let tls = match &connection.tls {
+            Some(Tls::Enabled(tls)) => Some(TlsOptions {
+                ca_file: tls.ca_file_path.clone(),
+                cert_key_file: tls.cert_key_file_path.clone(),
+                allow_invalid_certificates: tls.allow_invalid_certificates == Some(true),
+            }),
+            Some(Tls::Disabled) | None => None,
+        };
+        let (is_srv, seeds) = match &connection.host_info {
+            HostInfo::HostIdentifiers(hosts) => (false, hosts.iter().map(address).collect()),
+            _ => (true, Vec::new()),
+        };
+        let upstream = Self {
+            redacted,
+            app_name: connection.app_name.clone(),
+            credential: take_credential(&mut connection)?,
+            tls,
+            replica_set: connection.replica_set.clone(),
+            direct_connection: connection.direct_connection == Some(true),
+            is_srv,
+            seeds,
+            overrides,
+            warnings,
+            connection,
+        };
+        upstream.check()?;
+        Ok(upstream)
+    }
+
+    /// Contradictions that the driver would report only when it connects.
+    fn check(&self) -> Result<(), UriError> {
+        if self.app_name.as_ref().is_some_and(|name| name.len() > MAX_APP_NAME_BYTES) {
+            return Err(refuse(format!("appName is longer than {MAX_APP_NAME_BYTES} bytes")));
+        }
+        if self.direct_connection && self.seeds.len() > 1 {
+            return Err(refuse("directConnection=true goes with one host, not with several"));
+        }
+        let x509 = self.credential.as_ref().is_some_and(|it| it.mechanism == Some(Mechanism::X509));
+        if x509 && self.tls.as_ref().is_none_or(|tls| tls.cert_key_file.is_none()) {
+            return Err(refuse("authMechanism=MONGODB-X509 needs tlsCertificateKeyFile"));
+        }
+        Ok(())
+    }
+
+    /// Hosts named; 1 with SRV, where DNS knows the rest.
+    pub fn host_count(&self) -> usize {
+        self.seeds.len().max(1)
+    }
+
+    /// What is certain about the deployment before any server has answered.
+    pub fn kind_hint(&self) -> KindHint {
+        if self.replica_set.is_some() || self.seeds.len() > 1 || self.is_srv {
+            KindHint::SetOrSharded
+        } else {
+            KindHint::NotTold
+        }
+    }
+
+    /// Resolves SRV and TXT records and builds the options of a driver client that only monitors: it never authenticates
+    /// and keeps no pool. Also returns the credential with the source that DNS may have told.
+    ///
+    /// # Errors
+    /// When DNS fails, or says what we do not support.
+    pub(crate) async fn monitor_options(
+        &self,
+        heartbeat_frequency: Duration,
+        connect_timeout: Duration,
+        events: EventHandler<SdamEvent>,
+    ) -> Result<(ClientOptions, Option<Credential>), UriError> {
+        let mut options =
+            ClientOptions::parse(self.connection.clone()).await.map_err(|error| UriError::from_driver(&error))?;
+        if options.load_balanced == Some(true) {
+            return Err(refuse(LOAD_BALANCED));
+        }
+        // A wrong password is invisible to monitors, which never log in: credentials could only do harm here.
+        let told_source = options.credential.take().and_then(|credential| credential.source);
+        let credential = self.credential.clone().map(|mut credential| {
+            credential.source = told_source.unwrap_or(credential.source);
+            credential
+        });
+        options.app_name = Some(monitor_name(self.app_name.as_deref()));
+        options.min_pool_size = None;
+        options.max_pool_size = None;
+        options.heartbeat_freq = Some(heartbeat_frequency.max(MIN_HEARTBEAT_FREQUENCY));
+        options.connect_timeout = Some(connect_timeout);
+        options.sdam_event_handler = Some(events);
+        Ok((options, credential))
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Upstream").field(&self.redacted).finish()
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credential")
+            .field("username", &self.username)
+            .field("source", &self.source)
+            .field("mechanism", &self.mechanism)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Mechanism {
+    fn from_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "SCRAM-SHA-1" => Self::ScramSha1,
+            "SCRAM-SHA-256" => Self::ScramSha256,
+            "MONGODB-X509" => Self::X509,
+            "PLAIN" => Self::Plain,
+            _ => return None,
+        })
+    }
+
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ScramSha1 => "SCRAM-SHA-1",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::X509 => "MONGODB-X509",
+            Self::Plain => "PLAIN",
+        }
+    }
+
+    /// Where users of this mechanism live when the connection string does not say it.
+    fn default_source(mechanism: Option<Self>, database: Option<&str>) -> String {
+        match mechanism {
+            None | Some(Self::ScramSha1 | Self::ScramSha256) => database.unwrap_or("admin"),
+            Some(Self::Plain) => database.unwrap_or("$external"),
+            Some(Self::X509) => "$external",
+        }
+        .to_owned()
+    }
+}
+
+impl UriError {
+    /// The driver's words without its error class and labels.
+    pub(crate) fn from_driver(error: &mongodb::error::Error) -> Self {
+        match error.kind.as_ref() {
+            mongodb::error::ErrorKind::InvalidArgument { message, .. } => Self(message.clone()),
+            kind => Self(kind.to_string()),
+        }
+    }
+}
+
+/// Our name for a server that the driver speaks of.
+pub(crate) fn address(server: &ServerAddress) -> Address {
+    match server {
+        ServerAddress::Tcp { host, port } => Address::tcp(host.clone(), port.unwrap_or(DEFAULT_PORT)),
+        ServerAddress::Unix { path } => Address::Unix(path.clone()),
+        // The enum is open; whatever comes prints as something to show and to dial in vain.
+        other => Address::tcp(other.to_string(), DEFAULT_PORT),
+    }
+}
+
+/// A connection string cut at the places where the driver cuts it.
+struct Parts<'a> {
+    scheme: &'a str,
+    user_info: Option<&'a str>,
+    /// Hosts, and the database where one is named.
+    location: &'a str,
+    options: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    /// Finds the mistakes that the driver would report by quoting what may be a password.
+    fn split(text: &'a str) -> Result<Self, UriError> {
+        let (scheme, rest) = text
+            .split_once("://")
+            .filter(|(scheme, _)| matches!(*scheme, "mongodb" | "mongodb+srv"))
+            .ok_or_else(|| refuse("a connection string starts with mongodb:// or mongodb+srv://"))?;
+        let (before, options) = rest.split_once('?').unwrap_or((rest, ""));
+        let (user_info, location) = match before.rsplit_once('@') {
+            Some((user_info, location)) => (Some(user_info), location),
+            None if options.contains('@') => {
+                return Err(refuse("there is an `@` after the first `?`: write `?` as %3F in a password, `@` as %40 elsewhere"));
+            }
+            None => (None, before),
+        };
+        let hosts = location.split_once('/').map_or(location, |(hosts, _)| hosts);
+        for host in hosts.split(',').filter(|host| !host.starts_with('[') && !host.ends_with(".sock")) {
+            if let Some((name, port)) = host.split_once(':')
+                && !port.parse::<u16>().is_ok_and(|port| port > 0)
+            {
+                return Err(refuse(format!("the port of host `{name}` is no number from 1 to 65535")));
+            }
+        }
+        Ok(Self { scheme, user_info, location, options })
+    }
+
+    /// The options that the driver is to see; the others are refused, or ignored with a warning.
+    fn kept_options(&self, warnings: &mut Vec<String>) -> Result<String, UriError> {
+        let mut kept = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (index, pair) in self.options.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+            let Some((name, value)) = pair.split_once('=') else {
+                return Err(refuse(format!("option {} is not of the form name=value", index + 1)));
+            };
+            let key = name.to_lowercase();
+            match treatment(&key, value) {
+                Treatment::Keep => kept.push(pair),
+                Treatment::Drop => {}
+                Treatment::Ignore(why) => warnings.push(format!("{name} is ignored: {why}")),
+                Treatment::Refuse(why) => return Err(refuse(format!("{name}: {why}"))),
+            }
+            if !seen.insert(key) && !name.eq_ignore_ascii_case("readPreferenceTags") {
+                return Err(refuse(format!("{name} is given more than once")));
+            }
+        }
+        Ok(kept.join("&"))
+    }
+}
+
+enum Treatment {
+    Keep,
+    /// Says what is the case anyway.
+    Drop,
+    Ignore(&'static str),
+    Refuse(&'static str),
+}
+
+const LOAD_BALANCED: &str = "an upstream behind a load balancer is not supported";
+
+/// `key` in lower case.
+fn treatment(key: &str, value: &str) -> Treatment {
+    match key {
+        "readpreference" | "readpreferencetags" | "maxstalenessseconds" | "readconcernlevel" | "w" | "wtimeoutms"
+        | "journal" | "retryreads" | "retrywrites" | "timeoutms" | "uuidrepresentation" | "adaptiveretries"
+        | "maxadaptiveretries" | "enableoverloadretargeting" => {
+            Treatment::Ignore("it is about operations and belongs in the application's connection string")
+        }
+        "compressors" | "zlibcompressionlevel" => Treatment::Ignore("upstream connections are not compressed"),
+        "waitqueuesize" | "waitqueuemultiple" => Treatment::Ignore("set wait_queue_size in the configuration"),
+        "serverselectiontryonce" => Treatment::Ignore("it is for single-threaded drivers"),
+        "tlsdisableocspendpointcheck" | "tlsdisablecertificaterevocationcheck" => {
+            Treatment::Ignore("revocation of certificates is not checked")
+        }
+        "authmechanismproperties" => Treatment::Ignore("no supported mechanism has properties"),
+        "authmechanism" if Mechanism::from_name(value).is_none() => {
+            Treatment::Refuse("supported are SCRAM-SHA-256, SCRAM-SHA-1, MONGODB-X509 and PLAIN")
+        }
+        "loadbalanced" | "tlsallowinvalidhostnames" if value == "false" => Treatment::Drop,
+        "loadbalanced" => Treatment::Refuse(LOAD_BALANCED),
+        "tlsallowinvalidhostnames" => {
+            Treatment::Refuse("host names cannot be left unchecked alone, only with tlsAllowInvalidCertificates=true")
+        }
+        "tlscertificatekeyfilepassword" => {
+            Treatment::Refuse("encrypted key files are not supported: give an unencrypted one that only we can read")
+        }
+        "proxyhost" | "proxyport" | "proxyusername" | "proxypassword" => {
+            Treatment::Refuse("SOCKS5 proxies are not supported")
+        }
+        _ => Treatment::Keep,
+    }
+}
+
+/// Reads the settings, and takes out what the driver refuses to connect with.
+fn overrides(connection: &mut ConnectionString) -> Result<UriOverrides, UriError> {
+    if connection.max_pool_size == Some(0) {
+        return Err(refuse("maxPoolSize=0 means no limit, and a limit is what this proxy is for: give at least 1"));
+    }
+    if connection.max_connecting == Some(0) {
+        return Err(refuse("maxConnecting must be at least 1"));
+    }
+    if connection.heartbeat_frequency.is_some_and(|it| it < MIN_HEARTBEAT_FREQUENCY) {
+        return Err(refuse(format!("heartbeatFrequencyMS must be at least {}", MIN_HEARTBEAT_FREQUENCY.as_millis())));
+    }
+    #[expect(deprecated, reason = "the driver does not support socketTimeoutMS, we do")]
+    let socket_timeout = connection.socket_timeout.take();
+    Ok(UriOverrides {
+        max_pool_size: connection.max_pool_size,
+        min_pool_size: connection.min_pool_size,
+        max_connecting: connection.max_connecting,
+        max_idle_time: connection.max_idle_time,
+        wait_queue_timeout: connection.wait_queue_timeout(),
+        server_selection_timeout: connection.server_selection_timeout,
+        connect_timeout: connection.connect_timeout,
+        socket_timeout,
+        heartbeat_frequency: connection.heartbeat_frequency,
+        local_threshold: connection.local_threshold,
+    })
+}
+
+/// Moves the password out of the driver's hands. The user name stays there: with it the driver tells which source DNS names.
+fn take_credential(connection: &mut ConnectionString) -> Result<Option<Credential>, UriError> {
+    let database = connection.default_database.as_deref();
+    let Some(theirs) = &mut connection.credential else { return Ok(None) };
+    let mechanism = theirs.mechanism.as_ref().map(AuthMechanism::as_str).and_then(Mechanism::from_name);
+    let password = theirs.password.take();
+    if password.is_none() && mechanism != Some(Mechanism::X509) {
+        return Err(refuse("a user name without a password"));
+    }
+    let source = theirs.source.clone().unwrap_or_else(|| Mechanism::default_source(mechanism, database));
+    Ok(Some(Credential { username: theirs.username.clone(), source, password, mechanism }))
+}
+
+/// How the monitoring connections call themselves: cut to what servers accept.
+fn monitor_name(app_name: Option<&str>) -> String {
+    let name = app_name.unwrap_or("mongomux");
+    let room = name.floor_char_boundary(MAX_APP_NAME_BYTES - MONITOR_SUFFIX.len());
+    format!("{}{MONITOR_SUFFIX}", &name[..room])
+}
+
+fn refuse(why: impl Into<String>) -> UriError {
+    UriError(why.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Upstream {
+        Upstream::parse(text).unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        Upstream::parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_bare_host_is_a_standalone_or_anything() {
+        let upstream = parse("mongodb://127.0.0.1");
+        assert_eq!(upstream.seeds, [Address::tcp("127.0.0.1", 27017)]);
+        assert_eq!(upstream.kind_hint(), KindHint::NotTold);
+        assert_eq!(upstream.host_count(), 1);
+        assert_eq!((upstream.tls, upstream.credential, upstream.is_srv), (None, None, false));
+        assert_eq!(upstream.overrides, UriOverrides::default());
+    }
+
+    #[test]
+    fn sets_and_srv_are_known_without_discovery() {
+        for text in ["mongodb://a,b:1", "mongodb://a/?replicaSet=rs0", "mongodb+srv://cluster.example.net"] {
+            assert_eq!(parse(text).kind_hint(), KindHint::SetOrSharded, "{text}");
+        }
+        let srv = parse("mongodb+srv://cluster.example.net");
+        assert!(srv.is_srv && srv.tls == Some(TlsOptions::default()));
+        assert!(parse("mongodb+srv://cluster.example.net/?tls=false").tls.is_none());
+    }
+
+    #[test]
+    fn unix_sockets_are_hosts() {
+        let upstream = parse("mongodb://%2Frun%2Fmongodb-27017.sock/db?appName=x");
+        assert_eq!(upstream.seeds, [Address::Unix("/run/mongodb-27017.sock".into())]);
+    }
+
+    #[test]
+    fn settings_are_read() {
+        let upstream = parse(
+            "mongodb://h/?maxPoolSize=7&minPoolSize=0&maxConnecting=3&maxIdleTimeMS=4&waitQueueTimeoutMS=5\
+             &serverSelectionTimeoutMS=6&connectTimeoutMS=8&socketTimeoutMS=9&heartbeatFrequencyMS=500&localThresholdMS=11",
+        );
+        let ms = |n| Some(Duration::from_millis(n));
+        assert_eq!(
+            upstream.overrides,
+            UriOverrides {
+                max_pool_size: Some(7),
+                min_pool_size: Some(0),
+                max_connecting: Some(3),
+                max_idle_time: ms(4),
+                wait_queue_timeout: ms(5),
+                server_selection_timeout: ms(6),
+                connect_timeout: ms(8),
+                socket_timeout: ms(9),
+                heartbeat_frequency: ms(500),
+                local_threshold: ms(11),
+            }
+        );
+        assert!(upstream.warnings.is_empty(), "{:?}", upstream.warnings);
+    }
+
+    #[test]
+    fn credentials_are_read_and_shown_nowhere() {
+        let upstream = parse("mongodb://us%40er:s3cr%2Ft@h:1/db?appName=a&compressors=zstd");
+        let credential = upstream.credential.clone().unwrap();
+        assert_eq!(credential.username.as_deref(), Some("us@er"));
+        assert_eq!(credential.password.as_deref(), Some("s3cr/t"));
+        assert_eq!((credential.source.as_str(), credential.mechanism), ("db", None));
+        assert_eq!(upstream.redacted, "mongodb://h:1/db?appName=a");
+        assert!(upstream.connection.credential.as_ref().is_some_and(|theirs| theirs.password.is_none()));
+        assert!(!format!("{upstream:?}{credential:?}").contains("s3cr"));
+    }
+
+    #[test]
+    fn the_source_of_a_user_follows_mechanism_and_database() {
+        let source = |text| parse(text).credential.unwrap().source;
+        assert_eq!(source("mongodb://u:p@h"), "admin");
+        assert_eq!(source("mongodb://u:p@h/db?authSource=other"), "other");
+        assert_eq!(source("mongodb://u:p@h/?authMechanism=PLAIN"), "$external");
+        let x509 = parse("mongodb://h/?authMechanism=MONGODB-X509&tls=true&tlsCertificateKeyFile=/k.pem");
+        let credential = x509.credential.unwrap();
+        assert_eq!((credential.source.as_str(), credential.mechanism), ("$external", Some(Mechanism::X509)));
+        assert_eq!(x509.tls.unwrap().cert_key_file, Some("/k.pem".into()));
+    }
+
+    #[test]
+    fn tls_options_are_read() {
+        let tls = parse("mongodb://h/?tlsCAFile=/ca.pem&tlsInsecure=true&tlsAllowInvalidHostnames=false").tls.unwrap();
+        assert!(tls.allow_invalid_certificates && tls.ca_file == Some("/ca.pem".into()));
+    }
+
+    #[test]
+    fn options_about_operations_are_ignored_with_a_warning_each() {
+        let options = [
+            "readPreference=secondary",
+            "readPreferenceTags=dc:a",
+            "readPreferenceTags=",
+            "w=majority",
+            "wTimeoutMS=1",
+            "journal=true",
+            "retryWrites=true",
+            "retryReads=false",
+            "readConcernLevel=local",
+            "timeoutMS=5000",
+            "compressors=snappy,zstd",
+            "zlibCompressionLevel=9",
+            "waitQueueMultiple=2",
+            "uuidRepresentation=standard",
+        ];
+        let upstream = parse(&format!("mongodb://h/?{}&appName=x", options.join("&")));
+        assert_eq!(upstream.warnings.len(), options.len());
+        assert!(upstream.warnings[0].starts_with("readPreference is ignored: "), "{}", upstream.warnings[0]);
+        assert_eq!(upstream.redacted, "mongodb://h/?appName=x");
+    }
+
+    #[test]
+    fn what_we_do_not_do_is_refused_by_name() {
+        for (options, word) in [
+            ("maxPoolSize=0", "maxPoolSize=0 means no limit"),
+            ("maxConnecting=0", "maxConnecting must be"),
+            ("heartbeatFrequencyMS=499", "at least 500"),
+            ("loadBalanced=true", "load balancer"),
+            ("tlsAllowInvalidHostnames=true", "tlsAllowInvalidHostnames"),
+            ("tlsCertificateKeyFilePassword=hush", "encrypted key files"),
+            ("proxyHost=p", "SOCKS5"),
+            ("authMechanism=GSSAPI", "supported are SCRAM-SHA-256"),
+            ("authMechanism=MONGODB-X509&tls=true", "tlsCertificateKeyFile"),
+            ("maxPoolSise=3", "invalid option"),
+            ("maxPoolSize=3&maxpoolsize=4", "more than once"),
+            ("maxPoolSize=three", "maxpoolsize"),
+            ("appName=x&oops", "option 2 is not of the form"),
+        ] {
+            let text = refusal(&format!("mongodb://h/?{options}"));
+            assert!(text.contains(word), "{options}: {text}");
+        }
+        assert!(refusal("mongodb://a,b/?directConnection=true").contains("directConnection"));
+        assert!(refusal("postgres://h").contains("mongodb://"));
+        assert!(refusal(&format!("mongodb://h/?appName={}", "x".repeat(129))).contains("128"));
+        assert!(refusal("mongodb://user@h").contains("without a password"));
+    }
+
+    #[test]
+    fn no_error_repeats_what_may_be_a_password() {
+        for text in [
+            "mongodb://user:hush",
+            "mongodb://user:hu?sh@h",
+            "mongodb://user:hush?x=1@h",
+            "mongodb://user:hu/sh@h",
+            "mongodb://user:hu@sh@h:x",
+            "hush://h",
+            "mongodb://user:hu%sh@h",
+            "mongodb://user:hush@h/?hush",
+            "mongodb://user:hush@[h/",
+        ] {
+            let error = refusal(text);
+            assert!(!error.contains("hush") && !error.contains("sh@") && !error.contains("hu"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_monitor_is_named_after_the_application_within_the_limit() {
+        assert_eq!(monitor_name(None), "mongomux monitor");
+        assert_eq!(monitor_name(Some("shop")), "shop monitor");
+        let long = monitor_name(Some(&"ä".repeat(64)));
+        assert!(long.len() <= MAX_APP_NAME_BYTES && long.ends_with("ä monitor"), "{long}");
+    }
+
+    #[tokio::test]
+    async fn the_monitoring_client_has_no_credential_and_no_pool() {
+        let upstream = parse("mongodb://u:p@h/db?minPoolSize=5&maxPoolSize=9&socketTimeoutMS=1&appName=shop&replicaSet=rs0");
+        let (heartbeat, connect) = (Duration::from_secs(7), Duration::from_secs(3));
+        let (options, credential) =
+            upstream.monitor_options(heartbeat, connect, EventHandler::callback(|_| ())).await.unwrap();
+        assert!(options.credential.is_none() && options.min_pool_size.is_none() && options.max_pool_size.is_none());
+        assert_eq!(options.app_name.as_deref(), Some("shop monitor"));
+        assert_eq!((options.heartbeat_freq, options.connect_timeout), (Some(heartbeat), Some(connect)));
+        assert_eq!(options.repl_set_name.as_deref(), Some("rs0"));
+        assert_eq!(credential, upstream.credential);
+    }
+}
