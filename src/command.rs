@@ -1,3 +1,11 @@
-//! Stub.
+//! What a message asks for: name, database, and the few fields that decide where it goes and what may be done with it.
 
+pub mod kind;
+pub mod parse;
 pub mod read_preference;
+pub mod session;
+
+pub use kind::{CommandSpec, Effect, Handling, LocalCommand};
+pub use parse::{Command, CommandError};
+pub use read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode};
+pub use session::{SessionFields, SessionId, TransactionId};

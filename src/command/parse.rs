@@ -1,0 +1,335 @@
+//! A frame read as a command: its name, its database, and only the fields that the proxy acts on.
+//!
+//! One walk over the names of the top level. Everything else in the command stays bytes, goes upstream as it came,
+//! and is judged by the server.
+
+use std::time::Duration;
+
+use bson::RawDocument;
+
+use super::kind::{self, CommandSpec, Effect, Handling};
+use super::read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode};
+use super::session::SessionFields;
+use crate::wire::document::{self, find};
+use crate::wire::{Element, Elements, Frame, MalformedDocument, OpMsg, OpMsgError};
+
+/// A message that is a command.
+#[derive(Debug)]
+pub struct Command {
+    /// How it is treated.
+    pub spec: &'static CommandSpec,
+    /// The client waits for no reply.
+    pub unacknowledged: bool,
+    /// Session and transaction.
+    pub session: SessionFields,
+    /// `$readPreference`, when it is there and not primary.
+    pub read_preference: Option<ReadPreference>,
+    /// The first pipeline stage is `$changeStream`, or the cursor is tailable and awaits data.
+    pub awaits_data: bool,
+    /// `apiStrict: true`
+    pub api_strict: bool,
+    max_time: Option<MaxTime>,
+    writes_output: bool,
+    op_msg: OpMsg,
+}
+
+/// `maxTimeMS` and where it stands.
+#[derive(Debug, Clone, Copy)]
+struct MaxTime {
+    milliseconds: i64,
+    kind: u8,
+    offset: usize,
+}
+
+/// Why a message is no command. All of these are answered, and only the first kind may close the socket.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The sections are wrong.
+    #[error(transparent)]
+    OpMsg(#[from] OpMsgError),
+    /// The document is.
+    #[error("invalid BSON in the command")]
+    InvalidBson,
+    /// No field at all.
+    #[error("the command document is empty")]
+    Empty,
+    /// No `$db`, or it is no string.
+    #[error("OP_MSG requests require a $db argument")]
+    NoDatabase,
+    /// A field that only servers among themselves may send.
+    #[error("the field `{0}` is reserved for servers")]
+    InternalField(&'static str),
+    /// `$readPreference` makes no sense.
+    #[error(transparent)]
+    ReadPreference(#[from] ReadPreferenceError),
+}
+
+impl From<MalformedDocument> for CommandError {
+    fn from(_: MalformedDocument) -> Self {
+        Self::InvalidBson
+    }
+}
+
+impl Command {
+    /// Reads `frame`, an OP_MSG; verifies and strips its checksum on the way.
+    ///
+    /// # Errors
+    /// [`CommandError`]. Whether the client waits for an answer is then to be seen with [`expects_reply`].
+    pub fn parse(frame: &mut Frame) -> Result<Self, CommandError> {
+        let op_msg = OpMsg::parse(frame)?;
+        let document = op_msg.document(frame);
+        let mut elements = Elements::new(document)?;
+        let first = elements.next().ok_or(CommandError::Empty)??;
+        let mut command = Self {
+            spec: kind::lookup(first.name),
+            unacknowledged: op_msg.more_to_come(),
+            session: SessionFields::default(),
+            read_preference: None,
+            awaits_data: false,
+            api_strict: false,
+            max_time: None,
+            writes_output: false,
+            op_msg,
+        };
+        let (mut database, mut tailable, mut await_data) = (first.name == b"$db", false, false);
+        for element in elements {
+            let element = element?;
+            match element.name {
+                b"$db" => database = element.as_str().is_some(),
+                b"lsid" => command.session.session = session_id(&element),
+                b"txnNumber" => command.session.transaction_number = element.as_i64(),
+                b"startTransaction" => command.session.starts_transaction = element.as_truth() == Some(true),
+                b"autocommit" => command.session.in_transaction = element.as_truth() == Some(false),
+                b"$readPreference" => command.read_preference = read_preference(&element)?,
+                b"maxTimeMS" => command.max_time = MaxTime::of(&element),
+                b"tailable" => tailable = element.as_truth() == Some(true),
+                b"awaitData" => await_data = element.as_truth() == Some(true),
+                b"pipeline" => command.read_pipeline(&element),
+                b"out" if command.spec.name.eq_ignore_ascii_case("mapReduce") => {
+                    command.writes_output = !element.as_document().is_some_and(|out| find(out, b"inline").is_some());
+                }
+                b"apiStrict" => command.api_strict = element.as_truth() == Some(true),
+                b"$audit" => return Err(CommandError::InternalField("$audit")),
+                b"$client" => return Err(CommandError::InternalField("$client")),
+                b"$configTime" => return Err(CommandError::InternalField("$configTime")),
+                b"$configServerState" => return Err(CommandError::InternalField("$configServerState")),
+                b"$replData" => return Err(CommandError::InternalField("$replData")),
+                _ => {}
+            }
+        }
+        if !database {
+            return Err(CommandError::NoDatabase);
+        }
+        command.awaits_data |= tailable && await_data;
+        Ok(command)
+    }
+
+    /// The document of the command.
+    pub fn document<'a>(&self, frame: &'a Frame) -> &'a [u8] {
+        self.op_msg.document(frame)
+    }
+
+    /// The name as the client wrote it.
+    pub fn name<'a>(&self, frame: &'a Frame) -> &'a str {
+        let first = Elements::new(self.document(frame)).ok().and_then(|mut elements| elements.next()?.ok());
+        first.and_then(|element| std::str::from_utf8(element.name).ok()).unwrap_or_default()
+    }
+
+    /// `$db`
+    pub fn database<'a>(&self, frame: &'a Frame) -> &'a str {
+        find(self.document(frame), b"$db").and_then(|element| element.as_str()).unwrap_or_default()
+    }
+
+    /// The cursor that a `getMore` asks for; `None` when its first field is no 64-bit integer.
+    pub fn cursor_id(&self, frame: &Frame) -> Option<i64> {
+        Elements::new(self.document(frame)).ok()?.next()?.ok()?.as_i64()
+    }
+
+    /// The time the client grants the server. On a `getMore` it is the wait for data, not a limit, so it is not here.
+    pub fn max_time(&self) -> Option<Duration> {
+        if self.spec.handling == Handling::GetMore {
+            return None;
+        }
+        let milliseconds = u64::try_from(self.max_time?.milliseconds).ok()?;
+        // Zero means "no limit" on a server, too.
+        (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
+    }
+
+    /// May go to a server that its read preference names.
+    pub fn secondary_ok(&self, frame: &Frame) -> bool {
+        let explained = || match find(self.document(frame), b"explain").and_then(|element| element.as_document()) {
+            Some(inner) => {
+                Elements::new(inner).ok().and_then(|mut elements| elements.next()?.ok()).is_some_and(|first| {
+                    kind::lookup(first.name).secondary_ok && !find(inner, b"pipeline").is_some_and(|p| stages(&p).1)
+                })
+            }
+            None => true,
+        };
+        self.spec.secondary_ok
+            && !self.writes_output
+            && !self.session.in_transaction
+            && (self.spec.name != "explain" || explained())
+    }
+
+    /// What running the command does, with its fields taken into account.
+    pub fn effect(&self) -> Effect {
+        if self.writes_output { Effect::Other } else { self.spec.effect }
+    }
+
+    /// Makes the message ready for an upstream connection: no flags, so that upstream answers exactly once.
+    pub fn clear_flags(&self, frame: &mut Frame) {
+        self.op_msg.clear_flags(frame);
+    }
+
+    /// Lowers `maxTimeMS` in the message to `remaining`, which keeps the client's deadline after a wait in our queue.
+    pub fn shrink_max_time(&self, frame: &mut Frame, remaining: Duration) {
+        let Some(MaxTime { milliseconds, kind, offset }) = self.max_time else { return };
+        let left = i64::try_from(remaining.as_millis()).unwrap_or(i64::MAX).clamp(1, milliseconds.max(1));
+        let document = self.op_msg.document_mut(frame);
+        #[expect(clippy::cast_precision_loss, reason = "a wait of 2^53 milliseconds needs no exact number")]
+        let bytes = match kind {
+            document::kind::INT64 => left.to_le_bytes(),
+            document::kind::DOUBLE => (left as f64).to_le_bytes(),
+            _ => i64::from(i32::try_from(left).unwrap_or(i32::MAX)).to_le_bytes(),
+        };
+        let width = if kind == document::kind::INT32 { 4 } else { 8 };
+        if let Some(place) = document.get_mut(offset..offset + width) {
+            place.copy_from_slice(&bytes[..width]);
+        }
+    }
+
+    fn read_pipeline(&mut self, pipeline: &Element<'_>) {
+        let (change_stream, output) = stages(pipeline);
+        self.awaits_data |= change_stream;
+        self.writes_output |= output;
+    }
+}
+
+/// True when the client that sent `frame` waits for an answer, whatever else is wrong with the message.
+pub fn expects_reply(frame: &Frame) -> bool {
+    frame
+        .body()
+        .first_chunk()
+        .is_none_or(|flags| u32::from_le_bytes(*flags) & crate::wire::op_msg::flag::MORE_TO_COME == 0)
+}
+
+impl MaxTime {
+    fn of(element: &Element<'_>) -> Option<Self> {
+        let milliseconds = element.as_number()?;
+        Some(Self { milliseconds, kind: element.kind, offset: element.offset })
+    }
+}
+
+fn session_id(lsid: &Element<'_>) -> Option<[u8; 16]> {
+    find(lsid.as_document()?, b"id")?.as_uuid()
+}
+
+fn read_preference(element: &Element<'_>) -> Result<Option<ReadPreference>, CommandError> {
+    let Some(bytes) = element.as_document() else { return Ok(None) };
+    let document = RawDocument::from_bytes(bytes).map_err(|_| CommandError::InvalidBson)?;
+    let preference = ReadPreference::parse(document)?;
+    Ok((preference.mode != ReadPreferenceMode::Primary).then_some(preference))
+}
+
+/// Whether the first stage of `pipeline` is `$changeStream`, and whether the last one is `$out` or `$merge`.
+fn stages(pipeline: &Element<'_>) -> (bool, bool) {
+    let names = || {
+        let stages = Elements::new(pipeline.as_document()?).ok()?.map_while(Result::ok);
+        Some(stages.filter_map(|stage| Some(Elements::new(stage.as_document()?).ok()?.next()?.ok()?.name)))
+    };
+    let change_stream = names().and_then(|mut names| names.next()) == Some(b"$changeStream");
+    let last = names().and_then(Iterator::last);
+    (change_stream, matches!(last, Some(b"$out" | b"$merge")))
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{Document, doc};
+
+    use super::*;
+    use crate::wire::{OpCode, encode};
+
+    fn frame(document: &Document) -> Frame {
+        encode::op_msg(1, 0, &bson::RawDocumentBuf::try_from(document).unwrap())
+    }
+
+    fn parse(document: Document) -> (Command, Frame) {
+        let mut frame = frame(&document);
+        (Command::parse(&mut frame).unwrap(), frame)
+    }
+
+    #[test]
+    fn reads_the_fields_it_acts_on() {
+        let lsid = bson::Uuid::from_bytes([9; 16]);
+        let (command, frame) = parse(doc! {
+            "find": "things", "filter": {"lsid": 1}, "maxTimeMS": 250, "$db": "shop", "lsid": {"id": lsid},
+            "txnNumber": 5_i64, "startTransaction": true, "autocommit": false,
+            "$readPreference": {"mode": "secondary"},
+        });
+        assert_eq!((command.spec.name, command.name(&frame), command.database(&frame)), ("find", "find", "shop"));
+        assert_eq!(command.max_time(), Some(Duration::from_millis(250)));
+        let transaction = command.session.transaction().unwrap();
+        assert_eq!((transaction.session, transaction.number), ([9; 16], 5));
+        assert!(command.session.starts_transaction && command.read_preference.is_some());
+        assert!(!command.secondary_ok(&frame), "a transaction runs on the primary");
+    }
+
+    #[test]
+    fn faults_are_told_apart() {
+        let fault = |document: Document| Command::parse(&mut frame(&document)).unwrap_err();
+        assert_eq!(fault(doc! {}), CommandError::Empty);
+        assert_eq!(fault(doc! {"ping": 1}), CommandError::NoDatabase);
+        assert_eq!(fault(doc! {"ping": 1, "$db": 5}), CommandError::NoDatabase);
+        assert_eq!(fault(doc! {"ping": 1, "$client": {}, "$db": "a"}), CommandError::InternalField("$client"));
+        let mut damaged = frame(&doc! {"ping": 1, "$db": "admin"}).bytes().to_vec();
+        damaged[25] = 0x66;
+        let mut damaged = Frame::copy_from(&damaged, 1000).unwrap().unwrap();
+        assert_eq!(Command::parse(&mut damaged).unwrap_err(), CommandError::InvalidBson);
+    }
+
+    #[test]
+    fn output_stages_and_change_streams_are_seen_where_they_count() {
+        let stage = |pipeline: Vec<Document>| parse(doc! {"aggregate": "c", "pipeline": pipeline, "$db": "d"});
+        let (out, frame) = stage(vec![doc! {"$match": {}}, doc! {"$out": "x"}]);
+        assert!(!out.secondary_ok(&frame));
+        assert_eq!(out.effect(), Effect::Other);
+        let (inner, frame) = stage(vec![doc! {"$match": {"$out": 1}}]);
+        assert!(inner.secondary_ok(&frame));
+        assert!(stage(vec![doc! {"$changeStream": {}}]).0.awaits_data);
+        assert!(!stage(vec![doc! {"$match": {}}, doc! {"$changeStream": {}}]).0.awaits_data);
+        assert!(parse(doc! {"find": "c", "tailable": true, "awaitData": true, "$db": "d"}).0.awaits_data);
+        let (explain, frame) = parse(doc! {"explain": {"findAndModify": "c"}, "$db": "d"});
+        assert!(!explain.secondary_ok(&frame));
+        let (inline, frame) = parse(doc! {"mapReduce": "c", "out": {"inline": 1}, "$db": "d"});
+        assert!(inline.secondary_ok(&frame));
+        let (output, frame) = parse(doc! {"mapReduce": "c", "out": "x", "$db": "d"});
+        assert!(!output.secondary_ok(&frame));
+    }
+
+    #[test]
+    fn max_time_shrinks_in_its_own_type() {
+        for value in [bson::Bson::Int32(900), bson::Bson::Int64(900), bson::Bson::Double(900.0)] {
+            let mut message = frame(&doc! {"find": "c", "maxTimeMS": value, "$db": "d"});
+            let before = message.bytes().len();
+            let command = Command::parse(&mut message).unwrap();
+            command.shrink_max_time(&mut message, Duration::from_millis(345));
+            assert_eq!(message.bytes().len(), before);
+            assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(345)));
+            command.shrink_max_time(&mut message, Duration::from_secs(100));
+            assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(900)));
+        }
+    }
+
+    #[test]
+    fn the_wait_of_a_get_more_is_no_deadline() {
+        let (command, frame) = parse(doc! {"getMore": 77_i64, "collection": "c", "maxTimeMS": 5, "$db": "d"});
+        assert_eq!((command.max_time(), command.cursor_id(&frame)), (None, Some(77)));
+    }
+
+    #[test]
+    fn a_client_that_expects_no_reply_is_known_even_from_a_bad_message() {
+        let bad = Frame::build(1, 0, OpCode::Msg, &[2, 0, 0, 0]);
+        assert!(!expects_reply(&bad));
+        assert!(expects_reply(&Frame::build(1, 0, OpCode::Msg, &[0, 0, 0, 0])));
+    }
+}
