@@ -1,1 +1,3 @@
-//! Stub.
+//! The pools of connections to the servers.
+
+pub mod pool_state;

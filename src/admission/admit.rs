@@ -1,0 +1,74 @@
+//! The bound on how many commands of a cluster wait: for a server and for a connection alike.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Why a command may not wait.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// As many wait as may.
+    #[error("{waiting} commands wait already, which is the limit")]
+    QueueFull {
+        /// `wait_queue_size`
+        waiting: usize,
+    },
+}
+
+/// Counts the waiting commands of one cluster.
+#[derive(Debug)]
+pub struct Admission {
+    waiting: AtomicUsize,
+    limit: usize,
+}
+
+impl Admission {
+    /// Lets at most `limit` commands wait.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { waiting: AtomicUsize::new(0), limit })
+    }
+
+    /// Allows one more to wait, as long as it holds the permit.
+    ///
+    /// # Errors
+    /// [`AdmitError::QueueFull`] at the limit; nothing was sent then.
+    pub fn admit(self: &Arc<Self>) -> Result<Permit, AdmitError> {
+        self.waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| (waiting < self.limit).then_some(waiting + 1))
+            .map(|_| Permit { admission: self.clone() })
+            .map_err(|waiting| AdmitError::QueueFull { waiting })
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+/// The right to wait. Dropping it frees the place.
+#[derive(Debug)]
+pub struct Permit {
+    admission: Arc<Admission>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let before = self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a permit was counted when it was given");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_holds_and_places_come_back() {
+        let admission = Admission::new(2);
+        let first = admission.admit().unwrap();
+        let _second = admission.admit().unwrap();
+        assert_eq!(admission.admit().unwrap_err(), AdmitError::QueueFull { waiting: 2 });
+        drop(first);
+        assert_eq!(admission.waiting(), 1);
+        assert!(admission.admit().is_ok());
+    }
+}
