@@ -1,0 +1,352 @@
+//! How news change the topology: the monitor's description, with an overlay of what our own connections have seen.
+//!
+//! The driver's monitors do not hear of errors on our connections. A server that has just failed us, or said that it is not
+//! what the monitor thinks, is *suspect*: shown as unknown until somebody has heard from it again. The description that
+//! everybody else sees is always [`TopologyState::effective`]; what was discovered stays as it is underneath.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::description::{Hello, ServerDescription, ServerKind, TopologyDescription, TopologyKind, TopologyVersion};
+use crate::config::Address;
+
+/// All that is known about one upstream.
+#[derive(Debug, Default)]
+pub struct TopologyState {
+    /// The driver's view; details that it does not tell are in `observed`.
+    discovered: TopologyDescription,
+    /// Keys are always those of `discovered.servers`, which bounds it.
+    observed: BTreeMap<Address, Observed>,
+    /// Whoever answered last, even if the driver then dropped it: explains an empty topology.
+    last_hello: Option<(Address, Hello)>,
+}
+
+#[derive(Debug, Default)]
+struct Observed {
+    /// The last reply and when it came.
+    hello: Option<(Hello, Instant)>,
+    suspicion: Option<Suspicion>,
+    failures: u64,
+    timeouts: u64,
+}
+
+#[derive(Debug)]
+struct Suspicion {
+    reason: String,
+    topology_version: Option<TopologyVersion>,
+}
+
+impl TopologyState {
+    /// The driver published a description. Counters and replies of servers that are still part of it are kept.
+    pub fn discovered(&mut self, mut description: TopologyDescription) {
+        // Trouble is over when a server was found in spite of it.
+        if !description.servers.values().any(ServerDescription::is_known) {
+            description.trouble = description.trouble.or_else(|| self.discovered.trouble.take());
+        }
+        self.observed.retain(|address, _| description.servers.contains_key(address));
+        for address in description.servers.keys() {
+            self.observed.entry(address.clone()).or_default();
+        }
+        self.discovered = description;
+    }
+
+    /// Monitoring starts anew, or cannot start: no server is known, for this reason.
+    pub fn restart(&mut self, trouble: Option<String>) {
+        *self = Self { discovered: TopologyDescription { trouble, ..Default::default() }, ..Self::default() };
+    }
+
+    /// A monitor got a reply. It ends a suspicion, unless the reply is older than what raised it.
+    pub fn heartbeat_succeeded(&mut self, address: &Address, hello: Hello, now: Instant) {
+        self.last_hello = Some((address.clone(), hello.clone()));
+        let Some(observed) = self.observed.get_mut(address) else { return };
+        let older = match (hello.topology_version, observed.suspicion.as_ref().and_then(|it| it.topology_version)) {
+            (Some(reply), Some(mark)) => reply.is_older_than(mark),
+            _ => false,
+        };
+        if !older {
+            observed.suspicion = None;
+        }
+        observed.hello = Some((hello, now));
+    }
+
+    /// A monitor lost its server. Only the loss of a known server counts: the others have nothing more to lose.
+    pub fn heartbeat_failed(&mut self, address: &Address, timed_out: bool) {
+        if !self.discovered.servers.get(address).is_some_and(ServerDescription::is_known) {
+            return;
+        }
+        let Some(observed) = self.observed.get_mut(address) else { return };
+        observed.failures += 1;
+        observed.timeouts += u64::from(timed_out);
+    }
+
+    /// A connection of ours failed, or its server reported a change of state. Ignored when the error is not newer than
+    /// the server's last reply. Returns whether the server is suspect now and was not before.
+    pub fn suspect(&mut self, address: &Address, reason: &str, topology_version: Option<TopologyVersion>) -> bool {
+        let Some(observed) = self.observed.get_mut(address) else { return false };
+        let known = observed.hello.as_ref().and_then(|(hello, _)| hello.topology_version);
+        if let (Some(error), Some(known)) = (topology_version, known)
+            && (error == known || error.is_older_than(known))
+        {
+            return false;
+        }
+        let was_trusted = observed.suspicion.is_none();
+        observed.suspicion = Some(Suspicion { reason: reason.to_owned(), topology_version });
+        was_trusted
+    }
+
+    /// A connection of ours got a `hello` reply. It clears the server when it agrees with the monitor, and makes it
+    /// suspect when it does not; a reply older than the last one changes nothing.
+    pub fn heard(&mut self, address: &Address, hello: Hello, now: Instant) {
+        let (Some(server), Some(observed)) = (self.discovered.servers.get(address), self.observed.get(address)) else {
+            return;
+        };
+        let known = observed.hello.as_ref().and_then(|(hello, _)| hello.topology_version);
+        if let (Some(reply), Some(known)) = (hello.topology_version, known)
+            && reply.is_older_than(known)
+        {
+            return;
+        }
+        if server.kind == hello.kind {
+            self.heartbeat_succeeded(address, hello, now);
+        } else if server.is_known() {
+            let reason = format!("was {}, now says it is {}", server.kind.name(), hello.kind.name());
+            self.suspect(address, &reason, hello.topology_version);
+        }
+    }
+
+    /// The driver's current average; meaningless, and so ignored, while the server is unknown.
+    pub fn round_trip_time(&mut self, address: &Address, average: Duration) {
+        if let Some(server) = self.discovered.servers.get_mut(address)
+            && server.is_known()
+        {
+            server.round_trip_time = Some(average);
+        }
+    }
+
+    /// Why the driver has dropped every server, judged by the one that answered last.
+    pub fn explain_empty(&self, wanted_set: Option<&str>) -> String {
+        let Some((address, hello)) = &self.last_hello else {
+            return "no server is left, and none has answered".to_owned();
+        };
+        let kind = hello.kind.name();
+        match (wanted_set, &hello.set_name) {
+            (Some(wanted), Some(found)) if wanted != found => {
+                format!("{address} belongs to replica set `{found}`, the connection string asks for `{wanted}`")
+            }
+            (Some(wanted), None) => {
+                format!("{address} is a {kind}, the connection string asks for replica set `{wanted}`")
+            }
+            (None, None) if hello.kind == ServerKind::Standalone => {
+                format!("{address} is a standalone, which cannot be one of several hosts")
+            }
+            _ => format!("no server is left; {address}, a {kind}, answered last"),
+        }
+    }
+
+    /// What everybody sees: the driver's view, completed by the replies, with suspects unknown.
+    pub fn effective(&self) -> TopologyDescription {
+        let mut topology = self.discovered.clone();
+        for (address, server) in &mut topology.servers {
+            if let Some(observed) = self.observed.get(address) {
+                observed.complete(server);
+            }
+        }
+        if topology.kind == TopologyKind::ReplicaSetWithPrimary && topology.primary().is_none() {
+            topology.kind = TopologyKind::ReplicaSetNoPrimary;
+        }
+        topology
+    }
+}
+
+impl Observed {
+    fn complete(&self, server: &mut ServerDescription) {
+        server.heartbeat_failures = self.failures;
+        server.heartbeat_timeouts = self.timeouts;
+        // Replies from before a failure say nothing about a server that is unknown now.
+        if !server.is_known() {
+            return;
+        }
+        if let Some(suspicion) = &self.suspicion {
+            let address = server.address.clone();
+            *server = ServerDescription {
+                error: Some(suspicion.reason.clone()),
+                heartbeat_failures: self.failures,
+                heartbeat_timeouts: self.timeouts,
+                ..ServerDescription::unknown(address)
+            };
+        } else if let Some((hello, arrived)) = &self.hello {
+            server.topology_version = hello.topology_version;
+            server.last_write = hello.last_write;
+            server.last_update = Some(*arrived);
+            server.logical_session_timeout_minutes = hello.logical_session_timeout_minutes;
+            let or_default = |told: Option<i32>, default: &mut i32| *default = told.unwrap_or(*default);
+            or_default(hello.max_bson_object_size, &mut server.max_bson_object_size);
+            or_default(hello.max_message_size, &mut server.max_message_size);
+            or_default(hello.max_write_batch_size, &mut server.max_write_batch_size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::oid::ObjectId;
+
+    use super::*;
+
+    const PROCESS: ObjectId = ObjectId::from_bytes([7; 12]);
+
+    fn address(port: u16) -> Address {
+        Address::tcp("h", port)
+    }
+
+    fn version(counter: i64) -> Option<TopologyVersion> {
+        Some(TopologyVersion { process_id: PROCESS, counter })
+    }
+
+    fn hello(kind: ServerKind, counter: i64) -> Hello {
+        Hello { kind, topology_version: version(counter), max_message_size: Some(99), ..Hello::default() }
+    }
+
+    fn description(kind: TopologyKind, servers: &[(u16, ServerKind)]) -> TopologyDescription {
+        let server = |&(port, kind)| (address(port), ServerDescription { kind, ..ServerDescription::unknown(address(port)) });
+        TopologyDescription { kind, servers: servers.iter().map(server).collect(), ..Default::default() }
+    }
+
+    /// A primary at port 1 and a secondary at port 2, both heard at version 5.
+    fn replica_set() -> TopologyState {
+        let mut state = TopologyState::default();
+        let members = [(1, ServerKind::RsPrimary), (2, ServerKind::RsSecondary)];
+        state.discovered(description(TopologyKind::ReplicaSetNoPrimary, &members.map(|(p, _)| (p, ServerKind::Unknown))));
+        for (port, kind) in members {
+            state.heartbeat_succeeded(&address(port), hello(kind, 5), Instant::now());
+        }
+        state.discovered(description(TopologyKind::ReplicaSetWithPrimary, &members));
+        state
+    }
+
+    fn kind_of(state: &TopologyState, port: u16) -> ServerKind {
+        state.effective().servers[&address(port)].kind
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_completes_what_the_driver_tells() {
+        let server = replica_set().effective().servers[&address(1)].clone();
+        assert_eq!((server.kind, server.max_message_size), (ServerKind::RsPrimary, 99));
+        assert_eq!((server.topology_version, server.last_update), (version(5), Some(Instant::now())));
+    }
+
+    #[test]
+    fn a_suspect_primary_is_unknown_until_its_next_heartbeat() {
+        let mut state = replica_set();
+        assert!(state.suspect(&address(1), "connection reset", None));
+        assert!(!state.suspect(&address(1), "connection reset", None), "already suspect");
+        let seen = state.effective();
+        assert_eq!((seen.kind, seen.primary()), (TopologyKind::ReplicaSetNoPrimary, None));
+        assert_eq!(seen.problem().unwrap(), "no primary: h:1: connection reset; h:2: secondary");
+
+        // Neither the other server's heartbeat nor an unchanged description clears it.
+        state.heartbeat_succeeded(&address(2), hello(ServerKind::RsSecondary, 5), Instant::now());
+        state.discovered(state.discovered.clone());
+        assert_eq!(kind_of(&state, 1), ServerKind::Unknown);
+
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
+        let seen = state.effective();
+        assert_eq!((seen.kind, kind_of(&state, 1)), (TopologyKind::ReplicaSetWithPrimary, ServerKind::RsPrimary));
+    }
+
+    #[test]
+    fn errors_that_are_not_newer_than_the_last_reply_are_ignored() {
+        let mut state = replica_set();
+        assert!(!state.suspect(&address(1), "not primary", version(4)));
+        assert!(!state.suspect(&address(1), "not primary", version(5)));
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
+        assert!(state.suspect(&address(1), "not primary", version(6)));
+        let restarted = Some(TopologyVersion { process_id: ObjectId::from_bytes([8; 12]), counter: 0 });
+        assert!(replica_set().suspect(&address(1), "not primary", restarted));
+        assert!(!state.suspect(&address(9), "never heard of", None));
+    }
+
+    #[test]
+    fn a_heartbeat_from_before_the_error_does_not_clear_it() {
+        let mut state = replica_set();
+        state.suspect(&address(1), "not primary", version(6));
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::Unknown);
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 6), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
+    }
+
+    #[test]
+    fn our_own_hello_clears_or_confirms() {
+        let mut state = replica_set();
+        state.suspect(&address(1), "connection reset", None);
+        state.heard(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
+
+        state.heard(&address(1), hello(ServerKind::RsSecondary, 4), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary, "older than what the monitor has");
+        state.heard(&address(1), hello(ServerKind::RsSecondary, 6), Instant::now());
+        let seen = state.effective();
+        assert_eq!(seen.servers[&address(1)].error.as_deref(), Some("was primary, now says it is secondary"));
+        state.heard(&address(9), hello(ServerKind::RsPrimary, 6), Instant::now());
+    }
+
+    #[test]
+    fn losses_are_counted_once_per_known_server_and_survive_descriptions() {
+        let mut state = replica_set();
+        state.heartbeat_failed(&address(1), true);
+        state.discovered(description(
+            TopologyKind::ReplicaSetNoPrimary,
+            &[(1, ServerKind::Unknown), (2, ServerKind::RsSecondary)],
+        ));
+        state.heartbeat_failed(&address(1), true);
+        state.heartbeat_failed(&address(2), false);
+        let seen = state.effective();
+        let losses = |port| (seen.servers[&address(port)].heartbeat_failures, seen.servers[&address(port)].heartbeat_timeouts);
+        assert_eq!((losses(1), losses(2)), ((1, 1), (1, 0)));
+        assert_eq!(seen.servers[&address(1)].last_update, None, "replies from before the loss are not shown");
+    }
+
+    #[test]
+    fn averages_belong_to_known_servers() {
+        let mut state = replica_set();
+        let average = Duration::from_millis(3);
+        state.round_trip_time(&address(1), average);
+        assert_eq!(state.effective().servers[&address(1)].round_trip_time, Some(average));
+        state.suspect(&address(1), "reset", None);
+        assert_eq!(state.effective().servers[&address(1)].round_trip_time, None);
+        state.discovered(description(TopologyKind::ReplicaSetNoPrimary, &[(1, ServerKind::Unknown)]));
+        state.round_trip_time(&address(1), average);
+        assert_eq!(state.effective().servers[&address(1)].round_trip_time, None);
+    }
+
+    #[test]
+    fn trouble_lasts_until_a_server_is_known() {
+        let mut state = TopologyState::default();
+        state.restart(Some("wrong set".to_owned()));
+        state.discovered(description(TopologyKind::Unknown, &[(1, ServerKind::Unknown)]));
+        assert_eq!(state.effective().problem().as_deref(), Some("wrong set"));
+        state.discovered(description(TopologyKind::Single, &[(1, ServerKind::Standalone)]));
+        assert_eq!(state.effective().problem(), None);
+    }
+
+    #[test]
+    fn an_empty_topology_is_explained_by_who_answered_last() {
+        let explain = |wanted, hello| {
+            let mut state = TopologyState::default();
+            state.heartbeat_succeeded(&address(1), hello, Instant::now());
+            state.explain_empty(wanted)
+        };
+        let member = Hello { set_name: Some("rs0".to_owned()), ..hello(ServerKind::RsPrimary, 1) };
+        assert_eq!(
+            explain(Some("rs9"), member),
+            "h:1 belongs to replica set `rs0`, the connection string asks for `rs9`"
+        );
+        let alone = || hello(ServerKind::Standalone, 1);
+        assert_eq!(explain(Some("rs9"), alone()), "h:1 is a standalone, the connection string asks for replica set `rs9`");
+        assert_eq!(explain(None, alone()), "h:1 is a standalone, which cannot be one of several hosts");
+        assert_eq!(TopologyState::default().explain_empty(None), "no server is left, and none has answered");
+    }
+}
