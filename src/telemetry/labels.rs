@@ -1,0 +1,235 @@
+//! The closed sets that metric labels come from. What a client sends never becomes a label: a command of unknown name is
+//! `other`.
+
+/// A label of a metric: an enum whose every value is known beforehand.
+pub trait Label: Copy + 'static {
+    /// Name of the label: `reason`.
+    const NAME: &'static str;
+    /// Every value, ordered by [`Self::index`].
+    const ALL: &'static [Self];
+
+    /// The value as `/metrics` shows it.
+    fn as_str(self) -> &'static str;
+
+    /// Place in [`Self::ALL`].
+    fn index(self) -> usize;
+}
+
+macro_rules! labels {
+    ($($(#[$doc:meta])* $label:literal: $name:ident { $($variant:ident = $text:literal,)+ })+) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name {
+            $(#[doc = concat!("`", $text, "`")] $variant,)+
+        }
+
+        impl Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)+
+                }
+            }
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        }
+
+        impl $name {
+            /// The value of that text.
+            pub fn from_text(text: &str) -> Option<Self> {
+                match text {
+                    $($text => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+
+labels! {
+    /// Commands worth a line of their own; see [`CommandLabel::of`].
+    "command": CommandLabel {
+        Find = "find",
+        Insert = "insert",
+        Update = "update",
+        Delete = "delete",
+        Aggregate = "aggregate",
+        Count = "count",
+        Distinct = "distinct",
+        FindAndModify = "findAndModify",
+        GetMore = "getMore",
+        KillCursors = "killCursors",
+        CommitTransaction = "commitTransaction",
+        AbortTransaction = "abortTransaction",
+        BulkWrite = "bulkWrite",
+        Hello = "hello",
+        Ping = "ping",
+        BuildInfo = "buildInfo",
+        EndSessions = "endSessions",
+        ListCollections = "listCollections",
+        ListIndexes = "listIndexes",
+        ListDatabases = "listDatabases",
+        CreateIndexes = "createIndexes",
+        Create = "create",
+        Drop = "drop",
+        Explain = "explain",
+        Sasl = "sasl",
+        Other = "other",
+    }
+
+    /// How a command ended: with a good reply, with an error from upstream, with an error of ours and nothing sent, or with
+    /// nobody left to tell.
+    "outcome": Outcome {
+        Completed = "completed",
+        Failed = "failed",
+        Refused = "refused",
+        Abandoned = "abandoned",
+    }
+
+    /// Shares of a pool, each kept for one kind of work.
+    "lane": Lane {
+        Transaction = "transaction",
+        Regular = "regular",
+        Await = "await",
+        Background = "background",
+    }
+
+    /// Who a socket belongs to.
+    "side": Side {
+        Client = "client",
+        Upstream = "upstream",
+    }
+
+    /// A client is active from the first byte of a request to the last of its reply.
+    "state": ClientState {
+        Active = "active",
+        Idle = "idle",
+    }
+
+    /// Why a client's socket was closed. `proxy` is a decision of ours that none of the others names, such as an operator's kill.
+    "reason": ClientClosed {
+        ClientLeft = "client_left",
+        Idle = "idle",
+        Stalled = "stalled",
+        HandshakeTimeout = "handshake_timeout",
+        ProtocolError = "protocol_error",
+        Drain = "drain",
+        Proxy = "proxy",
+    }
+
+    /// Connections of a pool, in CMAP's words.
+    "state": ConnectionState {
+        Available = "available",
+        InUse = "in_use",
+        Pending = "pending",
+    }
+
+    /// Why an upstream connection was closed: CMAP's reasons, and the scheduled refresh.
+    "reason": ConnectionClosed {
+        Stale = "stale",
+        Idle = "idle",
+        Error = "error",
+        PoolClosed = "pool_closed",
+        Lifetime = "lifetime",
+    }
+
+    /// Why a command was refused for lack of room; `unacknowledged` are writes that could be dropped without a word.
+    "reason": ShedReason {
+        QueueFull = "queue_full",
+        QueueTimeout = "queue_timeout",
+        Memory = "memory",
+        Unacknowledged = "unacknowledged",
+    }
+
+    /// Why a command was sent again: it had not been sent whole, or it is of a kind that may run twice.
+    "reason": RetryReason {
+        NotSent = "not_sent",
+        Read = "read",
+        Write = "write",
+        Commit = "commit",
+        Abort = "abort",
+        Cleanup = "cleanup",
+    }
+
+    /// What binds commands to one server.
+    "kind": PinKind {
+        Cursor = "cursor",
+        Transaction = "transaction",
+    }
+
+    /// A breaker's states; their order is the value of `breaker_state`.
+    "to": BreakerLabel {
+        Closed = "closed",
+        HalfOpen = "half_open",
+        Open = "open",
+    }
+
+    /// SDAM's server types.
+    "state": ServerState {
+        Unknown = "unknown",
+        Standalone = "standalone",
+        Mongos = "mongos",
+        Primary = "primary",
+        Secondary = "secondary",
+        Arbiter = "arbiter",
+        Other = "other",
+        Ghost = "ghost",
+        LoadBalancer = "load_balancer",
+    }
+}
+
+impl CommandLabel {
+    /// The label of the command of that name.
+    pub fn of(name: &str) -> Self {
+        match name {
+            "isMaster" | "ismaster" => Self::Hello,
+            "findandmodify" => Self::FindAndModify,
+            "buildinfo" => Self::BuildInfo,
+            "saslStart" | "saslContinue" => Self::Sasl,
+            _ => Self::from_text(name).unwrap_or(Self::Other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<L: Label + PartialEq + std::fmt::Debug>() {
+        for (index, label) in L::ALL.iter().enumerate() {
+            assert_eq!(label.index(), index);
+            assert!(!L::ALL[..index].iter().any(|other| other.as_str() == label.as_str()), "{label:?} is there twice");
+        }
+    }
+
+    #[test]
+    fn indexes_point_back_and_texts_are_unique() {
+        check::<CommandLabel>();
+        check::<Outcome>();
+        check::<Lane>();
+        check::<ClientClosed>();
+        check::<ConnectionState>();
+        check::<ServerState>();
+    }
+
+    #[test]
+    fn commands_are_labelled_by_name_and_unknown_ones_as_other() {
+        for label in CommandLabel::ALL {
+            assert_eq!(CommandLabel::of(label.as_str()), *label);
+        }
+        for (name, label) in [
+            ("isMaster", CommandLabel::Hello),
+            ("ismaster", CommandLabel::Hello),
+            ("saslContinue", CommandLabel::Sasl),
+            ("findandmodify", CommandLabel::FindAndModify),
+            ("Find", CommandLabel::Other),
+            ("whatever a client sends", CommandLabel::Other),
+        ] {
+            assert_eq!(CommandLabel::of(name), label, "{name}");
+        }
+    }
+}

@@ -1,0 +1,573 @@
+//! Every metric, in one table ([`Metrics`] and [`Metrics::new`]), handed down as a struct.
+//!
+//! Each combination of label values is looked up once, when the metric is made, and kept in an array that the label
+//! enums index: counting a command is an atomic addition, without a hash or a lock. It also makes each known value
+//! appear with 0 from the first scrape on. Metrics of one server are the same, once per server: [`ServerMetrics`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::marker::PhantomData;
+use std::ops::Index;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use super::labels::{
+    BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane, Outcome,
+    PinKind, RetryReason, ServerState, ShedReason, Side,
+};
+
+/// First part of every name of ours; the process metrics have the names that every exporter gives them.
+pub const PREFIX: &str = "mongomux";
+
+/// From a point read in memory (100 µs) to a report that runs for a minute; beyond it, how long does not matter. Steps of
+/// three keep 26 commands at 12 buckets each.
+const COMMAND_BUCKETS: &[f64] = &[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0];
+/// Our own share of a command: some 5 µs of work when nothing is wrong; what reaches milliseconds is a fault to look for.
+const OVERHEAD_BUCKETS: &[f64] =
+    &[0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.005, 0.025, 0.1, 1.0];
+/// Waits: the defaults end at 5 s for a connection and 15 s for a server, so 20 s for both.
+const WAIT_BUCKETS: &[f64] =
+    &[0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 20.0];
+/// Loopback without TLS takes a millisecond, another continent with SCRAM half a second; the default timeout is 10 s.
+const CONNECT_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Servers end transactions after 60 s and idle cursors after 600 s.
+const PIN_BUCKETS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0];
+
+/// One metric for each value of the label `L`: `by[label]`.
+pub struct By<L, M> {
+    each: Box<[M]>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label, M> By<L, M> {
+    fn each(make: impl FnMut(&'static str) -> M) -> Self {
+        Self { each: L::ALL.iter().map(|label| label.as_str()).map(make).collect(), label: PhantomData }
+    }
+}
+
+impl<L: Label, M> Index<L> for By<L, M> {
+    type Output = M;
+
+    fn index(&self, label: L) -> &M {
+        &self.each[label.index()]
+    }
+}
+
+/// One metric for each pair of label values: `by[(a, b)]`.
+pub struct ByPair<A, B, M>(By<A, By<B, M>>);
+
+impl<A: Label, B: Label, M> Index<(A, B)> for ByPair<A, B, M> {
+    type Output = M;
+
+    fn index(&self, (a, b): (A, B)) -> &M {
+        &self.0[a][b]
+    }
+}
+
+/// Everything that is counted. What the help texts in [`Metrics::new`] say is not repeated here.
+#[expect(missing_docs, reason = "each field is described by the help text of its metric")]
+pub struct Metrics {
+    registry: Registry,
+    servers: Arc<ServerTable>,
+
+    pub client_connections: By<ClientState, IntGauge>,
+    pub client_connections_opened: IntCounter,
+    pub client_connections_closed: By<ClientClosed, IntCounter>,
+    pub upstream_connect_seconds: Histogram,
+    pub wait_queue_seconds: Histogram,
+    pub wait_queue_oldest_seconds: Gauge,
+    pub shed: By<ShedReason, IntCounter>,
+    pub commands: ByPair<CommandLabel, Outcome, IntCounter>,
+    pub command_seconds: By<CommandLabel, Histogram>,
+    pub upstream_seconds: By<CommandLabel, Histogram>,
+    pub overhead_seconds: Histogram,
+    pub retries: By<RetryReason, IntCounter>,
+    pub pins: By<PinKind, IntGauge>,
+    pub pin_seconds: Histogram,
+    pub received_bytes: By<Side, IntCounter>,
+    pub sent_bytes: By<Side, IntCounter>,
+    pub buffered_bytes: IntGauge,
+    config_reload_success: IntGauge,
+    config_reload_timestamp_seconds: Gauge,
+}
+
+impl Metrics {
+    /// All metrics at 0.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let table = Table(&registry);
+        registry.register(Box::new(ProcessCollector::for_self())).expect("nobody else has registered it");
+        let version = opts("build_info", "1, with the version of this program as its label.");
+        table.add(IntGauge::with_opts(version.const_label("version", env!("CARGO_PKG_VERSION")))).set(1);
+
+        Arc::new(Self {
+            servers: Arc::new(ServerTable::new(&table)),
+            client_connections: table.gauges("client_connections", "Client sockets that are open."),
+            client_connections_opened: table.counter("client_connections_opened_total", "Client sockets accepted."),
+            client_connections_closed: table.counters("client_connections_closed_total", "Client sockets closed."),
+            upstream_connect_seconds: table.histogram(
+                "upstream_connect_seconds",
+                "Time to establish an upstream connection: TCP, TLS, hello and authentication.",
+                CONNECT_BUCKETS,
+            ),
+            wait_queue_seconds: table.histogram(
+                "wait_queue_seconds",
+                "Time that commands waited for a connection, or for a server to have one of.",
+                WAIT_BUCKETS,
+            ),
+            wait_queue_oldest_seconds: table
+                .float_gauge("wait_queue_oldest_seconds", "Longest wait so far of a command that waits."),
+            shed: table.counters("shed_total", "Commands refused for lack of room."),
+            commands: table.counter_pairs("commands_total", "Commands, by how they ended."),
+            command_seconds: table.histograms(
+                "command_seconds",
+                "Time from the first byte of a request to the last of its reply, as its client saw it.",
+                COMMAND_BUCKETS,
+            ),
+            upstream_seconds: table.histograms(
+                "upstream_seconds",
+                "Time from sending a request upstream to the last byte of the reply.",
+                COMMAND_BUCKETS,
+            ),
+            overhead_seconds: table.histogram(
+                "overhead_seconds",
+                "Time that commands spent in the proxy beside waiting and upstream.",
+                OVERHEAD_BUCKETS,
+            ),
+            retries: table.counters("retries_total", "Commands that the proxy sent again."),
+            pins: table.gauges("pins", "Cursors and transactions that are bound to a server."),
+            pin_seconds: table.histogram(
+                "pin_seconds",
+                "Time for which cursors and transactions were bound.",
+                PIN_BUCKETS,
+            ),
+            received_bytes: table.counters("received_bytes_total", "Bytes read from sockets."),
+            sent_bytes: table.counters("sent_bytes_total", "Bytes written to sockets."),
+            buffered_bytes: table.gauge("buffered_bytes", "Memory that requests and replies take now."),
+            config_reload_success: table
+                .gauge("config_reload_success", "1 if the last attempt to load the configuration succeeded."),
+            config_reload_timestamp_seconds: table.float_gauge(
+                "config_reload_timestamp_seconds",
+                "Unix time at which the configuration in force was loaded.",
+            ),
+            registry,
+        })
+    }
+
+    /// The metrics of the server labelled `server` (`host:port`), at 0 if it is new. They leave `/metrics` with the last
+    /// holder, so the topology keeps them as long as it knows the server.
+    pub fn server(&self, server: &str) -> Arc<ServerMetrics> {
+        self.servers.metrics_of(server)
+    }
+
+    /// Notes that the configuration was loaded, or that it could not be.
+    pub fn config_loaded(&self, success: bool, now: SystemTime) {
+        self.config_reload_success.set(i64::from(success));
+        if success {
+            let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.config_reload_timestamp_seconds.set(since.as_secs_f64());
+        }
+    }
+
+    /// The body of `/metrics`, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            // A scrape with a hole says more than none. Writing to a String cannot fail, so neither can this.
+            writeln!(text, "# {error}").unwrap_or_default();
+        }
+        text
+    }
+}
+
+/// The metrics of one server, in the order of the table in `ServerTable::new`.
+#[expect(missing_docs, reason = "each field is described by the help text of its metric")]
+pub struct ServerMetrics {
+    server: String,
+    table: Arc<ServerTable>,
+
+    pub connections: By<ConnectionState, IntGauge>,
+    pub connections_max: IntGauge,
+    pub connections_created: IntCounter,
+    pub connections_closed: By<ConnectionClosed, IntCounter>,
+    pub wait_queue_length: By<Lane, IntGauge>,
+    breaker_state: IntGauge,
+    breaker_transitions: By<BreakerLabel, IntCounter>,
+    state: By<ServerState, IntGauge>,
+}
+
+impl ServerMetrics {
+    /// Notes that the breaker changed to `to`.
+    pub fn breaker_changed(&self, to: BreakerLabel) {
+        self.breaker_state.set(i64::try_from(to.index()).unwrap_or(i64::MAX));
+        self.breaker_transitions[to].inc();
+    }
+
+    /// Notes what the server is now: 1 for `now`, 0 for every other state.
+    pub fn state_changed(&self, now: ServerState) {
+        for &state in ServerState::ALL {
+            self.state[state].set(i64::from(state == now));
+        }
+    }
+}
+
+impl Drop for ServerMetrics {
+    fn drop(&mut self) {
+        self.table.forget(&self.server);
+    }
+}
+
+/// The metrics that exist once per server, and who has them.
+struct ServerTable {
+    connections: IntGaugeVec,
+    connections_max: IntGaugeVec,
+    connections_created: IntCounterVec,
+    connections_closed: IntCounterVec,
+    wait_queue_length: IntGaugeVec,
+    breaker_state: IntGaugeVec,
+    breaker_transitions: IntCounterVec,
+    state: IntGaugeVec,
+    /// Two clusters may know the same server, and a server may come back before everybody has let go of it.
+    known: Mutex<BTreeMap<String, Weak<ServerMetrics>>>,
+}
+
+impl ServerTable {
+    fn new(table: &Table<'_>) -> Self {
+        let gauges = |name, help, labels: &[&str]| table.add(IntGaugeVec::new(opts(name, help), labels));
+        let counters = |name, help, labels: &[&str]| table.add(IntCounterVec::new(opts(name, help), labels));
+        Self {
+            connections: gauges(
+                "upstream_connections",
+                "Upstream connections, by state.",
+                &["server", ConnectionState::NAME],
+            ),
+            connections_max: gauges("upstream_connections_max", "The bound of upstream connections.", &["server"]),
+            connections_created: counters(
+                "upstream_connections_created_total",
+                "Upstream connections that were begun to be established.",
+                &["server"],
+            ),
+            connections_closed: counters(
+                "upstream_connections_closed_total",
+                "Upstream connections closed.",
+                &["server", ConnectionClosed::NAME],
+            ),
+            wait_queue_length: gauges(
+                "wait_queue_length",
+                "Commands that wait for a connection.",
+                &["server", Lane::NAME],
+            ),
+            breaker_state: gauges("breaker_state", "0: closed, 1: half-open, 2: open.", &["server"]),
+            breaker_transitions: counters(
+                "breaker_transitions_total",
+                "Changes of a breaker, by its new state.",
+                &["server", BreakerLabel::NAME],
+            ),
+            state: gauges(
+                "server_state",
+                "1 for what the server is now, 0 for every other state.",
+                &["server", ServerState::NAME],
+            ),
+            known: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    fn metrics_of(self: &Arc<Self>, server: &str) -> Arc<ServerMetrics> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = known.get(server).and_then(Weak::upgrade) {
+            return metrics;
+        }
+        let metrics = Arc::new(ServerMetrics {
+            connections: By::each(|state| self.connections.with_label_values(&[server, state])),
+            connections_max: self.connections_max.with_label_values(&[server]),
+            connections_created: self.connections_created.with_label_values(&[server]),
+            connections_closed: By::each(|reason| self.connections_closed.with_label_values(&[server, reason])),
+            wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&[server, lane])),
+            breaker_state: self.breaker_state.with_label_values(&[server]),
+            breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&[server, to])),
+            state: By::each(|state| self.state.with_label_values(&[server, state])),
+            server: server.to_owned(),
+            table: Arc::clone(self),
+        });
+        known.insert(server.to_owned(), Arc::downgrade(&metrics));
+        metrics
+    }
+
+    /// Removes what the last holder left behind, unless the server has come back in the meantime: then the new holder
+    /// counts on in the same metrics.
+    fn forget(&self, server: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.get(server).is_some_and(|metrics| metrics.strong_count() > 0) {
+            return;
+        }
+        known.remove(server);
+        remove::<ConnectionState, _>(&self.connections, server);
+        remove_one(&self.connections_max, &[server]);
+        remove_one(&self.connections_created, &[server]);
+        remove::<ConnectionClosed, _>(&self.connections_closed, server);
+        remove::<Lane, _>(&self.wait_queue_length, server);
+        remove_one(&self.breaker_state, &[server]);
+        remove::<BreakerLabel, _>(&self.breaker_transitions, server);
+        remove::<ServerState, _>(&self.state, server);
+    }
+}
+
+fn remove<L: Label, T: MetricVecBuilder>(metrics: &MetricVec<T>, server: &str) {
+    for label in L::ALL {
+        remove_one(metrics, &[server, label.as_str()]);
+    }
+}
+
+fn remove_one<T: MetricVecBuilder>(metrics: &MetricVec<T>, values: &[&str]) {
+    // The only error is that it is not there, which is what we want.
+    metrics.remove_label_values(values).unwrap_or_default();
+}
+
+/// Makes metrics and puts them into the registry.
+struct Table<'a>(&'a Registry);
+
+impl Table<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, metric: prometheus::Result<C>) -> C {
+        let metric = metric.expect("names and labels in this file are valid");
+        self.0.register(Box::new(metric.clone())).expect("names in this file differ");
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(opts(name, help)))
+    }
+
+    fn counters<L: Label>(&self, name: &str, help: &str) -> By<L, IntCounter> {
+        let all = self.add(IntCounterVec::new(opts(name, help), &[L::NAME]));
+        By::each(|value| all.with_label_values(&[value]))
+    }
+
+    fn counter_pairs<A: Label, B: Label>(&self, name: &str, help: &str) -> ByPair<A, B, IntCounter> {
+        let all = self.add(IntCounterVec::new(opts(name, help), &[A::NAME, B::NAME]));
+        ByPair(By::each(|a| By::each(|b| all.with_label_values(&[a, b]))))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(opts(name, help)))
+    }
+
+    fn float_gauge(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::with_opts(opts(name, help)))
+    }
+
+    fn gauges<L: Label>(&self, name: &str, help: &str) -> By<L, IntGauge> {
+        let all = self.add(IntGaugeVec::new(opts(name, help), &[L::NAME]));
+        By::each(|value| all.with_label_values(&[value]))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        self.add(Histogram::with_opts(histogram_opts(name, help, buckets)))
+    }
+
+    fn histograms<L: Label>(&self, name: &str, help: &str, buckets: &[f64]) -> By<L, Histogram> {
+        let all = self.add(HistogramVec::new(histogram_opts(name, help, buckets), &[L::NAME]));
+        By::each(|value| all.with_label_values(&[value]))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(PREFIX)
+}
+
+fn histogram_opts(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::new(name, help).namespace(PREFIX).buckets(buckets.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use prometheus::proto::MetricType;
+
+    use super::*;
+
+    /// Name, type, and label values of every metric of the contract; the labels of one metric vary independently.
+    fn contract() -> Vec<(&'static str, MetricType, Vec<Vec<String>>)> {
+        fn all<L: Label>() -> Vec<String> {
+            L::ALL.iter().map(|label| format!("{}=\"{}\"", L::NAME, label.as_str())).collect()
+        }
+        let server = || vec!["server=\"db:27017\"".to_owned()];
+        use MetricType::{COUNTER, GAUGE, HISTOGRAM};
+        vec![
+            ("client_connections", GAUGE, vec![all::<ClientState>()]),
+            ("client_connections_opened_total", COUNTER, vec![]),
+            ("client_connections_closed_total", COUNTER, vec![all::<ClientClosed>()]),
+            ("upstream_connections", GAUGE, vec![server(), all::<ConnectionState>()]),
+            ("upstream_connections_max", GAUGE, vec![server()]),
+            ("upstream_connections_created_total", COUNTER, vec![server()]),
+            ("upstream_connections_closed_total", COUNTER, vec![all::<ConnectionClosed>(), server()]),
+            ("upstream_connect_seconds", HISTOGRAM, vec![]),
+            ("wait_queue_length", GAUGE, vec![all::<Lane>(), server()]),
+            ("wait_queue_seconds", HISTOGRAM, vec![]),
+            ("wait_queue_oldest_seconds", GAUGE, vec![]),
+            ("shed_total", COUNTER, vec![all::<ShedReason>()]),
+            ("commands_total", COUNTER, vec![all::<CommandLabel>(), all::<Outcome>()]),
+            ("command_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
+            ("upstream_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
+            ("overhead_seconds", HISTOGRAM, vec![]),
+            ("breaker_state", GAUGE, vec![server()]),
+            ("breaker_transitions_total", COUNTER, vec![server(), all::<BreakerLabel>()]),
+            ("retries_total", COUNTER, vec![all::<RetryReason>()]),
+            ("pins", GAUGE, vec![all::<PinKind>()]),
+            ("pin_seconds", HISTOGRAM, vec![]),
+            ("received_bytes_total", COUNTER, vec![all::<Side>()]),
+            ("sent_bytes_total", COUNTER, vec![all::<Side>()]),
+            ("buffered_bytes", GAUGE, vec![]),
+            ("server_state", GAUGE, vec![server(), all::<ServerState>()]),
+            ("config_reload_success", GAUGE, vec![]),
+            ("config_reload_timestamp_seconds", GAUGE, vec![]),
+        ]
+    }
+
+    /// `{a="x",b="y"}` for every combination; Prometheus sorts labels by name, and so do the lists of the contract.
+    fn combinations(labels: &[Vec<String>]) -> Vec<String> {
+        let sets = labels.iter().fold(vec![String::new()], |sets, values| {
+            let with = |set: &String, value: &String| match set.as_str() {
+                "" => value.clone(),
+                set => format!("{set},{value}"),
+            };
+            sets.iter().flat_map(|set| values.iter().map(move |value| with(set, value))).collect()
+        });
+        sets.into_iter().map(|set| if set.is_empty() { set } else { format!("{{{set}}}") }).collect()
+    }
+
+    #[test]
+    fn the_first_scrape_has_every_metric_with_every_label_at_zero() {
+        let metrics = Metrics::new();
+        let _server = metrics.server("db:27017");
+        let text = metrics.render();
+        let lines: BTreeSet<&str> = text.lines().collect();
+        for (name, kind, labels) in contract() {
+            let suffix = if kind == MetricType::HISTOGRAM { "_count" } else { "" };
+            for set in combinations(&labels) {
+                let line = format!("mongomux_{name}{suffix}{set} 0");
+                assert!(lines.contains(line.as_str()), "missing: {line}");
+            }
+        }
+        assert!(lines.contains(concat!("mongomux_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")));
+        assert!(text.contains("\nprocess_resident_memory_bytes ") && text.contains("\nprocess_open_fds "));
+    }
+
+    #[test]
+    fn there_is_nothing_beside_the_contract() {
+        let metrics = Metrics::new();
+        let _server = metrics.server("db:27017");
+        let mut expected: BTreeSet<String> = contract().iter().map(|(name, ..)| format!("mongomux_{name}")).collect();
+        expected.insert("mongomux_build_info".to_owned());
+        let families = metrics.registry.gather();
+        let ours = families.iter().map(|family| family.name()).filter(|name| name.starts_with("mongomux_"));
+        assert_eq!(ours.map(str::to_owned).collect::<BTreeSet<_>>(), expected);
+        let kinds: BTreeMap<&str, MetricType> =
+            families.iter().map(|family| (family.name(), family.get_field_type())).collect();
+        for (name, kind, labels) in contract() {
+            assert_eq!(kinds[format!("mongomux_{name}").as_str()], kind, "{name}");
+            let samples = families.iter().find(|family| family.name() == format!("mongomux_{name}")).unwrap();
+            assert_eq!(samples.get_metric().len(), combinations(&labels).len(), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_follow_prometheus_conventions() {
+        let metrics = Metrics::new();
+        let _server = metrics.server("db:27017");
+        for family in metrics.registry.gather() {
+            let name = family.name();
+            let kind = family.get_field_type();
+            assert!(name.starts_with("mongomux_") || name.starts_with("process_"), "{name}");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == MetricType::COUNTER, "{name}");
+            assert!(kind != MetricType::HISTOGRAM || name.ends_with("_seconds"), "{name}");
+            for part in ["_ms", "_millis", "_micros", "_kb", "_mb", "_percent", "_count", "_sum", "_bucket", "_info_"] {
+                assert!(!name.ends_with(part), "{name} ends in {part}");
+            }
+            assert!(family.help().ends_with('.') && family.help().len() > 10, "{name}: {}", family.help());
+        }
+    }
+
+    #[test]
+    fn buckets_ascend() {
+        for buckets in [COMMAND_BUCKETS, OVERHEAD_BUCKETS, WAIT_BUCKETS, CONNECT_BUCKETS, PIN_BUCKETS] {
+            assert!(buckets.is_sorted_by(|a, b| a < b));
+        }
+    }
+
+    #[test]
+    fn what_is_counted_shows_under_its_own_label_only() {
+        let metrics = Metrics::new();
+        metrics.commands[(CommandLabel::Find, Outcome::Refused)].inc();
+        metrics.shed[ShedReason::QueueFull].inc_by(3);
+        metrics.command_seconds[CommandLabel::Find].observe(Duration::from_millis(2).as_secs_f64());
+        metrics.config_loaded(true, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        metrics.config_loaded(false, UNIX_EPOCH);
+        let text = metrics.render();
+        for line in [
+            "mongomux_commands_total{command=\"find\",outcome=\"refused\"} 1",
+            "mongomux_commands_total{command=\"find\",outcome=\"completed\"} 0",
+            "mongomux_commands_total{command=\"insert\",outcome=\"refused\"} 0",
+            "mongomux_shed_total{reason=\"queue_full\"} 3",
+            "mongomux_command_seconds_bucket{command=\"find\",le=\"0.001\"} 0",
+            "mongomux_command_seconds_bucket{command=\"find\",le=\"0.003\"} 1",
+            "mongomux_config_reload_success 0",
+            "mongomux_config_reload_timestamp_seconds 1700000000",
+        ] {
+            assert!(text.lines().any(|found| found == line), "missing: {line}");
+        }
+    }
+
+    #[test]
+    fn a_server_comes_with_zeros_and_leaves_with_its_last_holder() {
+        let metrics = Metrics::new();
+        assert!(!metrics.render().contains("server="));
+        let first = metrics.server("db:27017");
+        let second = metrics.server("db:27017");
+        first.connections_created.inc();
+        assert_eq!(second.connections_created.get(), 1, "both count in the same place");
+        drop(first);
+        assert!(metrics.render().contains("mongomux_upstream_connections_created_total{server=\"db:27017\"} 1"));
+        drop(second);
+        assert!(!metrics.render().contains("server="), "nothing is left behind");
+        let again = metrics.server("db:27017");
+        assert_eq!(again.connections_created.get(), 0);
+    }
+
+    #[test]
+    fn a_server_that_comes_back_while_its_old_metrics_are_dropped_stays() {
+        let metrics = Metrics::new();
+        let server = metrics.server("db:27017");
+        // The late half of a drop that lost the race against a new holder.
+        metrics.servers.forget("db:27017");
+        server.connections_max.set(10);
+        assert!(metrics.render().contains("mongomux_upstream_connections_max{server=\"db:27017\"} 10"));
+    }
+
+    #[test]
+    fn states_are_shown_as_one_of_a_set_and_the_breaker_as_a_number() {
+        let metrics = Metrics::new();
+        let server = metrics.server("db:27017");
+        server.state_changed(ServerState::Primary);
+        server.state_changed(ServerState::Secondary);
+        server.breaker_changed(BreakerLabel::Open);
+        let text = metrics.render();
+        for line in [
+            "mongomux_server_state{server=\"db:27017\",state=\"primary\"} 0",
+            "mongomux_server_state{server=\"db:27017\",state=\"secondary\"} 1",
+            "mongomux_breaker_state{server=\"db:27017\"} 2",
+            "mongomux_breaker_transitions_total{server=\"db:27017\",to=\"open\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "missing: {line}");
+        }
+    }
+}
