@@ -1,11 +1,26 @@
 //! Everything that can be configured, validated: whoever holds a [`Config`] need not check it again.
+//!
+//! [`Sources`] are gathered first (`system.rs`: files, the container's limits). Then [`Config::load`] reads the file
+//! (`file.rs`), lays connection string over file over profile (`profile.rs`) over defaults (`limits.rs`), all in
+//! `layers.rs`, and checks what depends on each other (`build.rs`), without any I/O. Mistakes are collected, so that all are
+//! told at once.
 
 pub mod address;
+mod build;
+mod file;
+mod layers;
+pub mod limits;
+pub mod profile;
+pub mod system;
 pub mod uri;
 
+use std::fmt;
 use std::time::Duration;
 
 pub use address::Address;
+pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
+pub use profile::Profile;
+pub use system::Sources;
 
 /// The whole program's configuration.
 #[derive(Debug, Clone)]
@@ -143,4 +158,90 @@ pub struct ClientConfig {
     pub stall_timeout: Duration,
     /// Largest message.
     pub max_message_bytes: usize,
+}
+
+impl Config {
+    /// Makes a configuration of everything that was said, and of defaults where nothing was.
+    ///
+    /// # Errors
+    /// Every mistake there is, each with its place, key, what was found and what is valid. Only a text that cannot be read
+    /// at all, such as a file that is no TOML, hides others: those that depend on what it would have said.
+    pub fn load(sources: &Sources) -> Result<(Self, Vec<Warning>), ConfigErrors> {
+        let mut errors = Vec::new();
+        let file = match &sources.file {
+            Some(file) => {
+                file::read(&file.name, &file.text, &mut errors).ok_or_else(|| ConfigErrors(errors.clone()))?
+            }
+            None => file::FileConfig::default(),
+        };
+        let (config, warnings) = build::build(sources, file, &mut errors);
+        match config {
+            Some(config) if errors.is_empty() => Ok((config, warnings)),
+            _ => Err(ConfigErrors(errors)),
+        }
+    }
+}
+
+/// What is in force, in a few lines for people; credentials are left out.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for cluster in &self.clusters {
+            let listen: Vec<String> = cluster.listen.iter().map(Address::to_string).collect();
+            let PoolConfig { min_pool_size, max_pool_size, .. } = cluster.pool;
+            writeln!(f, "cluster {}: {} -> {}", cluster.name, listen.join(", "), cluster.upstream.redacted)?;
+            writeln!(
+                f,
+                "  {min_pool_size} to {max_pool_size} connections per server, {} may wait",
+                cluster.wait_queue_size
+            )?;
+        }
+        write!(f, "admin: {}, at most {} clients", self.admin, self.client.max_clients)
+    }
+}
+
+/// One mistake in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// File and line, or which other source.
+    pub place: String,
+    /// The key or option in question; empty if it is the source as a whole.
+    pub key: String,
+    /// What was found and what is valid.
+    pub problem: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.place)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+/// All mistakes, one per line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<ConfigError>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Something that works, though hardly as intended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning(pub String);
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }

@@ -1,0 +1,596 @@
+//! From sources to [`Config`], and what depends on what. No I/O.
+//!
+//! Which source of a limit wins is decided in `layers.rs`; for listeners, the admin port and the connection string
+//! itself the order is flag (or environment), file, default.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::file::{FileCluster, FileConfig, Found, Values};
+use super::layers::{Layers, ms, saturating_u32, saturating_usize};
+use super::limits::{self, Limit};
+use super::uri::{Upstream, UriOverrides};
+use super::{
+    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, PoolConfig, Presentation,
+    Profile, Retry, Sources, Warning,
+};
+use crate::telemetry::logs::redact;
+
+/// The port next to the server's own.
+pub const DEFAULT_LISTEN: (&str, u16) = ("127.0.0.1", 27016);
+/// Metrics, probes and the page.
+pub const DEFAULT_ADMIN: (&str, u16) = ("127.0.0.1", 9627);
+/// A server on this machine.
+pub const DEFAULT_UPSTREAM: &str = "mongodb://127.0.0.1:27017";
+/// Name of the only cluster, where it has none.
+pub const DEFAULT_CLUSTER: &str = "default";
+
+/// Where listeners and the admin port of flags are said to come from in messages.
+const FLAGS: &str = "command line or environment";
+
+/// The configuration, unless something is missing without which none can be made. Mistakes are added to `errors`.
+pub(super) fn build(
+    sources: &Sources,
+    file: FileConfig,
+    errors: &mut Vec<ConfigError>,
+) -> (Option<Config>, Vec<Warning>) {
+    let profile = sources.profile.or(file.profile).unwrap_or_default();
+    let mut builder = Builder { sources, profile, errors, warnings: Vec::new() };
+    let clusters = builder.clusters(file.single, file.named);
+    let admin = builder.address("admin", sources.admin.clone(), file.admin, DEFAULT_ADMIN);
+    builder.clashes(&clusters, &admin);
+    let config = builder.program(clusters.into_iter().map(|built| built.config).collect(), admin.value, &file.program);
+    (config, builder.warnings)
+}
+
+struct Builder<'a> {
+    sources: &'a Sources,
+    profile: Profile,
+    errors: &'a mut Vec<ConfigError>,
+    warnings: Vec<Warning>,
+}
+
+/// A cluster with what later checks need beside it. A cluster whose connection string is wrong has no `config`.
+struct BuiltCluster {
+    name: String,
+    listen: Found<Vec<Address>>,
+    config: Option<ClusterConfig>,
+}
+
+impl Builder<'_> {
+    fn clusters(&mut self, single: FileCluster, named: BTreeMap<String, FileCluster>) -> Vec<BuiltCluster> {
+        if named.is_empty() {
+            return vec![self.cluster(DEFAULT_CLUSTER, single, false)];
+        }
+        let flags = [
+            (self.sources.upstream.is_some(), "upstream"),
+            (!self.sources.listen.is_empty(), "listen"),
+            (self.sources.allow_unauthenticated_clients, "allow_unauthenticated_clients"),
+        ];
+        for (_, key) in flags.into_iter().filter(|(given, _)| *given) {
+            let problem = "which cluster is meant? The file has [clusters.NAME] tables, so it must be said there";
+            self.errors.push(ConfigError { place: FLAGS.into(), key: key.into(), problem: problem.into() });
+        }
+        named.into_iter().map(|(name, cluster)| self.cluster(&name, cluster, true)).collect()
+    }
+
+    fn cluster(&mut self, name: &str, file: FileCluster, named: bool) -> BuiltCluster {
+        if named {
+            for (missing, key) in [(file.listen.is_none(), "listen"), (file.upstream.is_none(), "upstream")] {
+                if missing {
+                    let problem = "missing: with several clusters nothing can be assumed".to_owned();
+                    let key = format!("clusters.{name}.{key}");
+                    self.errors.push(ConfigError { place: file.place.clone(), key, problem });
+                }
+            }
+        }
+        let listen = self.listen(&file, named);
+        let given = self.sources.upstream.as_ref().filter(|_| !named).map(|given| Found {
+            value: given.text.trim().to_owned(),
+            place: given.name.clone(),
+            key: String::new(),
+        });
+        let upstream = given.or_else(|| file.upstream.clone()).unwrap_or_else(|| Found {
+            value: DEFAULT_UPSTREAM.to_owned(),
+            place: "default".to_owned(),
+            key: "upstream".to_owned(),
+        });
+        let config = match Upstream::parse(&upstream.value) {
+            Ok(parsed) => Some(self.with_upstream(name, file, listen.value.clone(), parsed, &upstream.place)),
+            Err(error) => {
+                self.errors.push(upstream.error(redact(&error.to_string()).into_owned()));
+                None
+            }
+        };
+        BuiltCluster { name: name.to_owned(), listen, config }
+    }
+
+    fn listen(&mut self, file: &FileCluster, named: bool) -> Found<Vec<Address>> {
+        let flags = if named { &[][..] } else { &self.sources.listen };
+        let listen = match &file.listen {
+            _ if !flags.is_empty() => {
+                Found { value: flags.to_vec(), place: FLAGS.to_owned(), key: "listen".to_owned() }
+            }
+            Some(listen) => listen.clone(),
+            None => {
+                let (host, port) = DEFAULT_LISTEN;
+                Found { value: vec![Address::tcp(host, port)], place: "default".to_owned(), key: "listen".to_owned() }
+            }
+        };
+        let allowed = file.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
+        for address in listen.value.iter().filter(|address| !allowed && !address.is_loopback()) {
+            self.errors.push(listen.error(format!(
+                "found `{address}`, which other machines may reach, while clients need no password (auth = \"none\"): \
+                 expected a loopback address, a unix socket, or allow_unauthenticated_clients = true"
+            )));
+        }
+        listen
+    }
+
+    fn with_upstream(
+        &mut self,
+        name: &str,
+        file: FileCluster,
+        listen: Vec<Address>,
+        upstream: Upstream,
+        place: &str,
+    ) -> ClusterConfig {
+        self.warnings.extend(upstream.warnings.iter().map(|text| Warning(format!("{place}: {}", redact(text)))));
+        let uri = self.uri_values(&upstream.overrides, place);
+        let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
+        let max_pool_size = layers.count(&limits::MAX_POOL_SIZE);
+        ClusterConfig {
+            name: name.to_owned(),
+            listen,
+            upstream,
+            presentation: file.presentation.unwrap_or(Presentation::Auto),
+            pool: PoolConfig {
+                max_pool_size,
+                min_pool_size: saturating_u32(self.below(&layers, &limits::MIN_POOL_SIZE, &limits::MAX_POOL_SIZE)),
+                max_connecting: layers.count(&limits::MAX_CONNECTING),
+                max_idle_time: layers.duration_or_off(&limits::MAX_IDLE_TIME).unwrap_or(limits::NEVER),
+                max_lifetime: layers.duration_or_off(&limits::MAX_LIFETIME).unwrap_or(limits::NEVER),
+                connect_timeout: layers.duration(&limits::CONNECT_TIMEOUT),
+            },
+            max_upstream_connections: layers.count_or_off(&limits::MAX_UPSTREAM_CONNECTIONS),
+            wait_queue_size: layers.size(&limits::WAIT_QUEUE_SIZE),
+            wait_queue_timeout: layers.duration(&limits::WAIT_QUEUE_TIMEOUT),
+            server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
+            socket_timeout: layers.duration_or_off(&limits::SOCKET_TIMEOUT),
+            command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
+            max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),
+            heartbeat_frequency: layers.duration(&limits::HEARTBEAT_FREQUENCY),
+            local_threshold: layers.duration(&limits::LOCAL_THRESHOLD),
+            health_check: layers.duration(&limits::HEALTH_CHECK),
+            breaker: BreakerConfig {
+                consecutive_failures: layers.count(&limits::BREAKER_CONSECUTIVE_FAILURES),
+                success_rate: f64::from(layers.count(&limits::BREAKER_SUCCESS_RATE)) / 100.0,
+                minimum_samples: layers.count(&limits::BREAKER_MINIMUM_SAMPLES),
+                window: layers.duration(&limits::BREAKER_WINDOW),
+                open_initial: ms(self.below(&layers, &limits::BREAKER_OPEN_INITIAL, &limits::BREAKER_OPEN_MAX)),
+                open_max: layers.duration(&limits::BREAKER_OPEN_MAX),
+            },
+            reconnect: BackoffConfig {
+                initial: ms(self.below(&layers, &limits::RECONNECT_INITIAL, &limits::RECONNECT_MAX)),
+                max: layers.duration(&limits::RECONNECT_MAX),
+            },
+            retry: file.retry.unwrap_or(Retry::Driver),
+        }
+    }
+
+    /// What the connection string says about limits, checked like the file.
+    fn uri_values(&mut self, overrides: &UriOverrides, place: &str) -> Values {
+        let count = |value: Option<u32>| value.map(u64::from);
+        let millis = |value: Option<Duration>| value.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        let given = [
+            ("maxPoolSize", &limits::MAX_POOL_SIZE, count(overrides.max_pool_size)),
+            ("minPoolSize", &limits::MIN_POOL_SIZE, count(overrides.min_pool_size)),
+            ("maxConnecting", &limits::MAX_CONNECTING, count(overrides.max_connecting)),
+            ("maxIdleTimeMS", &limits::MAX_IDLE_TIME, millis(overrides.max_idle_time)),
+            ("waitQueueTimeoutMS", &limits::WAIT_QUEUE_TIMEOUT, millis(overrides.wait_queue_timeout)),
+            ("serverSelectionTimeoutMS", &limits::SERVER_SELECTION_TIMEOUT, millis(overrides.server_selection_timeout)),
+            ("connectTimeoutMS", &limits::CONNECT_TIMEOUT, millis(overrides.connect_timeout)),
+            ("socketTimeoutMS", &limits::SOCKET_TIMEOUT, millis(overrides.socket_timeout)),
+            ("heartbeatFrequencyMS", &limits::HEARTBEAT_FREQUENCY, millis(overrides.heartbeat_frequency)),
+            ("localThresholdMS", &limits::LOCAL_THRESHOLD, millis(overrides.local_threshold)),
+        ];
+        let mut values = Values::new();
+        for (option, limit, value) in
+            given.into_iter().filter_map(|(option, limit, value)| Some((option, limit, value?)))
+        {
+            let accepted = limit.accepts(value).then_some(value);
+            let found = Found { value: accepted, place: place.to_owned(), key: option.to_owned() };
+            if accepted.is_none() {
+                self.errors.push(found.error(format!("found {value}, expected {}", limit.range())));
+            }
+            values.insert(limit.key, found);
+        }
+        values
+    }
+
+    /// The value of `low`, which must not be above that of `high`. Asked for, it is a mistake there; otherwise it is lowered.
+    fn below(&mut self, layers: &Layers<'_>, low: &Limit, high: &Limit) -> u64 {
+        let (value, bound) = (layers.value(low), layers.value(high));
+        match layers.asked(low) {
+            Some(asked) if value > bound && layers.is_sound(high) => {
+                let problem = format!("found {value}, expected at most {}, which is {bound}", high.key);
+                self.errors.push(asked.error(problem));
+            }
+            _ => (),
+        }
+        value.min(bound)
+    }
+
+    fn address(
+        &mut self,
+        key: &str,
+        flag: Option<Address>,
+        file: Option<Found<Address>>,
+        (host, port): (&str, u16),
+    ) -> Found<Address> {
+        let found = |value, place: &str| Found { value, place: place.to_owned(), key: key.to_owned() };
+        flag.map(|flag| found(flag, FLAGS)).or(file).unwrap_or_else(|| found(Address::tcp(host, port), "default"))
+    }
+
+    /// No two listeners on one address.
+    fn clashes(&mut self, clusters: &[BuiltCluster], admin: &Found<Address>) {
+        let mut taken: Vec<(&Address, String)> = Vec::new();
+        let mut all: Vec<(&Address, String, Found<()>)> = Vec::new();
+        for cluster in clusters {
+            for address in &cluster.listen.value {
+                let at = Found { value: (), place: cluster.listen.place.clone(), key: cluster.listen.key.clone() };
+                all.push((address, format!("cluster {}", cluster.name), at));
+            }
+        }
+        all.push((
+            &admin.value,
+            "the admin port".into(),
+            Found { value: (), place: admin.place.clone(), key: admin.key.clone() },
+        ));
+        for (address, owner, at) in all {
+            if let Some((other, owner)) = taken.iter().find(|(other, _)| overlap(other, address)) {
+                let problem = format!("found `{address}`, expected an address apart from `{other}` of {owner}");
+                self.errors.push(at.error(problem));
+            }
+            taken.push((address, owner));
+        }
+    }
+
+    fn program(&mut self, clusters: Option<Vec<ClusterConfig>>, admin: Address, file: &Values) -> Option<Config> {
+        let none = Values::new();
+        let layers = Layers { uri: &none, file, profile: self.profile };
+        let memory_limit = match (layers.asked(&limits::MEMORY_LIMIT_BYTES), self.sources.container_memory_bytes) {
+            (None, Some(container)) => (container / limits::CONTAINER_SHARE)
+                .clamp(limits::MEMORY_LIMIT_BYTES.min, limits::MEMORY_LIMIT_BYTES.default),
+            _ => layers.value(&limits::MEMORY_LIMIT_BYTES),
+        };
+        let max_message = self.max_message(&layers, memory_limit);
+        let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
+        Some(Config {
+            clusters: clusters?,
+            admin,
+            client: ClientConfig {
+                max_clients: layers.size(&limits::MAX_CLIENTS),
+                idle_timeout: layers.duration_or_off(&limits::CLIENT_IDLE_TIMEOUT),
+                handshake_timeout: layers.duration(&limits::HANDSHAKE_TIMEOUT),
+                stall_timeout: layers.duration(&limits::CLIENT_STALL_TIMEOUT),
+                max_message_bytes: saturating_usize(max_message),
+            },
+            memory_limit_bytes: saturating_usize(memory_limit),
+            monitor_interval: layers.duration(&limits::MONITOR_INTERVAL),
+            drain_timeout: layers.duration(&limits::DRAIN_TIMEOUT),
+            drain_quiet,
+        })
+    }
+
+    /// One message must fit into the memory of all. The rule of [`Self::below`], but the limit may come from the container.
+    fn max_message(&mut self, layers: &Layers<'_>, memory_limit: u64) -> u64 {
+        let limit = &limits::MAX_MESSAGE_BYTES;
+        let value = layers.value(limit);
+        if value > memory_limit && layers.is_sound(&limits::MEMORY_LIMIT_BYTES) {
+            let key = limits::MEMORY_LIMIT_BYTES.key;
+            match layers.asked(limit) {
+                Some(asked) => {
+                    let problem = format!("found {value}, expected at most {key}, which is {memory_limit}");
+                    self.errors.push(asked.error(problem));
+                }
+                None => self.warnings.push(Warning(format!(
+                    "messages are limited to {memory_limit} bytes instead of {value}, as {key} leaves no room for more"
+                ))),
+            }
+        }
+        value.min(memory_limit)
+    }
+}
+
+/// True if one of two listeners would find the other in its place. Port 0 finds a place of its own.
+fn overlap(a: &Address, b: &Address) -> bool {
+    let any = |host: &str| host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    match (a, b) {
+        (Address::Tcp { host, port }, Address::Tcp { host: other, port: other_port }) => {
+            port == other_port && *port != 0 && (host == other || any(host) || any(other))
+        }
+        _ => a == b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::system::Text;
+    use super::*;
+
+    /// Sources that consist of a file.
+    fn file(text: &str) -> Sources {
+        let file = Text { name: "mongomux.toml".to_owned(), text: text.to_owned() };
+        Sources { file: Some(file), ..Sources::default() }
+    }
+
+    fn with_uri(sources: Sources, uri: &str) -> Sources {
+        let upstream = Text { name: "connection string".to_owned(), text: uri.to_owned() };
+        Sources { upstream: Some(upstream), ..sources }
+    }
+
+    fn loaded(sources: &Sources) -> (Config, Vec<String>) {
+        let (config, warnings) = Config::load(sources).unwrap_or_else(|errors| panic!("{errors}"));
+        (config, warnings.iter().map(Warning::to_string).collect())
+    }
+
+    fn cluster(sources: &Sources) -> ClusterConfig {
+        loaded(sources).0.clusters.remove(0)
+    }
+
+    fn mistakes(sources: &Sources) -> Vec<String> {
+        Config::load(sources).map_or_else(|errors| errors.0.iter().map(ConfigError::to_string).collect(), |_| vec![])
+    }
+
+    #[test]
+    fn nothing_said_gives_the_defaults() {
+        let (config, warnings) = loaded(&Sources::default());
+        assert_eq!(warnings, [""; 0]);
+        assert_eq!(config.clusters.len(), 1);
+        assert_eq!(config.clusters[0].name, "default");
+        assert_eq!(config.clusters[0].listen, [Address::tcp("127.0.0.1", 27016)]);
+        assert_eq!(config.admin, Address::tcp("127.0.0.1", 9627));
+        assert!(config.clusters[0].upstream.redacted.contains("127.0.0.1:27017"));
+        assert_eq!(config.memory_limit_bytes, 512 << 20);
+        assert!(config.to_string().contains("127.0.0.1:27016 -> mongodb://127.0.0.1:27017"), "{config}");
+    }
+
+    #[test]
+    fn three_mistakes_of_three_sources_make_three_lines() {
+        let sources = Sources {
+            listen: vec![Address::tcp("0.0.0.0", 27016)],
+            ..with_uri(file("wait_queue_size = 0"), "mongodb://db/?maxPoolSize=10001")
+        };
+        let errors = Config::load(&sources).err().unwrap().to_string();
+        let lines: Vec<&str> = errors.lines().collect();
+        assert_eq!(lines.len(), 3, "{errors}");
+        assert_eq!(lines[0], "mongomux.toml:1: wait_queue_size: found 0, expected 1 to 1000000 commands");
+        assert!(lines[1].starts_with("command line or environment: listen: found `0.0.0.0:27016`"), "{errors}");
+        assert_eq!(lines[2], "connection string: maxPoolSize: found 10001, expected 1 to 10000 connections");
+    }
+
+    #[test]
+    fn connection_string_beats_file_beats_profile_beats_default() {
+        let production = |sources| Sources { profile: Some(Profile::Production), ..sources };
+        for (sources, idle_ms) in [
+            (Sources::default(), 30_000),
+            (production(Sources::default()), 45_000),
+            (production(file("max_idle_time_ms = 40000")), 40_000),
+            (production(with_uri(file("max_idle_time_ms = 40000"), "mongodb://db/?maxIdleTimeMS=35000")), 35_000),
+            (with_uri(file("profile = \"production\""), "mongodb://db/?maxIdleTimeMS=35000"), 35_000),
+        ] {
+            assert_eq!(cluster(&sources).pool.max_idle_time, ms(idle_ms));
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_file() {
+        let text =
+            "listen = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:2\"\nprofile = \"low\"\nupstream = \"mongodb://file\"";
+        let (config, _) = loaded(&file(text));
+        assert_eq!((config.clusters[0].listen.len(), config.admin), (1, Address::tcp("127.0.0.1", 2)));
+        assert_eq!(config.clusters[0].pool.max_pool_size, 20);
+        assert!(config.clusters[0].upstream.redacted.contains("file"));
+        let flags = Sources {
+            listen: vec![Address::tcp("127.0.0.1", 3), Address::tcp("127.0.0.1", 4)],
+            admin: Some(Address::tcp("127.0.0.1", 5)),
+            profile: Some(Profile::Worker),
+            ..with_uri(file(text), "mongodb://flag\n")
+        };
+        let (config, _) = loaded(&flags);
+        assert_eq!((config.clusters[0].listen.len(), config.admin), (2, Address::tcp("127.0.0.1", 5)));
+        assert_eq!(config.clusters[0].pool.max_pool_size, 5);
+        assert!(config.clusters[0].upstream.redacted.contains("flag"));
+    }
+
+    #[test]
+    fn every_option_of_the_connection_string_reaches_its_key() {
+        let uri = "mongodb://db/?maxPoolSize=11&minPoolSize=3&maxConnecting=4&maxIdleTimeMS=5000&waitQueueTimeoutMS=6000\
+                   &serverSelectionTimeoutMS=7000&connectTimeoutMS=8000&socketTimeoutMS=9000&heartbeatFrequencyMS=10001\
+                   &localThresholdMS=12";
+        let cluster = cluster(&with_uri(Sources::default(), uri));
+        let pool = &cluster.pool;
+        assert_eq!((pool.max_pool_size, pool.min_pool_size, pool.max_connecting), (11, 3, 4));
+        assert_eq!((pool.max_idle_time, pool.connect_timeout), (ms(5_000), ms(8_000)));
+        assert_eq!((cluster.wait_queue_timeout, cluster.server_selection_timeout), (ms(6_000), ms(7_000)));
+        assert_eq!((cluster.socket_timeout, cluster.heartbeat_frequency), (Some(ms(9_000)), ms(10_001)));
+        assert_eq!(cluster.local_threshold, ms(12));
+    }
+
+    #[test]
+    fn a_minimum_nobody_asked_for_gives_way_and_another_is_a_mistake() {
+        let sized = |sources: &Sources| {
+            let pool = cluster(sources).pool;
+            (pool.min_pool_size, pool.max_pool_size)
+        };
+        assert_eq!(sized(&file("max_pool_size = 1")), (1, 1));
+        assert_eq!(sized(&file("profile = \"high-availability\"\nmax_pool_size = 50")), (50, 50));
+        assert_eq!(sized(&with_uri(file("profile = \"medium\""), "mongodb://db/?maxPoolSize=4")), (4, 4));
+        assert_eq!(
+            mistakes(&file("max_pool_size = 5\nmin_pool_size = 6")),
+            ["mongomux.toml:2: min_pool_size: found 6, expected at most max_pool_size, which is 5"]
+        );
+        assert_eq!(
+            mistakes(&with_uri(file("min_pool_size = 3"), "mongodb://db/?maxPoolSize=2")),
+            ["mongomux.toml:1: min_pool_size: found 3, expected at most max_pool_size, which is 2"]
+        );
+        assert_eq!(
+            mistakes(&with_uri(Sources::default(), "mongodb://db/?minPoolSize=11")),
+            ["connection string: minPoolSize: found 11, expected at most max_pool_size, which is 10"]
+        );
+    }
+
+    #[test]
+    fn a_refused_value_is_not_blamed_twice() {
+        assert_eq!(mistakes(&file("max_pool_size = 0\nmin_pool_size = 200")).len(), 1);
+        assert_eq!(mistakes(&file("memory_limit_bytes = 1\nmax_message_bytes = 48000000")).len(), 1);
+    }
+
+    #[test]
+    fn pairs_that_depend_on_each_other_are_checked() {
+        assert_eq!(
+            mistakes(&file(
+                "drain_quiet_ms = 2\ndrain_timeout_ms = 1\nmemory_limit_bytes = 20000000\nmax_message_bytes = 30000000\n\
+                 [breaker]\nopen_initial_ms = 70000\n[reconnect]\ninitial_ms = 50\nmax_ms = 10\n"
+            )),
+            [
+                "mongomux.toml:6: breaker.open_initial_ms: found 70000, expected at most breaker.open_max_ms, which is 60000",
+                "mongomux.toml:8: reconnect.initial_ms: found 50, expected at most reconnect.max_ms, which is 10",
+                "mongomux.toml:4: max_message_bytes: found 30000000, expected at most memory_limit_bytes, which is 20000000",
+                "mongomux.toml:1: drain_quiet_ms: found 2, expected at most drain_timeout_ms, which is 1",
+            ]
+        );
+        // Defaults give way to what was asked for.
+        let (config, _) = loaded(&file("drain_timeout_ms = 1000\nreconnect.max_ms = 10"));
+        assert_eq!((config.drain_quiet, config.clusters[0].reconnect.initial), (ms(1_000), ms(10)));
+    }
+
+    #[test]
+    fn half_of_a_small_container_is_ours_unless_the_file_says_otherwise() {
+        let container = |bytes, sources| Sources { container_memory_bytes: Some(bytes), ..sources };
+        let memory = |sources: &Sources| loaded(sources).0.memory_limit_bytes;
+        assert_eq!(memory(&container(1 << 40, Sources::default())), 512 << 20);
+        assert_eq!(memory(&container(256 << 20, Sources::default())), 128 << 20);
+        assert_eq!(memory(&container(256 << 20, file("memory_limit_bytes = 100000000"))), 100_000_000);
+        let (config, warnings) = loaded(&container(64 << 20, Sources::default()));
+        assert_eq!((config.memory_limit_bytes, config.client.max_message_bytes), (32 << 20, 32 << 20));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        let (config, _) = loaded(&container(1 << 20, Sources::default()));
+        assert_eq!(config.memory_limit_bytes as u64, limits::MEMORY_LIMIT_BYTES.min);
+    }
+
+    #[test]
+    fn zero_means_off_or_never() {
+        let text = "socket_timeout_ms = 0\ncommand_timeout_ms = 0\nmax_in_flight = 0\nmax_upstream_connections = 0\n\
+                    client_idle_timeout_ms = 0\nmax_idle_time_ms = 0\nmax_lifetime_ms = 0\n";
+        let (config, _) = loaded(&Sources { profile: Some(Profile::Serverless), ..file(text) });
+        let cluster = &config.clusters[0];
+        assert_eq!((cluster.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
+        assert_eq!((cluster.max_upstream_connections, config.client.idle_timeout), (None, None));
+        assert_eq!((cluster.pool.max_idle_time, cluster.pool.max_lifetime), (limits::NEVER, limits::NEVER));
+    }
+
+    #[test]
+    fn listeners_that_others_reach_need_an_explicit_word() {
+        let text = "listen = [\"127.0.0.1:1\", \"0.0.0.0:2\", \"unix:/run/a\", \"db.example.net:3\", \"[::1]:4\"]";
+        let told = mistakes(&file(text));
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].starts_with("mongomux.toml:1: listen: found `0.0.0.0:2`"), "{told:?}");
+        assert!(told[0].contains("allow_unauthenticated_clients = true"), "{told:?}");
+        assert_eq!(mistakes(&file(&format!("{text}\nallow_unauthenticated_clients = true"))), [""; 0]);
+        assert_eq!(mistakes(&Sources { allow_unauthenticated_clients: true, ..file(text) }), [""; 0]);
+        assert_eq!(mistakes(&file(&format!("{text}\nallow_unauthenticated_clients = false"))).len(), 2);
+    }
+
+    #[test]
+    fn no_two_listeners_share_an_address() {
+        let two = |a: &str, b: &str| {
+            file(&format!(
+                "[clusters.a]\nupstream = \"mongodb://a\"\nlisten = \"{a}\"\n\
+                 [clusters.b]\nupstream = \"mongodb://b\"\nlisten = \"{b}\"\n"
+            ))
+        };
+        assert_eq!(mistakes(&two("127.0.0.1:1", "127.0.0.1:2")), [""; 0]);
+        assert_eq!(mistakes(&two("127.0.0.1:0", "127.0.0.1:0")), [""; 0]);
+        assert_eq!(
+            mistakes(&two("127.0.0.1:1", "127.0.0.1:1")),
+            [
+                "mongomux.toml:6: clusters.b.listen: found `127.0.0.1:1`, expected an address apart from `127.0.0.1:1` of cluster a"
+            ]
+        );
+        assert_eq!(mistakes(&two("unix:/a", "unix:/a")).len(), 1);
+        assert_eq!(mistakes(&two("127.0.0.1:9627", "127.0.0.1:1")).len(), 1, "the admin port is taken, too");
+        let any =
+            Sources { listen: vec![Address::tcp("0.0.0.0", 9627)], allow_unauthenticated_clients: true, ..file("") };
+        assert_eq!(mistakes(&any).len(), 1);
+    }
+
+    #[test]
+    fn named_clusters_have_pools_of_their_own_and_must_say_where_they_are() {
+        let text = "profile = \"low\"\n[clusters.a]\nlisten = \"127.0.0.1:1\"\nupstream = \"mongodb://a\"\nmax_pool_size = 3\n\
+                    [clusters.b]\nlisten = \"127.0.0.1:2\"\nupstream = \"mongodb://b/?maxPoolSize=4\"\n";
+        let (config, _) = loaded(&file(text));
+        let pools: Vec<_> = config.clusters.iter().map(|it| (it.name.as_str(), it.pool.max_pool_size)).collect();
+        assert_eq!(pools, [("a", 3), ("b", 4)]);
+        let told = mistakes(&file("[clusters.a]\nmax_pool_size = 3\n"));
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].starts_with("mongomux.toml:1: clusters.a.listen: missing"), "{told:?}");
+        let flags = Sources { listen: vec![Address::tcp("127.0.0.1", 3)], ..with_uri(file(text), "mongodb://c") };
+        assert_eq!(mistakes(&flags).len(), 2);
+    }
+
+    #[test]
+    fn a_wrong_connection_string_is_told_with_its_place_and_without_its_password() {
+        let told = mistakes(&file("max_clients = 0\nupstream = \"mysql://root:hunter2@db\"\n"));
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[1].starts_with("mongomux.toml:2: upstream: "), "{told:?}");
+        assert!(!told.concat().contains("hunter2"), "{told:?}");
+    }
+
+    #[test]
+    fn no_limit_is_no_option_for_the_pool() {
+        for uri in
+            ["mongodb://db/?maxPoolSize=0", "mongodb://db/?waitQueueTimeoutMS=0", "mongodb://db/?connectTimeoutMS=0"]
+        {
+            let told = mistakes(&with_uri(Sources::default(), uri));
+            assert_eq!(told.len(), 1, "{uri}: {told:?}");
+            assert!(told[0].starts_with("connection string: "), "{told:?}");
+        }
+    }
+
+    #[test]
+    fn ignored_options_of_the_connection_string_are_warned_about() {
+        let (_, warnings) = loaded(&with_uri(Sources::default(), "mongodb://db/?readPreference=secondary"));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(
+            warnings[0].starts_with("connection string: ") && warnings[0].contains("readPreference"),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn every_profile_is_in_force() {
+        // max, min, idle, wait, in flight, command limit; as documented.
+        let rows = [
+            (Profile::Default, 10, 2, 30_000, 5_000, None, None),
+            (Profile::Development, 10, 2, 60_000, 5_000, None, None),
+            (Profile::Low, 20, 2, 30_000, 5_000, None, None),
+            (Profile::Medium, 50, 10, 30_000, 5_000, None, None),
+            (Profile::High, 200, 50, 30_000, 5_000, None, None),
+            (Profile::Production, 200, 50, 45_000, 5_000, None, None),
+            (Profile::HighAvailability, 300, 100, 30_000, 5_000, None, None),
+            (Profile::Constrained, 20, 5, 30_000, 3_000, None, None),
+            (Profile::Worker, 5, 1, 30_000, 5_000, None, None),
+            (Profile::Serverless, 5, 0, 30_000, 10_000, Some(3), Some(6_000)),
+        ];
+        assert_eq!(rows.len(), Profile::ALL.len());
+        for (profile, max, min, idle, wait, in_flight, command) in rows {
+            let cluster = cluster(&Sources { profile: Some(profile), ..Sources::default() });
+            assert_eq!((cluster.pool.max_pool_size, cluster.pool.min_pool_size), (max, min), "{profile}");
+            assert_eq!((cluster.pool.max_idle_time, cluster.wait_queue_timeout), (ms(idle), ms(wait)), "{profile}");
+            assert_eq!((cluster.max_in_flight, cluster.command_timeout), (in_flight, command.map(ms)), "{profile}");
+            assert_eq!(cluster.pool.connect_timeout, ms(10_000), "{profile}");
+        }
+    }
+}

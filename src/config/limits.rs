@@ -1,0 +1,275 @@
+//! Every bound of the program: default, unit, range, reason.
+//!
+//! The first half are the bounds an operator can set, as [`Limit`]s under the key they have in the file; [`CLUSTER`] and
+//! [`PROGRAM`] list them, so that reading, checking and suggesting keys all follow from this one table. The second
+//! half is fixed. What depends on something else is tied to it by a const assertion at the end. How values of several
+//! sources are merged is not here but in `build.rs`.
+
+use std::time::Duration;
+
+/// A bound that can be configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Key in the file; a dot stands for a sub-table.
+    pub key: &'static str,
+    /// Unit of the three numbers.
+    pub unit: &'static str,
+    /// In force when no source says anything; 0 may be outside of the range, see `zero`.
+    pub default: u64,
+    /// Smallest value accepted.
+    pub min: u64,
+    /// Largest value accepted.
+    pub max: u64,
+    /// What 0 means where it lies outside of the range: `off`, `never`, `none`; `None` refuses it.
+    pub zero: Option<&'static str>,
+}
+
+impl Limit {
+    const fn new(key: &'static str, unit: &'static str, default: u64, min: u64, max: u64) -> Self {
+        assert!(min <= default && default <= max, "the default lies outside of its own range");
+        Self { key, unit, default, min, max, zero: None }
+    }
+
+    /// Accepts 0 as well, with a meaning of its own.
+    const fn or_zero(mut self, meaning: &'static str) -> Self {
+        assert!(self.min > 0, "0 lies in the range already");
+        self.zero = Some(meaning);
+        self
+    }
+
+    /// Like [`Self::or_zero`], and 0 is the default.
+    const fn off_by_default(key: &'static str, unit: &'static str, meaning: &'static str, min: u64, max: u64) -> Self {
+        let mut limit = Self::new(key, unit, min, min, max).or_zero(meaning);
+        limit.default = 0;
+        limit
+    }
+
+    /// True if an operator may ask for `value`.
+    pub const fn accepts(&self, value: u64) -> bool {
+        (self.min <= value && value <= self.max) || (value == 0 && self.zero.is_some())
+    }
+
+    /// The accepted values in words: `1 to 10000 connections`.
+    pub fn range(&self) -> String {
+        let range = format!("{} to {} {}", self.min, self.max, self.unit);
+        self.zero.map_or_else(|| range.clone(), |meaning| format!("0 ({meaning}) or {range}"))
+    }
+}
+
+const MS: &str = "ms";
+const BYTES: &str = "bytes";
+const CONNECTIONS: &str = "connections";
+const COMMANDS: &str = "commands";
+
+const MINUTE: u64 = 60_000;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+// ---- per cluster ----
+
+/// Upstream connections per server. One CPU core of a server is kept busy by a handful, so ten is plenty for most. MongoDB
+/// reads 0 as "no limit", which is what this program exists to prevent.
+pub const MAX_POOL_SIZE: Limit = Limit::new("max_pool_size", CONNECTIONS, 10, 1, 10_000);
+/// Over all servers of a cluster. None by default: a cluster rarely has more servers than the operator expects.
+pub const MAX_UPSTREAM_CONNECTIONS: Limit =
+    Limit::off_by_default("max_upstream_connections", CONNECTIONS, "none", 1, 100_000);
+/// Kept warm: two, so that the first commands after a quiet time do not wait for a handshake.
+pub const MIN_POOL_SIZE: Limit = Limit::new("min_pool_size", CONNECTIONS, 2, 0, MAX_POOL_SIZE.max);
+/// Connections being established at once: CMAP's default, so that a restart of the server meets no storm.
+pub const MAX_CONNECTING: Limit = Limit::new("max_connecting", CONNECTIONS, 2, 1, 100);
+/// Below the 4 to 10 minutes after which balancers and firewalls forget a silent flow.
+pub const MAX_IDLE_TIME: Limit = Limit::new("max_idle_time_ms", MS, 30_000, 100, DAY).or_zero("never");
+/// Four hours: often enough to follow changed DNS, certificates and balancers, too seldom to be felt.
+pub const MAX_LIFETIME: Limit = Limit::new("max_lifetime_ms", MS, 4 * HOUR, 1_000, 7 * DAY).or_zero("never");
+/// TCP, TLS, hello and authentication together; the drivers' own default.
+pub const CONNECT_TIMEOUT: Limit = Limit::new("connect_timeout_ms", MS, 10_000, 10, 5 * MINUTE);
+/// Longest wait for a connection. Whoever waited longer has mostly been given up by a user already.
+pub const WAIT_QUEUE_TIMEOUT: Limit = Limit::new("wait_queue_timeout_ms", MS, 5_000, 1, 10 * MINUTE);
+/// Waiting commands of a cluster: one each of twice the 2,000 sockets this is built for.
+pub const WAIT_QUEUE_SIZE: Limit = Limit::new("wait_queue_size", COMMANDS, 4_000, 1, 1_000_000);
+/// Longest wait for a suitable server: an election after a crash takes 10 to 12 s, and waiting it out is the point.
+pub const SERVER_SELECTION_TIMEOUT: Limit = Limit::new("server_selection_timeout_ms", MS, 15_000, 1, 10 * MINUTE);
+/// Silence of a server in the middle of a command. Off: a long command is silent, too.
+pub const SOCKET_TIMEOUT: Limit = Limit::off_by_default("socket_timeout_ms", MS, "off", 10, DAY);
+/// Longest run of one command once sent. Off: a server sets no limit either.
+pub const COMMAND_TIMEOUT: Limit = Limit::off_by_default("command_timeout_ms", MS, "off", 10, DAY);
+/// Commands in flight per server. Off: the pool is the limit.
+pub const MAX_IN_FLIGHT: Limit = Limit::off_by_default("max_in_flight", COMMANDS, "off", 1, MAX_POOL_SIZE.max);
+/// The drivers' default; their specification forbids less than half a second.
+pub const HEARTBEAT_FREQUENCY: Limit = Limit::new("heartbeat_frequency_ms", MS, 10_000, 500, 10 * MINUTE);
+/// The drivers' default; at 0 only the fastest server takes reads.
+pub const LOCAL_THRESHOLD: Limit = Limit::new("local_threshold_ms", MS, 15, 0, MINUTE);
+/// A ping now and then over a pooled connection finds what heartbeats, on their own connection, cannot see.
+pub const HEALTH_CHECK: Limit = Limit::new("health_check_ms", MS, 30_000, 100, HOUR);
+/// Failures in a row that trip the breaker: Envoy's and Linkerd's order of magnitude.
+pub const BREAKER_CONSECUTIVE_FAILURES: Limit = Limit::new("breaker.consecutive_failures", "failures", 5, 1, 1_000);
+/// Trips below this share of successes; at 0 never.
+pub const BREAKER_SUCCESS_RATE: Limit = Limit::new("breaker.success_rate_percent", "percent", 50, 0, 100);
+/// A share of fewer outcomes than this says nothing.
+pub const BREAKER_MINIMUM_SAMPLES: Limit = Limit::new("breaker.minimum_samples", "outcomes", 20, 1, 1_000_000);
+/// The window in which successes are counted: long enough for the samples, short enough to notice.
+pub const BREAKER_WINDOW: Limit = Limit::new("breaker.window_ms", MS, 10_000, 100, 10 * MINUTE);
+/// First time open: about as long as a restarted process needs to listen again.
+pub const BREAKER_OPEN_INITIAL: Limit = Limit::new("breaker.open_initial_ms", MS, 1_000, 10, 10 * MINUTE);
+/// Longest time open: a good heartbeat ends it early, so this is for servers that answer heartbeats and nothing else.
+pub const BREAKER_OPEN_MAX: Limit = Limit::new("breaker.open_max_ms", MS, 60_000, 10, HOUR);
+/// Upper bound of the first wait between attempts to connect.
+pub const RECONNECT_INITIAL: Limit = Limit::new("reconnect.initial_ms", MS, 100, 1, MINUTE);
+/// Upper bound of every such wait: what a server that comes back is kept waiting at most.
+pub const RECONNECT_MAX: Limit = Limit::new("reconnect.max_ms", MS, 30_000, 1, HOUR);
+
+/// All limits that each cluster has.
+pub const CLUSTER: &[Limit] = &[
+    MAX_POOL_SIZE,
+    MAX_UPSTREAM_CONNECTIONS,
+    MIN_POOL_SIZE,
+    MAX_CONNECTING,
+    MAX_IDLE_TIME,
+    MAX_LIFETIME,
+    CONNECT_TIMEOUT,
+    WAIT_QUEUE_TIMEOUT,
+    WAIT_QUEUE_SIZE,
+    SERVER_SELECTION_TIMEOUT,
+    SOCKET_TIMEOUT,
+    COMMAND_TIMEOUT,
+    MAX_IN_FLIGHT,
+    HEARTBEAT_FREQUENCY,
+    LOCAL_THRESHOLD,
+    HEALTH_CHECK,
+    BREAKER_CONSECUTIVE_FAILURES,
+    BREAKER_SUCCESS_RATE,
+    BREAKER_MINIMUM_SAMPLES,
+    BREAKER_WINDOW,
+    BREAKER_OPEN_INITIAL,
+    BREAKER_OPEN_MAX,
+    RECONNECT_INITIAL,
+    RECONNECT_MAX,
+];
+
+// ---- of the program ----
+
+/// Client sockets. At 1 to 5 KiB each these are some tens of megabytes; the open-file limit is the other bound.
+pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1_000_000);
+/// Off: drivers keep sockets open on purpose, and an idle one costs a kilobyte.
+pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
+/// From accept to the first whole message; nobody who speaks the protocol waits that long.
+pub const HANDSHAKE_TIMEOUT: Limit = Limit::new("handshake_timeout_ms", MS, 10_000, 100, 10 * MINUTE);
+/// Standstill in the middle of a request or of a reply. It frees memory, not connections: none is held meanwhile.
+pub const CLIENT_STALL_TIMEOUT: Limit = Limit::new("client_stall_timeout_ms", MS, 30_000, 100, HOUR);
+/// The server's own limit; not less than one largest document (16 MiB and 16 KiB) with its message around it.
+pub const MAX_MESSAGE_BYTES: Limit =
+    Limit::new("max_message_bytes", BYTES, 48_000_000, (16 << 20) + (16 << 10) + 1024, 48_000_000);
+/// All buffered messages together. Half of a container's limit if that is less, see [`CONTAINER_SHARE`].
+pub const MEMORY_LIMIT_BYTES: Limit =
+    Limit::new("memory_limit_bytes", BYTES, 512 << 20, MAX_MESSAGE_BYTES.min, 1 << 40);
+/// Pool snapshot to the log, search for stuck pins: out of step with the minute of most cron jobs.
+pub const MONITOR_INTERVAL: Limit = Limit::new("monitor_interval_ms", MS, 45_000, 100, HOUR);
+/// Kubernetes kills 30 s after SIGTERM; the rest is for closing down.
+pub const DRAIN_TIMEOUT: Limit = Limit::new("drain_timeout_ms", MS, 25_000, 0, HOUR);
+/// Quiet for this long means that clients have gone elsewhere; longer than their usual pauses.
+pub const DRAIN_QUIET: Limit = Limit::new("drain_quiet_ms", MS, 5_000, 0, HOUR);
+
+/// All limits that the program has once.
+pub const PROGRAM: &[Limit] = &[
+    MAX_CLIENTS,
+    CLIENT_IDLE_TIMEOUT,
+    HANDSHAKE_TIMEOUT,
+    CLIENT_STALL_TIMEOUT,
+    MAX_MESSAGE_BYTES,
+    MEMORY_LIMIT_BYTES,
+    MONITOR_INTERVAL,
+    DRAIN_TIMEOUT,
+    DRAIN_QUIET,
+];
+
+// ---- fixed ----
+
+/// Stands for "never" where a `Duration` is wanted: no process lives to see it, and added to an `Instant` it cannot
+/// overflow as `Duration::MAX` would.
+pub const NEVER: Duration = Duration::from_millis(10 * 365 * DAY);
+/// The default of `memory_limit_bytes` takes one part in this many of a container's limit; sockets and the rest of
+/// the program live in the other half.
+pub const CONTAINER_SHARE: u64 = 2;
+/// The configuration file and the file of a connection string, bytes: more than anybody writes by hand.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Clusters in one file: each has tasks, listeners and pools of its own.
+pub const MAX_CLUSTERS: usize = 64;
+/// Listeners of one cluster.
+pub const MAX_LISTENERS: usize = 16;
+/// Longest name of a cluster, bytes: it is part of log lines and metric labels.
+pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
+/// Open files beside client and upstream sockets: listeners, admin port, monitors, epoll, standard streams.
+pub const OPEN_FILES_RESERVE: u64 = 128;
+/// Servers assumed per cluster when open files are reckoned before any server is known: the usual replica set.
+pub const ASSUMED_SERVERS: u64 = 3;
+/// Connections that monitoring may add per server: heartbeats and round-trip times.
+pub const MONITORING_CONNECTIONS: u32 = 2;
+/// A connection closed in the middle of a command counts this long, so that a hanging server does not collect them.
+pub const CLOSED_MID_COMMAND_GRACE: Duration = Duration::from_secs(1);
+/// `max_lifetime_ms` varies by this, so that connections opened together are not refreshed together.
+pub const LIFETIME_JITTER_PERCENT: u32 = 10;
+/// Commands a half-open breaker admits at once.
+pub const BREAKER_PROBES: u32 = 1;
+/// Re-sends by the proxy, as a share of its traffic: an outage must not double the load.
+pub const RETRY_BUDGET_PERCENT: u32 = 10;
+/// Re-sends per second that are free, which keeps the budget useful at low traffic.
+pub const RETRY_BUDGET_FLOOR_PER_SECOND: u32 = 10;
+/// Open cursors remembered per cluster, some 100 bytes each. The server would run out of memory before.
+pub const MAX_CURSOR_PINS: usize = 100_000;
+/// Open transactions remembered per cluster. Each lives 60 s at most on the server.
+pub const MAX_TRANSACTION_PINS: usize = 10_000;
+/// A cursor is forgotten after this long without use: the server's `cursorTimeoutMillis` and a margin.
+pub const CURSOR_PIN_EXPIRY: Duration = Duration::from_secs(660);
+/// One read buffer per thread, shared by all sockets, bytes: idle clients hold none.
+pub const SCRATCH_BUFFER_BYTES: usize = 64 << 10;
+/// What an upstream connection keeps of its reply buffer between commands, bytes; larger ones are given back.
+pub const CONNECTION_BUFFER_BYTES: usize = 32 << 10;
+
+// ---- what depends on what ----
+
+const _: () = {
+    assert!(MIN_POOL_SIZE.default <= MAX_POOL_SIZE.default);
+    assert!(MIN_POOL_SIZE.max <= MAX_POOL_SIZE.max);
+    assert!(MAX_IN_FLIGHT.max <= MAX_POOL_SIZE.max);
+    assert!(MAX_POOL_SIZE.max <= MAX_UPSTREAM_CONNECTIONS.max);
+    assert!(MAX_UPSTREAM_CONNECTIONS.max <= u32::MAX as u64, "connections are counted in u32");
+    assert!(BREAKER_OPEN_INITIAL.default <= BREAKER_OPEN_MAX.default);
+    assert!(RECONNECT_INITIAL.default <= RECONNECT_MAX.default);
+    assert!(DRAIN_QUIET.default <= DRAIN_TIMEOUT.default);
+    assert!(DRAIN_TIMEOUT.default < 30_000, "Kubernetes kills after 30 s");
+    assert!(SERVER_SELECTION_TIMEOUT.default > 12_000, "an election takes up to 12 s");
+    assert!(MAX_IDLE_TIME.default < 4 * MINUTE, "balancers drop idle flows after 4 minutes");
+    assert!(MAX_IDLE_TIME.default <= MAX_LIFETIME.default);
+    assert!(MAX_MESSAGE_BYTES.max <= i32::MAX as u64, "a message carries its length as an i32");
+    assert!(MAX_MESSAGE_BYTES.default <= MEMORY_LIMIT_BYTES.default, "one message must fit");
+    assert!(CONNECTION_BUFFER_BYTES <= SCRATCH_BUFFER_BYTES);
+    assert!(NEVER.as_millis() > MAX_LIFETIME.max as u128);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_unique_and_end_in_the_unit_of_their_value() {
+        let mut keys: Vec<&str> = CLUSTER.iter().chain(PROGRAM).map(|limit| limit.key).collect();
+        keys.sort_unstable();
+        let count = keys.len();
+        keys.dedup();
+        assert_eq!(keys.len(), count);
+        for limit in CLUSTER.iter().chain(PROGRAM) {
+            assert_eq!(limit.key.ends_with("_ms"), limit.unit == MS, "{}", limit.key);
+            assert_eq!(limit.key.ends_with("_bytes"), limit.unit == BYTES, "{}", limit.key);
+            assert!(limit.accepts(limit.default), "{}", limit.key);
+        }
+    }
+
+    #[test]
+    fn a_range_accepts_its_ends_and_zero_only_with_a_meaning() {
+        assert!(!MAX_POOL_SIZE.accepts(0) && MAX_POOL_SIZE.accepts(1) && MAX_POOL_SIZE.accepts(10_000));
+        assert!(!MAX_POOL_SIZE.accepts(10_001));
+        assert!(SOCKET_TIMEOUT.accepts(0) && !SOCKET_TIMEOUT.accepts(9) && SOCKET_TIMEOUT.accepts(10));
+        assert_eq!(MAX_POOL_SIZE.range(), "1 to 10000 connections");
+        assert_eq!(SOCKET_TIMEOUT.range(), "0 (off) or 10 to 86400000 ms");
+    }
+}
