@@ -2,8 +2,8 @@
 //!
 //! [`Sources`] are gathered first (`system.rs`: files, the container's limits). Then [`Config::load`] reads the file
 //! (`file.rs`), lays connection string over file over profile (`profile.rs`) over defaults (`limits.rs`), all in
-//! `layers.rs`, and checks what depends on each other (`build.rs`), without any I/O. Mistakes are collected, so that all are
-//! told at once.
+//! `layers.rs`, and checks what depends on each other (`build.rs`), without any I/O. Mistakes are collected, so that
+//! all are told at once.
 
 pub mod address;
 mod build;
@@ -164,8 +164,8 @@ impl Config {
     /// Makes a configuration of everything that was said, and of defaults where nothing was.
     ///
     /// # Errors
-    /// Every mistake there is, each with its place, key, what was found and what is valid. Only a text that cannot be read
-    /// at all, such as a file that is no TOML, hides others: those that depend on what it would have said.
+    /// Every mistake there is, each with its place, key, what was found and what is valid. Only a text that cannot be
+    /// read at all, such as a file that is no TOML, hides others: those that depend on what it would have said.
     pub fn load(sources: &Sources) -> Result<(Self, Vec<Warning>), ConfigErrors> {
         let mut errors = Vec::new();
         let file = match &sources.file {

@@ -121,7 +121,8 @@ impl Builder<'_> {
         for address in listen.value.iter().filter(|address| !allowed && !address.is_loopback()) {
             self.errors.push(listen.error(format!(
                 "found `{address}`, which other machines may reach, while clients need no password (auth = \"none\"): \
-                 expected a loopback address, a unix socket, or allow_unauthenticated_clients = true"
+                 expected a loopback address, a unix socket, or allow_unauthenticated_clients = true \
+                 (--allow-unauthenticated-clients)"
             )));
         }
         listen
@@ -208,7 +209,8 @@ impl Builder<'_> {
         values
     }
 
-    /// The value of `low`, which must not be above that of `high`. Asked for, it is a mistake there; otherwise it is lowered.
+    /// The value of `low`, which must not be above that of `high`. Asked for, it is a mistake there; otherwise it is
+    /// lowered.
     fn below(&mut self, layers: &Layers<'_>, low: &Limit, high: &Limit) -> u64 {
         let (value, bound) = (layers.value(low), layers.value(high));
         match layers.asked(low) {
@@ -283,7 +285,8 @@ impl Builder<'_> {
         })
     }
 
-    /// One message must fit into the memory of all. The rule of [`Self::below`], but the limit may come from the container.
+    /// One message must fit into the memory of all. The rule of [`Self::below`], but the limit may come from the
+    /// container.
     fn max_message(&mut self, layers: &Layers<'_>, memory_limit: u64) -> u64 {
         let limit = &limits::MAX_MESSAGE_BYTES;
         let value = layers.value(limit);

@@ -1,9 +1,9 @@
 //! Every bound of the program: default, unit, range, reason.
 //!
-//! The first half are the bounds an operator can set, as [`Limit`]s under the key they have in the file; [`CLUSTER`] and
-//! [`PROGRAM`] list them, so that reading, checking and suggesting keys all follow from this one table. The second
-//! half is fixed. What depends on something else is tied to it by a const assertion at the end. How values of several
-//! sources are merged is not here but in `build.rs`.
+//! The first half are the bounds an operator can set, as [`Limit`]s under the key they have in the file; [`CLUSTER`]
+//! and [`PROGRAM`] list them, so that reading, checking and suggesting keys all follow from this one table. The
+//! second half is fixed. What depends on something else is tied to it by a const assertion at the end. How values of
+//! several sources are merged is not here but in `layers.rs`.
 
 use std::time::Duration;
 
@@ -67,8 +67,8 @@ const DAY: u64 = 24 * HOUR;
 
 // ---- per cluster ----
 
-/// Upstream connections per server. One CPU core of a server is kept busy by a handful, so ten is plenty for most. MongoDB
-/// reads 0 as "no limit", which is what this program exists to prevent.
+/// Upstream connections per server. One CPU core of a server is kept busy by a handful, so ten is plenty for most.
+/// MongoDB reads 0 as "no limit", which is what this program exists to prevent.
 pub const MAX_POOL_SIZE: Limit = Limit::new("max_pool_size", CONNECTIONS, 10, 1, 10_000);
 /// Over all servers of a cluster. None by default: a cluster rarely has more servers than the operator expects.
 pub const MAX_UPSTREAM_CONNECTIONS: Limit =

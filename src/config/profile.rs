@@ -1,5 +1,5 @@
-//! Profiles: named starting points for the size of the proxy's surroundings. A profile sets some limits; every other source
-//! of configuration beats it, the defaults apart.
+//! Profiles: named starting points for the size of the proxy's surroundings. A profile sets some limits; every other
+//! source of configuration beats it, the defaults apart.
 
 use std::fmt;
 use std::str::FromStr;
