@@ -1,5 +1,5 @@
-//! The closed sets that metric labels come from. What a client sends never becomes a label: a command of unknown name is
-//! `other`.
+//! The closed sets that metric labels come from. What a client sends never becomes a label: a command of unknown name
+//! is `other`.
 
 /// A label of a metric: an enum whose every value is known beforehand.
 pub trait Label: Copy + 'static {
@@ -81,8 +81,8 @@ labels! {
         Other = "other",
     }
 
-    /// How a command ended: with a good reply, with an error from upstream, with an error of ours and nothing sent, or with
-    /// nobody left to tell.
+    /// How a command ended: with a good reply, with an error from upstream, with an error of ours and nothing sent,
+    /// or with nobody left to tell.
     "outcome": Outcome {
         Completed = "completed",
         Failed = "failed",
@@ -110,7 +110,8 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy` is a decision of ours that none of the others names, such as an operator's kill.
+    /// Why a client's socket was closed. `proxy` is a decision of ours that none of the others names, such as an
+    /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
         Idle = "idle",
@@ -214,6 +215,38 @@ mod tests {
         check::<ClientClosed>();
         check::<ConnectionState>();
         check::<ServerState>();
+    }
+
+    #[test]
+    fn the_sets_are_the_documented_ones() {
+        fn texts<L: Label>() -> String {
+            let texts: Vec<&str> = L::ALL.iter().map(|label| label.as_str()).collect();
+            format!("{}: {}", L::NAME, texts.join(" "))
+        }
+        assert_eq!(
+            texts::<CommandLabel>(),
+            "command: find insert update delete aggregate count distinct findAndModify getMore killCursors commitTransaction \
+             abortTransaction bulkWrite hello ping buildInfo endSessions listCollections listIndexes listDatabases \
+             createIndexes create drop explain sasl other"
+        );
+        assert_eq!(texts::<Outcome>(), "outcome: completed failed refused abandoned");
+        assert_eq!(texts::<Lane>(), "lane: transaction regular await background");
+        assert_eq!(texts::<Side>(), "side: client upstream");
+        assert_eq!(texts::<ClientState>(), "state: active idle");
+        assert_eq!(
+            texts::<ClientClosed>(),
+            "reason: client_left idle stalled handshake_timeout protocol_error drain proxy"
+        );
+        assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
+        assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime");
+        assert_eq!(texts::<ShedReason>(), "reason: queue_full queue_timeout memory unacknowledged");
+        assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
+        assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
+        assert_eq!(texts::<BreakerLabel>(), "to: closed half_open open");
+        assert_eq!(
+            texts::<ServerState>(),
+            "state: unknown standalone mongos primary secondary arbiter other ghost load_balancer"
+        );
     }
 
     #[test]

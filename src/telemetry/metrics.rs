@@ -26,10 +26,11 @@ use super::labels::{
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
 pub const PREFIX: &str = "mongomux";
 
-/// From a point read in memory (100 µs) to a report that runs for a minute; beyond it, how long does not matter. Steps of
-/// three keep 26 commands at 12 buckets each.
+/// From a point read in memory (100 µs) to a report that runs for a minute; beyond it, how long does not matter.
+/// Steps of three keep 26 commands at 12 buckets each.
 const COMMAND_BUCKETS: &[f64] = &[0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0];
-/// Our own share of a command: some 5 µs of work when nothing is wrong; what reaches milliseconds is a fault to look for.
+/// Our own share of a command: some 5 µs of work when nothing is wrong; what reaches milliseconds is a fault to look
+/// for.
 const OVERHEAD_BUCKETS: &[f64] =
     &[0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.005, 0.025, 0.1, 1.0];
 /// Waits: the defaults end at 5 s for a connection and 15 s for a server, so 20 s for both.
@@ -161,8 +162,8 @@ impl Metrics {
         })
     }
 
-    /// The metrics of the server labelled `server` (`host:port`), at 0 if it is new. They leave `/metrics` with the last
-    /// holder, so the topology keeps them as long as it knows the server.
+    /// The metrics of the server labelled `server` (`host:port`), at 0 if it is new. They leave `/metrics` with the
+    /// last holder, so the topology keeps them as long as it knows the server.
     pub fn server(&self, server: &str) -> Arc<ServerMetrics> {
         self.servers.metrics_of(server)
     }
