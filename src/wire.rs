@@ -10,9 +10,12 @@ pub mod document;
 pub mod encode;
 pub mod frame;
 pub mod header;
+pub mod legacy;
+pub mod op_compressed;
 pub mod op_msg;
 
 pub use document::{Element, Elements, MalformedDocument};
 pub use frame::{Frame, FrameError};
 pub use header::{HEADER_LEN, MessageHeader, OpCode};
+pub use op_compressed::{Compressor, DecompressError};
 pub use op_msg::{OpMsg, OpMsgError};

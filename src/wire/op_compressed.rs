@@ -1,0 +1,334 @@
+//! OP_COMPRESSED: another message inside, compressed. Inflation is bounded before and while it happens.
+//!
+//! Which compressor a peer may use is negotiated in `hello`; as the server does, every known one is accepted here
+//! whether it was negotiated or not. Charging the inflated bytes to a memory limit is the caller's
+//! ([`inflated_bytes`]).
+
+use bytes::{BufMut, BytesMut};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+
+use super::frame::{Frame, FrameError};
+use super::header::{HEADER_LEN, OpCode, split_i32};
+
+/// Bytes between the header of an OP_COMPRESSED and the compressed ones: opcode, size, compressor.
+const PREFIX_LEN: usize = 9;
+
+/// The level at which the server's own zlib runs, and the default of drivers.
+const ZLIB_LEVEL: u32 = 6;
+
+/// How the bytes of a message are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compressor {
+    /// Raw block format, not framed.
+    Snappy,
+    /// RFC 1950.
+    Zlib,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Compressor {
+    /// All of them, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Snappy, Self::Zlib, Self::Zstd];
+
+    /// Reads the id in a message. `None` for the reserved ids and for 0, which means "not compressed" and which the
+    /// server refuses, too.
+    pub fn from_id(id: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|compressor| compressor.id() == id)
+    }
+
+    /// The id in a message.
+    pub fn id(self) -> u8 {
+        match self {
+            Self::Snappy => 1,
+            Self::Zlib => 2,
+            Self::Zstd => 3,
+        }
+    }
+
+    /// Reads the name in `hello` and in connection strings.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|compressor| compressor.name() == name)
+    }
+
+    /// The name in `hello` and in connection strings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Snappy => "snappy",
+            Self::Zlib => "zlib",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// Why an OP_COMPRESSED cannot be opened. The sender is at fault and its connection is closed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecompressError {
+    /// Opcode, size or compressor are missing.
+    #[error("the compressed message ends before its data")]
+    Truncated,
+    /// An id that is reserved, or 0.
+    #[error("compressor id {0} is not supported")]
+    Compressor(u8),
+    /// A compressed message in a compressed message.
+    #[error("a compressed message is compressed once more")]
+    Nested,
+    /// The size is negative, or the message would be over the limit.
+    #[error("uncompressed size {found} is outside 0 to {limit}")]
+    Size {
+        /// What the message says.
+        found: i32,
+        /// The largest size that is allowed, bytes.
+        limit: usize,
+    },
+    /// The data is damaged, or it inflates to another size than the message says.
+    #[error("the compressed data is damaged or does not inflate to {0} bytes")]
+    Data(usize),
+}
+
+/// What stands before the compressed bytes, checked.
+struct Prefix {
+    op_code: OpCode,
+    uncompressed: usize,
+    compressor: Compressor,
+}
+
+/// Bytes of the message inside `frame`, header included: what opening it will take from memory.
+///
+/// # Errors
+/// As [`decompress`], without looking at the data.
+pub fn inflated_bytes(frame: &Frame, max_message_bytes: usize) -> Result<usize, DecompressError> {
+    let (prefix, _) = read_prefix(frame.body(), max_message_bytes)?;
+    Ok(HEADER_LEN.saturating_add(prefix.uncompressed))
+}
+
+/// Opens an OP_COMPRESSED: the message inside, with the ids of the outer one, and the compressor for the reply.
+///
+/// # Errors
+/// [`DecompressError`]; nothing larger than `max_message_bytes` is ever inflated.
+pub fn decompress(frame: &Frame, max_message_bytes: usize) -> Result<(Frame, Compressor), DecompressError> {
+    let (prefix, data) = read_prefix(frame.body(), max_message_bytes)?;
+    let failed = || DecompressError::Data(prefix.uncompressed);
+    // The buffer is as long as the data may become: that is the bound while inflating. Its pages come zeroed from the
+    // system and take memory only as they are written, so that a false size costs nothing.
+    let mut message = BytesMut::zeroed(HEADER_LEN.saturating_add(prefix.uncompressed));
+    let header = frame.header();
+    write_header(&mut message, header.request_id, header.response_to, prefix.op_code).ok_or_else(failed)?;
+    let output = message.get_mut(HEADER_LEN..).ok_or_else(failed)?;
+    if inflate(prefix.compressor, data, output) != Some(prefix.uncompressed) {
+        return Err(failed());
+    }
+    match Frame::decode(&mut message, max_message_bytes) {
+        Ok(Some(inner)) => Ok((inner, prefix.compressor)),
+        Ok(None) | Err(FrameError::Length { .. }) => Err(failed()),
+    }
+}
+
+/// Wraps a whole message into an OP_COMPRESSED with the same ids. What cannot be wrapped within `max_message_bytes`
+/// comes back as it is, since an uncompressed reply is always legal.
+pub fn compress(message: &[u8], compressor: Compressor, max_message_bytes: usize) -> BytesMut {
+    wrap(message, compressor).filter(|wrapped| wrapped.len() <= max_message_bytes).unwrap_or_else(|| message.into())
+}
+
+fn wrap(message: &[u8], compressor: Compressor) -> Option<BytesMut> {
+    let (header, body) = message.split_at_checked(HEADER_LEN)?;
+    let (_, ids) = split_i32(header)?;
+    let (request_id, ids) = split_i32(ids)?;
+    let (response_to, op_code) = split_i32(ids)?;
+    let (op_code, _) = split_i32(op_code)?;
+    let data = deflate(compressor, body)?;
+    let length = HEADER_LEN.checked_add(PREFIX_LEN)?.checked_add(data.len())?;
+    let mut wrapped = BytesMut::with_capacity(length);
+    wrapped.put_bytes(0, HEADER_LEN);
+    wrapped.put_i32_le(op_code);
+    wrapped.put_i32_le(i32::try_from(body.len()).ok()?);
+    wrapped.put_u8(compressor.id());
+    wrapped.put_slice(&data);
+    write_header(&mut wrapped, request_id, response_to, OpCode::Compressed)?;
+    Some(wrapped)
+}
+
+fn read_prefix(body: &[u8], max_message_bytes: usize) -> Result<(Prefix, &[u8]), DecompressError> {
+    let (op_code, rest) = split_i32(body).ok_or(DecompressError::Truncated)?;
+    let (size, rest) = split_i32(rest).ok_or(DecompressError::Truncated)?;
+    let (id, data) = rest.split_first().ok_or(DecompressError::Truncated)?;
+    let compressor = Compressor::from_id(*id).ok_or(DecompressError::Compressor(*id))?;
+    let op_code = OpCode::from_wire(op_code);
+    if op_code == OpCode::Compressed {
+        return Err(DecompressError::Nested);
+    }
+    let limit = max_message_bytes.saturating_sub(HEADER_LEN);
+    match usize::try_from(size) {
+        Ok(uncompressed) if uncompressed <= limit => Ok((Prefix { op_code, uncompressed, compressor }, data)),
+        _ => Err(DecompressError::Size { found: size, limit }),
+    }
+}
+
+/// Writes the header at the start of a message that is complete but for it.
+fn write_header(message: &mut BytesMut, request_id: i32, response_to: i32, op_code: OpCode) -> Option<()> {
+    let length = i32::try_from(message.len()).ok()?;
+    let mut place = message.get_mut(..HEADER_LEN)?;
+    [length, request_id, response_to, op_code.to_wire()].into_iter().for_each(|number| place.put_i32_le(number));
+    Some(())
+}
+
+/// How many bytes `data` inflates to; `None` when it is damaged or does not fit into `output`.
+fn inflate(compressor: Compressor, data: &[u8], output: &mut [u8]) -> Option<usize> {
+    match compressor {
+        Compressor::Snappy => snap::raw::Decoder::new().decompress(data, output).ok(),
+        Compressor::Zlib => {
+            let mut zlib = Decompress::new(true);
+            let status = zlib.decompress(data, output, FlushDecompress::Finish).ok()?;
+            if status == Status::StreamEnd { usize::try_from(zlib.total_out()).ok() } else { None }
+        }
+        Compressor::Zstd => zstd::bulk::Decompressor::new().ok()?.decompress_to_buffer(data, output).ok(),
+    }
+}
+
+fn deflate(compressor: Compressor, body: &[u8]) -> Option<Vec<u8>> {
+    match compressor {
+        Compressor::Snappy => snap::raw::Encoder::new().compress_vec(body).ok(),
+        Compressor::Zlib => {
+            // Incompressible input grows by five bytes per 16 KiB at most; `compress_vec` fills what is reserved.
+            let bound = body.len().checked_add(body.len().checked_div(1024)?)?.checked_add(64)?;
+            let mut data = Vec::with_capacity(bound);
+            let mut zlib = Compress::new(Compression::new(ZLIB_LEVEL), true);
+            let status = zlib.compress_vec(body, &mut data, FlushCompress::Finish).ok()?;
+            (status == Status::StreamEnd).then_some(data)
+        }
+        Compressor::Zstd => zstd::bulk::compress(body, zstd::DEFAULT_COMPRESSION_LEVEL).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 48_000_000;
+
+    fn bodies() -> Vec<Vec<u8>> {
+        let mut noise = 1_u32;
+        let mut random = || {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            noise.to_be_bytes()[0]
+        };
+        vec![vec![], vec![7], vec![0; 100_000], b"mongomux ".repeat(50), (0..300_000).map(|_| random()).collect()]
+    }
+
+    fn open(message: BytesMut) -> Result<(Frame, Compressor), DecompressError> {
+        let frame = Frame::copy_from(&message, LIMIT).unwrap().unwrap();
+        assert_eq!(frame.header().op_code, OpCode::Compressed);
+        decompress(&frame, LIMIT)
+    }
+
+    /// An OP_COMPRESSED by hand.
+    fn sealed(op_code: i32, size: i32, id: u8, data: &[u8]) -> Frame {
+        let mut body = [op_code.to_le_bytes(), size.to_le_bytes()].concat();
+        body.push(id);
+        body.extend_from_slice(data);
+        Frame::build(1, 0, OpCode::Compressed, &body)
+    }
+
+    #[test]
+    fn ids_and_names_survive_the_round_trip() {
+        for compressor in Compressor::ALL {
+            assert_eq!(Compressor::from_id(compressor.id()), Some(compressor));
+            assert_eq!(Compressor::from_name(compressor.name()), Some(compressor));
+        }
+        assert!([0, 4, 7, 255].into_iter().all(|id| Compressor::from_id(id).is_none()));
+        assert_eq!(Compressor::from_name("noop"), None);
+    }
+
+    #[test]
+    fn every_message_comes_out_as_it_went_in() {
+        for compressor in Compressor::ALL {
+            for body in bodies() {
+                let message = Frame::build(3, 4, OpCode::Msg, &body);
+                let wrapped = compress(message.bytes(), compressor, LIMIT);
+                let frame = Frame::copy_from(&wrapped, LIMIT).unwrap().unwrap();
+                assert_eq!((frame.header().request_id, frame.header().response_to), (3, 4));
+                assert_eq!(inflated_bytes(&frame, LIMIT), Ok(message.bytes().len()));
+                let (inner, used) = open(wrapped).unwrap();
+                assert_eq!((inner.bytes(), used), (message.bytes(), compressor));
+                assert_eq!(inner.header(), message.header());
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_wrapped_stays_as_it_is() {
+        let message = Frame::build(3, 4, OpCode::Msg, b"short");
+        for compressor in Compressor::ALL {
+            assert_eq!(compress(message.bytes(), compressor, message.bytes().len()), message.bytes());
+            assert_eq!(compress(b"no header", compressor, LIMIT), b"no header"[..]);
+        }
+    }
+
+    #[test]
+    fn a_wrong_size_is_refused_in_both_directions() {
+        for compressor in Compressor::ALL {
+            for body in bodies() {
+                let data = deflate(compressor, &body).unwrap();
+                let size = i32::try_from(body.len()).unwrap();
+                for wrong in [size - 1, size + 1, size * 2 + 100].into_iter().filter(|wrong| *wrong >= 0) {
+                    let error = decompress(&sealed(2013, wrong, compressor.id(), &data), LIMIT).unwrap_err();
+                    assert_eq!(error, DecompressError::Data(usize::try_from(wrong).unwrap()), "{compressor:?} {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bombs_end_at_the_limit() {
+        let limit = 1_000_000;
+        for compressor in Compressor::ALL {
+            let data = deflate(compressor, &vec![0; 20_000_000]).unwrap();
+            let honest = decompress(&sealed(2013, 20_000_000, compressor.id(), &data), limit).unwrap_err();
+            assert_eq!(honest, DecompressError::Size { found: 20_000_000, limit: limit - 16 });
+            let lying = decompress(&sealed(2013, 999_984, compressor.id(), &data), limit).unwrap_err();
+            assert_eq!(lying, DecompressError::Data(999_984));
+            let exact = deflate(compressor, &vec![0; limit - 16]).unwrap();
+            decompress(&sealed(2013, 999_984, compressor.id(), &exact), limit).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_inside_is_refused() {
+        let data = deflate(Compressor::Snappy, b"body").unwrap();
+        assert_eq!(decompress(&sealed(2012, 4, 1, &data), LIMIT).unwrap_err(), DecompressError::Nested);
+        for id in [0, 4, 7, 255] {
+            assert_eq!(decompress(&sealed(2013, 4, id, b"body"), LIMIT).unwrap_err(), DecompressError::Compressor(id));
+        }
+        for size in [-1, i32::MIN, 48_000_000, 47_999_985, i32::MAX] {
+            let error = decompress(&sealed(2013, size, 1, &data), LIMIT).unwrap_err();
+            assert_eq!(error, DecompressError::Size { found: size, limit: 47_999_984 });
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_an_error() {
+        for compressor in Compressor::ALL {
+            let whole = compress(Frame::build(1, 0, OpCode::Msg, &bodies()[3]).bytes(), compressor, LIMIT);
+            for length in 16..whole.len() {
+                let cut = Frame::build(1, 0, OpCode::Compressed, &whole[16..length]);
+                assert!(decompress(&cut, LIMIT).is_err(), "{compressor:?} cut at {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_damaged_byte_causes_a_panic() {
+        for compressor in Compressor::ALL {
+            let whole = compress(Frame::build(1, 0, OpCode::Msg, &bodies()[3]).bytes(), compressor, LIMIT);
+            for position in 16..whole.len() {
+                for damage in [1, 0x80, 0xFF] {
+                    let mut body = whole[16..].to_vec();
+                    body[position - 16] ^= damage;
+                    if let Ok((inner, _)) = decompress(&Frame::build(1, 0, OpCode::Compressed, &body), LIMIT) {
+                        assert_eq!(inner.bytes().len(), inner.header().length);
+                    }
+                }
+            }
+        }
+    }
+}
