@@ -2,8 +2,12 @@
 //!
 //! Everything here is pure: documents in, documents out. Which of them is sent when is the client session's business.
 
+pub mod cloak;
 pub mod errors;
+pub mod facts;
 pub mod matrix;
 
+pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
+pub use facts::ReplyFacts;
 pub use matrix::{OperationKind, Situation, answer};
