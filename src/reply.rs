@@ -5,9 +5,14 @@
 pub mod cloak;
 pub mod errors;
 pub mod facts;
+pub mod hello;
+pub mod local;
 pub mod matrix;
+pub mod metadata;
 
 pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
 pub use facts::ReplyFacts;
+pub use hello::{ClientState, Compressors, Facts, Shown, hello};
 pub use matrix::{OperationKind, Situation, answer};
+pub use metadata::{ClientMetadata, MetadataPool};
