@@ -1,0 +1,95 @@
+//! What the integration tests share: deployments, clients and fail points.
+//!
+//! A missing `mongod` is a failure that says what to do, never a test that skips.
+#![allow(unreachable_pub, reason = "a module of each test program, written like a library")]
+#![allow(dead_code, reason = "every test file uses its own part of this one")]
+
+use bson::{Bson, Document, doc};
+use mongomux::config::Address;
+use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::mongod::{Mongod, MongodError};
+use mongomux::sandbox::wire_client::WireClient;
+
+/// A standalone with test commands.
+pub async fn standalone() -> Deployment {
+    Deployment::standalone().await.unwrap_or_else(no_deployment)
+}
+
+/// A replica set of `members` with test commands and quick elections, all members in step.
+pub async fn replica_set(members: usize) -> Deployment {
+    Deployment::replica_set(members).await.unwrap_or_else(no_deployment)
+}
+
+/// The loud end of a test without a server.
+#[track_caller]
+pub fn no_deployment(error: MongodError) -> Deployment {
+    panic!("this test needs a real MongoDB and could not start one: {error}")
+}
+
+/// A socket straight to a server, after hello as `mongomux test`.
+pub async fn client(server: &Mongod) -> WireClient {
+    connect(&server.address()).await
+}
+
+/// A socket to a server or a proxy, after hello as `mongomux test`.
+pub async fn connect(address: &Address) -> WireClient {
+    WireClient::connect_as(address, "mongomux test")
+        .await
+        .unwrap_or_else(|error| panic!("no client at {address}: {error}"))
+}
+
+/// The documents of the first batch of a cursor's reply.
+#[track_caller]
+pub fn first_batch(reply: &Document) -> Vec<Document> {
+    batch(reply, "firstBatch")
+}
+
+/// The documents of a later batch.
+#[track_caller]
+pub fn next_batch(reply: &Document) -> Vec<Document> {
+    batch(reply, "nextBatch")
+}
+
+#[track_caller]
+fn batch(reply: &Document, name: &str) -> Vec<Document> {
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array(name));
+    let batch = batch.unwrap_or_else(|error| panic!("no {name} in {reply}: {error}"));
+    batch.iter().filter_map(Bson::as_document).cloned().collect()
+}
+
+/// Sets the `failCommand` fail point on a direct connection for the next `times` matching commands (0: until
+/// [`fail_nothing`]). `data` as the server takes it: `failCommands`, `errorCode`, `closeConnection`, `blockConnection`,
+/// `blockTimeMS`, `appName`, `errorLabels`, `writeConcernError`.
+pub async fn fail_command(server: &Mongod, times: i32, data: Document) {
+    let mode = if times == 0 { Bson::from("alwaysOn") } else { Bson::from(doc! { "times": times }) };
+    fail_point(server, "failCommand", mode, data).await;
+}
+
+/// Ends what [`fail_command`] began.
+pub async fn fail_nothing(server: &Mongod) {
+    fail_point(server, "failCommand", Bson::from("off"), doc! {}).await;
+}
+
+/// Sets any fail point on a direct connection.
+pub async fn fail_point(server: &Mongod, name: &str, mode: Bson, data: Document) {
+    let command = doc! { "configureFailPoint": name, "mode": mode, "data": data };
+    client(server).await.command("admin", command).await.unwrap_or_else(|error| panic!("fail point {name}: {error}"));
+}
+
+/// Makes the first user, a root, of a deployment that requires authentication.
+pub async fn first_user(deployment: &Deployment, name: &str, password: &str) {
+    let primary = deployment.await_primary().await.expect("a primary");
+    let command = doc! { "createUser": name, "pwd": password, "roles": ["root"] };
+    let mut client = client(&deployment.members()[primary]).await;
+    client.command("admin", command).await.unwrap_or_else(|error| panic!("first user: {error}"));
+}
+
+/// Open connections of `application` as the server counts them.
+pub async fn connections(server: &Mongod, application: &str) -> usize {
+    mongomux::sandbox::census::take(&mut client(server).await)
+        .await
+        .unwrap_or_else(|error| panic!("census: {error}"))
+        .get(application)
+        .copied()
+        .unwrap_or(0)
+}
