@@ -3,8 +3,10 @@
 mod support;
 
 use bson::doc;
+use futures_util::FutureExt;
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
 use mongomux::sandbox::mongod::{Mongod, MongodError, MongodOptions};
+use mongomux::sandbox::wire_client::{Request, WireClient};
 use tokio::time::{Duration, timeout};
 
 fn runs(pid: u32) -> bool {
@@ -78,8 +80,7 @@ async fn a_paused_server_hangs_and_goes_on() {
     let [server] = deployment.members() else { panic!("one server") };
     let mut client = support::client(server).await;
     server.pause().await.unwrap();
-    let request = mongomux::sandbox::wire_client::Request::new("admin", doc! { "ping": 1 });
-    let id = client.send(&request).await.unwrap();
+    let id = client.send(&Request::new("admin", doc! { "ping": 1 })).await.unwrap();
     assert!(timeout(Duration::from_millis(200), client.receive(id)).await.is_err());
     server.resume().unwrap();
     client.receive(id).await.unwrap();
@@ -96,6 +97,23 @@ async fn fail_points_work_and_are_counted() {
     let find = doc! { "find": "c" };
     assert_eq!(client.command("test", find.clone()).await.unwrap_err().code(), Some(11602));
     client.command("test", find).await.unwrap();
+}
+
+#[tokio::test]
+async fn connections_are_counted_by_application_busy_ones_once() {
+    let deployment = support::standalone().await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let address = server.address();
+    let open = |application| WireClient::connect_as(&address, application).map(Result::unwrap);
+    let mut data = [open("mongomux").await, open("mongomux").await, open("mongomux").await];
+    let _monitor = open("mongomux monitor").await;
+    // One of them waits inside a command.
+    support::fail_command(server, 1, doc! { "failCommands": ["find"], "blockConnection": true, "blockTimeMS": 60_000 })
+        .await;
+    data[0].send(&Request::new("test", doc! { "find": "c" })).await.unwrap();
+    assert_eq!(support::connections(server, "mongomux").await, 3);
+    assert_eq!(support::connections(server, "mongomux monitor").await, 1);
+    assert_eq!(support::connections(server, "mongo").await, 0);
 }
 
 #[tokio::test]
