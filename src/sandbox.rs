@@ -161,6 +161,9 @@ where
     let start = async {
         let deployment = DeploymentOptions { mongod: options.mongod.clone(), members, ..DeploymentOptions::default() };
         let deployment = Deployment::start(deployment).await?;
+        let primary = &deployment.members()[deployment.await_primary().await?];
+        let prepared = worker::prepare(&primary.address()).await;
+        prepared.map_err(|source| MongodError::Command { what: "create the collection", source })?;
         let proxy = start_proxy(deployment.uri()).await.map_err(|error| SandboxError::Proxy(error.into()))?;
         Ok::<_, SandboxError>((deployment, proxy))
     };

@@ -40,6 +40,11 @@ async fn three_members_elect_replicate_and_fail_over() {
     let insert = doc! { "insert": "c", "documents": [{ "_id": 1 }], "writeConcern": { "w": 3, "wtimeout": 10_000 } };
     assert_eq!(client.command("test", insert).await.unwrap().get_i32("n").unwrap(), 1);
 
+    for member in deployment.members() {
+        let _open = WireClient::connect_as(&member.address(), "mongomux").await.unwrap();
+        assert_eq!(support::connections(member, "mongomux").await, 1, "counted on secondaries, too");
+    }
+
     deployment.member(primary).kill().await.unwrap();
     let next = deployment.await_primary().await.unwrap();
     assert_ne!(next, primary);

@@ -42,6 +42,8 @@ pub async fn take(client: &mut WireClient) -> Result<BTreeMap<String, usize>, Wi
             { "$project": { "count": { "$size": "$connections" } } },
         ],
         "cursor": { "batchSize": BATCH },
+        // Secondaries count, too.
+        "$readPreference": { "mode": "secondaryPreferred" },
     };
     let reply = client.command("admin", aggregate).await?;
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));

@@ -30,7 +30,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Commands of an average step; some take several.
-const COMMANDS_PER_STEP: f64 = 1.2;
+const COMMANDS_PER_STEP: f64 = 1.6;
 
 /// Latencies from one microsecond to one minute, to three digits.
 const HIGHEST_LATENCY_MICROS: u64 = 60_000_000;

@@ -25,12 +25,36 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// True when every answer was right, nobody failed, and every server was counted and never above the bound.
+    /// True when all sockets were open at once, every answer was right, nobody failed, and every server was counted and
+    /// never above the bound.
     pub fn passed(&self) -> bool {
+        self.failures().is_empty()
+    }
+
+    /// What was not as it must be, in words.
+    pub fn failures(&self) -> Vec<String> {
+        let load = &self.load;
+        let mut failures = Vec::new();
+        let mut unless = |right: bool, failure: &dyn Fn() -> String| {
+            if !right {
+                failures.push(failure());
+            }
+        };
+        unless(load.wrong == 0, &|| format!("{} wrong replies", load.wrong));
+        unless(load.errors == 0, &|| format!("{} errors", load.errors));
+        unless(load.commands > 0, &|| "no command was answered".to_owned());
+        unless(load.most_connected == self.clients, &|| {
+            format!("{} of {} sockets were open at once", load.most_connected, self.clients)
+        });
+        unless(!self.servers.is_empty(), &|| "no server was counted".to_owned());
         let bound = usize::try_from(self.max_pool_size).unwrap_or(usize::MAX);
-        let within = |server: &ServerCount| server.samples > 0 && server.most_data <= bound;
-        let right = self.load.errors == 0 && self.load.wrong == 0 && self.load.commands > 0;
-        right && !self.servers.is_empty() && self.servers.iter().all(within)
+        for server in &self.servers {
+            unless(server.samples > 0, &|| format!("{} was never counted", server.address));
+            unless(server.most_data <= bound, &|| {
+                format!("{} upstream connections at {}, {bound} allowed", server.most_data, server.address)
+            });
+        }
+        failures
     }
 }
 
@@ -38,7 +62,11 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let load = &self.load;
         let mut line = |key: &str, value: String| writeln!(f, "{:<22} {value}", format!("{key}:"));
-        line("result", if self.passed() { "passed" } else { "FAILED" }.to_owned())?;
+        let failures = self.failures();
+        line("result", if failures.is_empty() { "passed" } else { "FAILED" }.to_owned())?;
+        for failure in failures {
+            line("failed because", failure)?;
+        }
         line(
             "client sockets",
             format!("{} (asked for {}, served {})", load.most_connected, self.clients, load.served),
@@ -111,19 +139,21 @@ mod tests {
     fn every_broken_promise_fails_the_run() {
         assert!(summary().passed());
         type Break = fn(&mut Summary);
-        let broken: [(&str, Break); 6] = [
-            ("an error", |summary| summary.load.errors = 1),
-            ("a wrong reply", |summary| summary.load.wrong = 1),
-            ("no command", |summary| summary.load.commands = 0),
-            ("above the bound", |summary| summary.servers[0].most_data = 11),
-            ("never counted", |summary| summary.servers[0].samples = 0),
-            ("no server", |summary| summary.servers.clear()),
+        let broken: [(&str, Break); 7] = [
+            ("1 errors", |summary| summary.load.errors = 1),
+            ("1 wrong replies", |summary| summary.load.wrong = 1),
+            ("no command was answered", |summary| summary.load.commands = 0),
+            ("1999 of 2000 sockets were open at once", |summary| summary.load.most_connected = 1_999),
+            ("11 upstream connections at 127.0.0.1:27017, 10 allowed", |summary| summary.servers[0].most_data = 11),
+            ("127.0.0.1:27017 was never counted", |summary| summary.servers[0].samples = 0),
+            ("no server was counted", |summary| summary.servers.clear()),
         ];
         for (what, breaks) in broken {
             let mut summary = summary();
             breaks(&mut summary);
             assert!(!summary.passed(), "{what} passed");
-            assert!(summary.to_string().starts_with("result:                FAILED"));
+            let expected = format!("result:                FAILED\nfailed because:        {what}\n");
+            assert!(summary.to_string().starts_with(&expected), "{summary}");
         }
     }
 }

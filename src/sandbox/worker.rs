@@ -14,13 +14,14 @@ use bson::{Binary, Bson, Document, doc};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant, sleep, timeout};
+use tokio::time::{Duration, Instant, timeout};
 
 use super::load::{Connected, Counters, Shared};
 use super::wire_client::{Message, Request, WireClient, WireError, succeeded};
+use crate::config::Address;
 
 /// Database and collection of the load.
-pub(super) const DATABASE: &str = "sandbox";
+const DATABASE: &str = "sandbox";
 const COLLECTION: &str = "life";
 
 /// Application name of the load's sockets.
@@ -36,8 +37,8 @@ const MAX_PAYLOAD: usize = 400;
 /// Longest wait for a reply: more than the proxy may take for any command by its defaults.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest pause after a failure.
-const BACK_OFF: Duration = Duration::from_secs(1);
+/// Mean pause after a failure, where the usual one is shorter.
+const BACK_OFF: Duration = Duration::from_millis(500);
 
 /// What went wrong with a step.
 #[derive(Debug)]
@@ -84,6 +85,13 @@ pub(super) struct Worker {
     served: bool,
 }
 
+/// Makes the collection, on a direct connection to the primary: a transaction cannot use one that has just come to be.
+pub(super) async fn prepare(primary: &Address) -> Result<(), WireError> {
+    let mut client = WireClient::connect_as(primary, APPLICATION).await?;
+    let create = doc! { "create": COLLECTION, "writeConcern": { "w": "majority" } };
+    client.command(DATABASE, create).await.map(drop)
+}
+
 impl Worker {
     pub(super) fn new(index: u32, shared: Arc<Shared>) -> Self {
         let seed = shared.options.seed ^ (u64::from(index) << 32);
@@ -97,30 +105,37 @@ impl Worker {
 
     /// Works until it is told to stop, and then finishes the step it is in.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let mut pause = self.shared.pause;
+        let shared = Arc::clone(&self.shared);
+        // Sockets open at once, as after a deploy; only then do they pause between steps.
+        let mut pause = Duration::ZERO;
         loop {
             let pause_now = pause.mul_f64(self.random.random_range(0.0..2.0));
-            // The step below is never cut off: half an exchange would count as an error.
             if timeout(pause_now, stop.wait_for(|stop| *stop)).await.is_ok() {
                 return;
             }
-            pause = self.shared.pause;
-            if let Err(fault) = self.step().await {
-                self.recover(fault).await;
-                pause = pause.max(BACK_OFF / 2);
+            let turn = if self.socket.is_none() { &shared.connecting } else { &shared.in_flight };
+            // Only waits are cut off by the stop: half an exchange would count as an error.
+            let _permit = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                permit = turn.acquire() => permit,
+            };
+            let outcome = if self.socket.is_none() { self.connect().await } else { self.step().await };
+            pause = shared.pause;
+            if let Err(fault) = outcome {
+                self.recover(fault);
+                pause = pause.max(BACK_OFF);
             }
         }
     }
 
+    async fn connect(&mut self) -> Result<(), Fault> {
+        let connect = WireClient::connect_as(&self.shared.options.address, APPLICATION);
+        let client = within(REPLY_TIMEOUT, connect).await?;
+        self.socket = Some((client, Counters::connected(&self.shared)));
+        Ok(())
+    }
+
     async fn step(&mut self) -> Result<(), Fault> {
-        let shared = Arc::clone(&self.shared);
-        if self.socket.is_none() {
-            let _permit = shared.connecting.acquire().await;
-            let connect = WireClient::connect_as(&shared.options.address, APPLICATION);
-            let client = within(REPLY_TIMEOUT, connect).await?;
-            self.socket = Some((client, Counters::connected(&shared)));
-        }
-        let _permit = shared.in_flight.acquire().await;
         if self.kept.len() >= KEPT_DOCUMENTS {
             return self.delete_oldest().await;
         }
@@ -315,7 +330,7 @@ impl Worker {
     }
 
     /// After a fault nothing is known about the documents so far: goes on with new ones.
-    async fn recover(&mut self, fault: Fault) {
+    fn recover(&mut self, fault: Fault) {
         let keep_socket = match fault {
             Fault::Wrong(what) => {
                 self.shared.counters.wrong(&what);
@@ -332,8 +347,6 @@ impl Worker {
         self.kept.clear();
         self.session = new_session(&mut self.random);
         self.next_transaction = 1;
-        // Apart from the pause, so that a stop need not wait for long.
-        sleep(BACK_OFF.mul_f64(self.random.random_range(0.0..0.5))).await;
     }
 
     fn new_document(&mut self) -> Kept {
