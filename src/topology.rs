@@ -14,5 +14,5 @@ pub mod selection;
 pub mod state;
 
 pub use description::{ServerDescription, ServerKind, TopologyDescription, TopologyKind, TopologyVersion};
-
+pub use monitor::{Monitor, MonitorSettings, WaitingGuard};
 pub use selection::{Criteria, SelectionFailure, Selector};

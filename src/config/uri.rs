@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
-use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, HostInfo, ServerAddress, Tls};
+use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls};
 
 use super::Address;
 
@@ -212,8 +212,11 @@ impl Upstream {
         connect_timeout: Duration,
         events: EventHandler<SdamEvent>,
     ) -> Result<(ClientOptions, Option<Credential>), UriError> {
-        let mut options =
-            ClientOptions::parse(self.connection.clone()).await.map_err(|error| UriError::from_driver(&error))?;
+        let parsed = ClientOptions::parse(self.connection.clone()).await;
+        let mut options = parsed.map_err(|error| match &self.connection.host_info {
+            HostInfo::DnsRecord(name) => refuse(format!("SRV and TXT of `{name}`: {}", driver_words(&error))),
+            _ => UriError::from_driver(&error),
+        })?;
         if options.load_balanced == Some(true) {
             return Err(refuse(LOAD_BALANCED));
         }
@@ -223,6 +226,8 @@ impl Upstream {
             credential.source = told_source.unwrap_or(credential.source);
             credential
         });
+        let ours = DriverInfo::builder().name("mongomux").version(env!("CARGO_PKG_VERSION").to_owned()).build();
+        options.driver_info = Some(ours);
         options.app_name = Some(monitor_name(self.app_name.as_deref()));
         options.min_pool_size = None;
         options.max_pool_size = None;
@@ -282,12 +287,18 @@ impl Mechanism {
 }
 
 impl UriError {
-    /// The driver's words without its error class and labels.
     pub(crate) fn from_driver(error: &mongodb::error::Error) -> Self {
-        match error.kind.as_ref() {
-            mongodb::error::ErrorKind::InvalidArgument { message, .. } => Self(message.clone()),
-            kind => Self(kind.to_string()),
-        }
+        Self(driver_words(error))
+    }
+}
+
+/// What the driver says about an error, without its error class and labels.
+pub(crate) fn driver_words(error: &mongodb::error::Error) -> String {
+    use mongodb::error::ErrorKind;
+    match error.kind.as_ref() {
+        ErrorKind::InvalidArgument { message, .. } | ErrorKind::DnsResolve { message, .. } => message.clone(),
+        ErrorKind::Io(error) => error.to_string(),
+        kind => kind.to_string(),
     }
 }
 
@@ -321,7 +332,9 @@ impl<'a> Parts<'a> {
         let (user_info, location) = match before.rsplit_once('@') {
             Some((user_info, location)) => (Some(user_info), location),
             None if options.contains('@') => {
-                return Err(refuse("there is an `@` after the first `?`: write `?` as %3F in a password, `@` as %40 elsewhere"));
+                return Err(refuse(
+                    "there is an `@` after the first `?`: write `?` as %3F in a password, `@` as %40 elsewhere",
+                ));
             }
             None => (None, before),
         };
@@ -372,9 +385,20 @@ const LOAD_BALANCED: &str = "an upstream behind a load balancer is not supported
 /// `key` in lower case.
 fn treatment(key: &str, value: &str) -> Treatment {
     match key {
-        "readpreference" | "readpreferencetags" | "maxstalenessseconds" | "readconcernlevel" | "w" | "wtimeoutms"
-        | "journal" | "retryreads" | "retrywrites" | "timeoutms" | "uuidrepresentation" | "adaptiveretries"
-        | "maxadaptiveretries" | "enableoverloadretargeting" => {
+        "readpreference"
+        | "readpreferencetags"
+        | "maxstalenessseconds"
+        | "readconcernlevel"
+        | "w"
+        | "wtimeoutms"
+        | "journal"
+        | "retryreads"
+        | "retrywrites"
+        | "timeoutms"
+        | "uuidrepresentation"
+        | "adaptiveretries"
+        | "maxadaptiveretries"
+        | "enableoverloadretargeting" => {
             Treatment::Ignore("it is about operations and belongs in the application's connection string")
         }
         "compressors" | "zlibcompressionlevel" => Treatment::Ignore("upstream connections are not compressed"),
@@ -624,7 +648,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_monitoring_client_has_no_credential_and_no_pool() {
-        let upstream = parse("mongodb://u:p@h/db?minPoolSize=5&maxPoolSize=9&socketTimeoutMS=1&appName=shop&replicaSet=rs0");
+        let upstream =
+            parse("mongodb://u:p@h/db?minPoolSize=5&maxPoolSize=9&socketTimeoutMS=1&appName=shop&replicaSet=rs0");
         let (heartbeat, connect) = (Duration::from_secs(7), Duration::from_secs(3));
         let (options, credential) =
             upstream.monitor_options(heartbeat, connect, EventHandler::callback(|_| ())).await.unwrap();

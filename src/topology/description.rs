@@ -453,7 +453,10 @@ mod tests {
         let mut topology = TopologyDescription { kind: TopologyKind::Sharded, ..Default::default() };
         topology.servers.extend((1..=100).map(|port| server(port, ServerKind::Unknown)));
         let problem = topology.problem().unwrap();
-        assert!(problem.starts_with("no mongos: h:1: no answer yet; ") && problem.ends_with("; and 92 more"), "{problem}");
+        assert!(
+            problem.starts_with("no mongos: h:1: no answer yet; ") && problem.ends_with("; and 92 more"),
+            "{problem}"
+        );
         topology.servers.extend([server(101, ServerKind::Mongos)]);
         assert_eq!(topology.problem(), None);
     }

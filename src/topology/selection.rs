@@ -234,8 +234,7 @@ mod tests {
     fn members(with_primary: bool) -> TopologyDescription {
         use ServerKind::*;
         let first = if with_primary { RsPrimary } else { Unknown };
-        let kind =
-            if with_primary { TopologyKind::ReplicaSetWithPrimary } else { TopologyKind::ReplicaSetNoPrimary };
+        let kind = if with_primary { TopologyKind::ReplicaSetWithPrimary } else { TopologyKind::ReplicaSetNoPrimary };
         let kinds = [first, RsSecondary, RsSecondary, RsArbiter, RsOther, Unknown];
         topology(kind, (1..).zip(kinds).map(|(port, kind)| server(port, kind)))
     }

@@ -28,6 +28,8 @@ struct Observed {
     /// The last reply and when it came.
     hello: Option<(Hello, Instant)>,
     suspicion: Option<Suspicion>,
+    /// Moving average of our own connections' samples since the server became known.
+    round_trip_time: Option<Duration>,
     failures: u64,
     timeouts: u64,
 }
@@ -46,8 +48,11 @@ impl TopologyState {
             description.trouble = description.trouble.or_else(|| self.discovered.trouble.take());
         }
         self.observed.retain(|address, _| description.servers.contains_key(address));
-        for address in description.servers.keys() {
-            self.observed.entry(address.clone()).or_default();
+        for (address, server) in &description.servers {
+            let observed = self.observed.entry(address.clone()).or_default();
+            if !server.is_known() {
+                observed.round_trip_time = None;
+            }
         }
         self.discovered = description;
     }
@@ -92,14 +97,17 @@ impl TopologyState {
             return false;
         }
         let was_trusted = observed.suspicion.is_none();
+        observed.round_trip_time = None;
         observed.suspicion = Some(Suspicion { reason: reason.to_owned(), topology_version });
         was_trusted
     }
 
     /// A connection of ours got a `hello` reply. It clears the server when it agrees with the monitor, and makes it
-    /// suspect when it does not; a reply older than the last one changes nothing.
-    pub fn heard(&mut self, address: &Address, hello: Hello, now: Instant) {
-        let (Some(server), Some(observed)) = (self.discovered.servers.get(address), self.observed.get(address)) else {
+    /// suspect when it does not; a reply older than the last one changes nothing. The round trip, where it was measured
+    /// on an established connection, is a better sample than the driver's, whose first ones include connecting.
+    pub fn heard(&mut self, address: &Address, hello: Hello, round_trip: Option<Duration>, now: Instant) {
+        let (Some(server), Some(observed)) = (self.discovered.servers.get(address), self.observed.get_mut(address))
+        else {
             return;
         };
         let known = observed.hello.as_ref().and_then(|(hello, _)| hello.topology_version);
@@ -109,6 +117,9 @@ impl TopologyState {
             return;
         }
         if server.kind == hello.kind {
+            if let Some(sample) = round_trip {
+                observed.round_trip_time = Some(moving_average(observed.round_trip_time, sample));
+            }
             self.heartbeat_succeeded(address, hello, now);
         } else if server.is_known() {
             let reason = format!("was {}, now says it is {}", server.kind.name(), hello.kind.name());
@@ -125,24 +136,25 @@ impl TopologyState {
         }
     }
 
-    /// Why the driver has dropped every server, judged by the one that answered last.
-    pub fn explain_empty(&self, wanted_set: Option<&str>) -> String {
-        let Some((address, hello)) = &self.last_hello else {
-            return "no server is left, and none has answered".to_owned();
-        };
+    /// Why the driver has dropped the server that answered last; `None` when it has not.
+    pub fn explain_drop(&self) -> Option<String> {
+        let (address, hello) = self.last_hello.as_ref().filter(|(it, _)| !self.discovered.servers.contains_key(it))?;
         let kind = hello.kind.name();
-        match (wanted_set, &hello.set_name) {
+        Some(match (&self.discovered.set_name, &hello.set_name) {
             (Some(wanted), Some(found)) if wanted != found => {
-                format!("{address} belongs to replica set `{found}`, the connection string asks for `{wanted}`")
+                format!("{address} belongs to replica set `{found}`, not to `{wanted}`")
             }
-            (Some(wanted), None) => {
-                format!("{address} is a {kind}, the connection string asks for replica set `{wanted}`")
-            }
+            (Some(wanted), None) => format!("{address} is a {kind}, not a member of replica set `{wanted}`"),
             (None, None) if hello.kind == ServerKind::Standalone => {
                 format!("{address} is a standalone, which cannot be one of several hosts")
             }
-            _ => format!("no server is left; {address}, a {kind}, answered last"),
-        }
+            _ => format!("{address}, a {kind}, does not fit the other servers"),
+        })
+    }
+
+    /// True when no server is left to watch, or none was named yet.
+    pub fn is_empty(&self) -> bool {
+        self.discovered.servers.is_empty()
     }
 
     /// What everybody sees: the driver's view, completed by the replies, with suspects unknown.
@@ -155,6 +167,10 @@ impl TopologyState {
         }
         if topology.kind == TopologyKind::ReplicaSetWithPrimary && topology.primary().is_none() {
             topology.kind = TopologyKind::ReplicaSetNoPrimary;
+        }
+        // While others work, a server that does not fit is nobody's problem.
+        if topology.trouble.is_none() && !self.discovered.servers.values().any(ServerDescription::is_known) {
+            topology.trouble = self.explain_drop();
         }
         topology
     }
@@ -180,6 +196,7 @@ impl Observed {
             server.topology_version = hello.topology_version;
             server.last_write = hello.last_write;
             server.last_update = Some(*arrived);
+            server.round_trip_time = self.round_trip_time.or(server.round_trip_time);
             server.logical_session_timeout_minutes = hello.logical_session_timeout_minutes;
             let or_default = |told: Option<i32>, default: &mut i32| *default = told.unwrap_or(*default);
             or_default(hello.max_bson_object_size, &mut server.max_bson_object_size);
@@ -187,6 +204,11 @@ impl Observed {
             or_default(hello.max_write_batch_size, &mut server.max_write_batch_size);
         }
     }
+}
+
+/// The specification's: a fifth of the new sample, the first one as it is.
+fn moving_average(average: Option<Duration>, sample: Duration) -> Duration {
+    average.map_or(sample, |average| average * 4 / 5 + sample / 5)
 }
 
 #[cfg(test)]
@@ -210,7 +232,8 @@ mod tests {
     }
 
     fn description(kind: TopologyKind, servers: &[(u16, ServerKind)]) -> TopologyDescription {
-        let server = |&(port, kind)| (address(port), ServerDescription { kind, ..ServerDescription::unknown(address(port)) });
+        let server =
+            |&(port, kind)| (address(port), ServerDescription { kind, ..ServerDescription::unknown(address(port)) });
         TopologyDescription { kind, servers: servers.iter().map(server).collect(), ..Default::default() }
     }
 
@@ -218,7 +241,10 @@ mod tests {
     fn replica_set() -> TopologyState {
         let mut state = TopologyState::default();
         let members = [(1, ServerKind::RsPrimary), (2, ServerKind::RsSecondary)];
-        state.discovered(description(TopologyKind::ReplicaSetNoPrimary, &members.map(|(p, _)| (p, ServerKind::Unknown))));
+        state.discovered(description(
+            TopologyKind::ReplicaSetNoPrimary,
+            &members.map(|(p, _)| (p, ServerKind::Unknown)),
+        ));
         for (port, kind) in members {
             state.heartbeat_succeeded(&address(port), hello(kind, 5), Instant::now());
         }
@@ -282,15 +308,15 @@ mod tests {
     fn our_own_hello_clears_or_confirms() {
         let mut state = replica_set();
         state.suspect(&address(1), "connection reset", None);
-        state.heard(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
+        state.heard(&address(1), hello(ServerKind::RsPrimary, 5), None, Instant::now());
         assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
 
-        state.heard(&address(1), hello(ServerKind::RsSecondary, 4), Instant::now());
+        state.heard(&address(1), hello(ServerKind::RsSecondary, 4), None, Instant::now());
         assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary, "older than what the monitor has");
-        state.heard(&address(1), hello(ServerKind::RsSecondary, 6), Instant::now());
+        state.heard(&address(1), hello(ServerKind::RsSecondary, 6), None, Instant::now());
         let seen = state.effective();
         assert_eq!(seen.servers[&address(1)].error.as_deref(), Some("was primary, now says it is secondary"));
-        state.heard(&address(9), hello(ServerKind::RsPrimary, 6), Instant::now());
+        state.heard(&address(9), hello(ServerKind::RsPrimary, 6), None, Instant::now());
     }
 
     #[test]
@@ -304,7 +330,8 @@ mod tests {
         state.heartbeat_failed(&address(1), true);
         state.heartbeat_failed(&address(2), false);
         let seen = state.effective();
-        let losses = |port| (seen.servers[&address(port)].heartbeat_failures, seen.servers[&address(port)].heartbeat_timeouts);
+        let losses =
+            |port| (seen.servers[&address(port)].heartbeat_failures, seen.servers[&address(port)].heartbeat_timeouts);
         assert_eq!((losses(1), losses(2)), ((1, 1), (1, 0)));
         assert_eq!(seen.servers[&address(1)].last_update, None, "replies from before the loss are not shown");
     }
@@ -333,20 +360,39 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_topology_is_explained_by_who_answered_last() {
-        let explain = |wanted, hello| {
+    fn our_own_samples_win_until_the_server_is_lost() {
+        let mut state = replica_set();
+        let ms = Duration::from_millis;
+        let hear = |state: &mut TopologyState, sample| {
+            state.heard(&address(1), hello(ServerKind::RsPrimary, 5), sample, Instant::now());
+            state.effective().servers[&address(1)].round_trip_time
+        };
+        state.round_trip_time(&address(1), ms(1400));
+        assert_eq!(hear(&mut state, None), Some(ms(1400)));
+        assert_eq!(hear(&mut state, Some(ms(10))), Some(ms(10)));
+        assert_eq!(hear(&mut state, Some(ms(20))), Some(ms(12)));
+        state.suspect(&address(1), "reset", None);
+        assert_eq!(hear(&mut state, Some(ms(50))), Some(ms(50)));
+    }
+
+    #[test]
+    fn a_dropped_server_is_explained_where_nothing_else_works() {
+        let explain = |wanted: Option<&str>, hello| {
             let mut state = TopologyState::default();
             state.heartbeat_succeeded(&address(1), hello, Instant::now());
-            state.explain_empty(wanted)
+            let mut left = description(TopologyKind::Unknown, &[(2, ServerKind::Unknown)]);
+            left.set_name = wanted.map(ToOwned::to_owned);
+            state.discovered(left);
+            state.effective().problem().unwrap()
         };
         let member = Hello { set_name: Some("rs0".to_owned()), ..hello(ServerKind::RsPrimary, 1) };
-        assert_eq!(
-            explain(Some("rs9"), member),
-            "h:1 belongs to replica set `rs0`, the connection string asks for `rs9`"
-        );
+        assert_eq!(explain(Some("rs9"), member), "h:1 belongs to replica set `rs0`, not to `rs9`");
         let alone = || hello(ServerKind::Standalone, 1);
-        assert_eq!(explain(Some("rs9"), alone()), "h:1 is a standalone, the connection string asks for replica set `rs9`");
+        assert_eq!(explain(Some("rs9"), alone()), "h:1 is a standalone, not a member of replica set `rs9`");
         assert_eq!(explain(None, alone()), "h:1 is a standalone, which cannot be one of several hosts");
-        assert_eq!(TopologyState::default().explain_empty(None), "no server is left, and none has answered");
+
+        let mut works = replica_set();
+        works.heartbeat_succeeded(&address(9), alone(), Instant::now());
+        assert_eq!(works.effective().trouble, None);
     }
 }
