@@ -553,7 +553,8 @@ mod tests {
         assert_eq!(primary.tags, [("dc".to_owned(), "a".to_owned())]);
         assert!(primary.round_trip_time.is_some() && primary.last_update.is_some());
         assert_eq!(monitor.problem(), None);
-        end(monitor, &tasks).await;
+        end(monitor.clone(), &tasks).await;
+        assert_eq!(monitor.problem(), None, "the last description stays");
     }
 
     #[tokio::test]
