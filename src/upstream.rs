@@ -1,4 +1,15 @@
-//! The pools of connections to the servers.
+//! The servers: their pools, their breakers, and the connections that carry commands to them.
 
 pub mod backoff;
+pub mod cluster;
+pub mod connection;
+pub mod handshake;
+pub mod health;
+pub mod maintain;
+pub mod pool;
 pub mod pool_state;
+pub mod tls;
+
+pub use cluster::{Cluster, Operation, SelectError, Server};
+pub use connection::{Connection, ReceiveError, Reply, SendError};
+pub use pool::{CheckOutError, ClusterBound, Pool, PooledConnection};

@@ -78,6 +78,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// How many bytes it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Takes more for a request that grows; false when there is no more, and nothing changes then.
     pub fn grow_request(&mut self, bytes: usize) -> bool {
         match self.budget.reserve_request(bytes) {

@@ -7,23 +7,11 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-/// The kinds of work that share a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lane {
-    /// Statements of open transactions, commit, abort, `killCursors`.
-    Transaction,
-    /// All else.
-    Regular,
-    /// `getMore` that waits for data.
-    Await,
-    /// Clean-up that nobody waits for.
-    Background,
-}
+use crate::telemetry::labels::Label;
 
-impl Lane {
-    /// All lanes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Transaction, Self::Regular, Self::Await, Self::Background];
-}
+pub use crate::telemetry::labels::Lane;
+
+const LANES: usize = <Lane as Label>::ALL.len();
 
 /// A place in the queue. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +24,7 @@ pub struct Ticket {
 #[derive(Debug)]
 pub struct WaitQueue<T> {
     /// Per lane in order of arrival; sequence numbers are of the whole queue, so lanes can be compared.
-    lanes: [BTreeMap<u64, (Instant, T)>; Lane::ALL.len()],
+    lanes: [BTreeMap<u64, (Instant, T)>; LANES],
     next_sequence: u64,
 }
 

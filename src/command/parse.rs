@@ -106,7 +106,7 @@ impl Command {
                 b"awaitData" => await_data = element.as_truth() == Some(true),
                 b"pipeline" => command.read_pipeline(&element),
                 b"out" if command.spec.name.eq_ignore_ascii_case("mapReduce") => {
-                    command.writes_output = !element.as_document().is_some_and(|out| find(out, b"inline").is_some());
+                    command.writes_output = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
                 }
                 b"apiStrict" => command.api_strict = element.as_truth() == Some(true),
                 b"$audit" => return Err(CommandError::InternalField("$audit")),

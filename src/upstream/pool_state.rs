@@ -457,7 +457,7 @@ mod tests {
                     }
                     7 | 8 => match pool.check_out() {
                         CheckOut::Now(connection) => used.push(connection),
-                        CheckOut::Wait => tickets.push(pool.enqueue(Lane::ALL[index % 4], now, 0)),
+                        CheckOut::Wait => tickets.push(pool.enqueue(<Lane as crate::telemetry::labels::Label>::ALL[index % 4], now, 0)),
                         CheckOut::Unavailable(_) => {}
                     },
                     9 if !used.is_empty() => {

@@ -1,0 +1,248 @@
+//! What binds commands to a server: cursors and transactions. Not to a connection, neither needs one of its own.
+//!
+//! Bounded and expiring. At the bound a new pin is refused, a living one is never dropped: its client could not go on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::command::{SessionId, TransactionId};
+use crate::config::Address;
+use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
+
+/// A cursor of a session lives as long as the session: 30 minutes, and a margin.
+const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
+
+/// Servers end a transaction after 60 s by default; it can be set higher, so an open one is kept longer.
+const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(15 * 60);
+
+/// A commit may be repeated for a while after the transaction has ended.
+const ENDED_TRANSACTION_EXPIRY: Duration = Duration::from_secs(120);
+
+/// Where a cursor lives, and what kind it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CursorPin {
+    /// The server that made it.
+    pub server: Arc<Address>,
+    /// Its `getMore` waits for data.
+    pub awaits_data: bool,
+    /// Made by a change stream, whose driver resumes after some errors.
+    pub change_stream: bool,
+    /// Belongs to a session, which decides how long it can live.
+    pub in_session: bool,
+}
+
+#[derive(Debug)]
+struct PinnedCursor {
+    pin: CursorPin,
+    since: Instant,
+    last_used: Instant,
+}
+
+#[derive(Debug)]
+struct PinnedTransaction {
+    number: i64,
+    server: Arc<Address>,
+    open: bool,
+    since: Instant,
+    last_used: Instant,
+}
+
+/// Why there is no pin for a new cursor or transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PinError {
+    /// As many as there may be.
+    #[error("{limit} are open already, which is the limit")]
+    Full {
+        /// The bound.
+        limit: usize,
+    },
+    /// Another server uses the same cursor id.
+    #[error("another server has a cursor of the same id")]
+    Collision,
+}
+
+/// Pins of one cluster.
+#[derive(Debug, Default)]
+pub struct Pins {
+    cursors: HashMap<i64, PinnedCursor>,
+    transactions: HashMap<SessionId, PinnedTransaction>,
+}
+
+impl Pins {
+    /// Remembers a cursor.
+    ///
+    /// # Errors
+    /// [`PinError`]; then the cursor cannot be continued and is to be killed.
+    pub fn pin_cursor(&mut self, id: i64, pin: CursorPin, now: Instant) -> Result<(), PinError> {
+        match self.cursors.get(&id) {
+            Some(existing) if existing.pin.server != pin.server => return Err(PinError::Collision),
+            None if self.cursors.len() >= MAX_CURSOR_PINS => return Err(PinError::Full { limit: MAX_CURSOR_PINS }),
+            _ => {}
+        }
+        self.cursors.insert(id, PinnedCursor { pin, since: now, last_used: now });
+        Ok(())
+    }
+
+    /// Where a cursor lives; using it keeps it.
+    pub fn cursor(&mut self, id: i64, now: Instant) -> Option<&CursorPin> {
+        let cursor = self.cursors.get_mut(&id)?;
+        cursor.last_used = now;
+        Some(&cursor.pin)
+    }
+
+    /// Forgets a cursor; returns how long it was pinned.
+    pub fn unpin_cursor(&mut self, id: i64, now: Instant) -> Option<Duration> {
+        self.cursors.remove(&id).map(|cursor| now.duration_since(cursor.since))
+    }
+
+    /// Remembers where a transaction starts. It replaces an older one of the same session, which it ends on the server.
+    ///
+    /// # Errors
+    /// [`PinError::Full`]
+    pub fn pin_transaction(&mut self, id: TransactionId, server: Arc<Address>, now: Instant) -> Result<(), PinError> {
+        if self.transactions.len() >= MAX_TRANSACTION_PINS && !self.transactions.contains_key(&id.session) {
+            self.transactions.retain(|_, pin| pin.open);
+            if self.transactions.len() >= MAX_TRANSACTION_PINS {
+                return Err(PinError::Full { limit: MAX_TRANSACTION_PINS });
+            }
+        }
+        let pin = PinnedTransaction { number: id.number, server, open: true, since: now, last_used: now };
+        self.transactions.insert(id.session, pin);
+        Ok(())
+    }
+
+    /// Where a transaction runs or ran; using it keeps it.
+    pub fn transaction(&mut self, id: TransactionId, now: Instant) -> Option<Arc<Address>> {
+        let pin = self.transactions.get_mut(&id.session).filter(|pin| pin.number == id.number)?;
+        pin.last_used = now;
+        Some(pin.server.clone())
+    }
+
+    /// A transaction was committed or aborted; its server is remembered for a while, as a commit may be repeated.
+    /// Returns how long it was open, once.
+    pub fn end_transaction(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
+        let pin = self.transactions.get_mut(&id.session).filter(|pin| pin.number == id.number && pin.open)?;
+        pin.open = false;
+        pin.last_used = now;
+        Some(now.duration_since(pin.since))
+    }
+
+    /// Forgets what has not been used for longer than the server would keep it.
+    pub fn expire(&mut self, now: Instant) {
+        self.cursors.retain(|_, cursor| {
+            let limit = if cursor.pin.in_session { SESSION_PIN_EXPIRY } else { CURSOR_PIN_EXPIRY };
+            now.duration_since(cursor.last_used) < limit
+        });
+        self.transactions.retain(|_, pin| {
+            let limit = if pin.open { TRANSACTION_PIN_EXPIRY } else { ENDED_TRANSACTION_EXPIRY };
+            now.duration_since(pin.last_used) < limit
+        });
+    }
+
+    /// Pins of all servers: cursors and open transactions.
+    pub fn count(&self) -> (usize, usize) {
+        (self.cursors.len(), self.transactions.values().filter(|pin| pin.open).count())
+    }
+
+    /// Pins on one server: cursors and open transactions.
+    pub fn count_on(&self, server: &Address) -> (usize, usize) {
+        let cursors = self.cursors.values().filter(|cursor| *cursor.pin.server == *server).count();
+        let transactions = self.transactions.values().filter(|pin| pin.open && *pin.server == *server).count();
+        (cursors, transactions)
+    }
+
+    /// Splits cursor ids by the server that holds them; ids that nobody knows come last, without a server.
+    pub fn split(&self, ids: &[i64]) -> Vec<(Option<Arc<Address>>, Vec<i64>)> {
+        let mut groups: Vec<(Option<Arc<Address>>, Vec<i64>)> = Vec::new();
+        for id in ids {
+            let server = self.cursors.get(id).map(|cursor| cursor.pin.server.clone());
+            match groups.iter_mut().find(|(known, _)| *known == server) {
+                Some((_, members)) => members.push(*id),
+                None => groups.push((server, vec![*id])),
+            }
+        }
+        groups.sort_by_key(|(server, _)| server.is_none());
+        groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(port: u16) -> Arc<Address> {
+        Arc::new(Address::tcp("127.0.0.1", port))
+    }
+
+    fn cursor(port: u16) -> CursorPin {
+        CursorPin { server: server(port), awaits_data: false, change_stream: false, in_session: false }
+    }
+
+    const TRANSACTION: TransactionId = TransactionId { session: [1; 16], number: 5 };
+
+    #[test]
+    fn a_cursor_is_found_until_it_ends_or_expires() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        pins.pin_cursor(7, cursor(1), now).unwrap();
+        let later = now + CURSOR_PIN_EXPIRY - Duration::from_secs(1);
+        pins.expire(later);
+        assert_eq!(pins.cursor(7, later).unwrap().server, server(1));
+        pins.expire(later + CURSOR_PIN_EXPIRY - Duration::from_secs(1));
+        assert_eq!(pins.count(), (1, 0), "using it kept it");
+        pins.expire(later + CURSOR_PIN_EXPIRY);
+        assert_eq!(pins.cursor(7, later), None);
+        pins.pin_cursor(8, cursor(1), now).unwrap();
+        assert_eq!(pins.unpin_cursor(8, now + Duration::from_secs(3)), Some(Duration::from_secs(3)));
+        assert_eq!(pins.unpin_cursor(8, now), None);
+    }
+
+    #[test]
+    fn the_same_id_on_two_servers_is_a_collision() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        pins.pin_cursor(7, cursor(1), now).unwrap();
+        assert_eq!(pins.pin_cursor(7, cursor(2), now), Err(PinError::Collision));
+        assert_eq!(pins.pin_cursor(7, cursor(1), now), Ok(()));
+        assert_eq!(pins.cursor(7, now).unwrap().server, server(1));
+    }
+
+    #[test]
+    fn a_living_pin_is_never_dropped_for_a_new_one() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        for number in 0..MAX_TRANSACTION_PINS {
+            let mut session = [0; 16];
+            session[..8].copy_from_slice(&number.to_le_bytes());
+            pins.pin_transaction(TransactionId { session, number: 1 }, server(1), now).unwrap();
+        }
+        let full = Err(PinError::Full { limit: MAX_TRANSACTION_PINS });
+        assert_eq!(pins.pin_transaction(TransactionId { session: [9; 16], number: 1 }, server(1), now), full);
+        pins.end_transaction(TransactionId { session: [0; 16], number: 1 }, now);
+        assert!(pins.pin_transaction(TransactionId { session: [9; 16], number: 1 }, server(1), now).is_ok());
+    }
+
+    #[test]
+    fn a_transaction_is_found_by_number_and_after_its_end() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        pins.pin_transaction(TRANSACTION, server(1), now).unwrap();
+        assert_eq!(pins.transaction(TransactionId { number: 4, ..TRANSACTION }, now), None);
+        assert_eq!(pins.count(), (0, 1));
+        assert!(pins.end_transaction(TRANSACTION, now).is_some());
+        assert!(pins.end_transaction(TRANSACTION, now).is_none());
+        assert_eq!(pins.transaction(TRANSACTION, now), Some(server(1)), "a commit may be repeated");
+        assert_eq!(pins.count(), (0, 0));
+        pins.expire(now + ENDED_TRANSACTION_EXPIRY);
+        assert_eq!(pins.transaction(TRANSACTION, now), None);
+    }
+
+    #[test]
+    fn cursor_ids_are_split_by_server() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        for (id, port) in [(1, 10), (2, 20), (3, 10)] {
+            pins.pin_cursor(id, cursor(port), now).unwrap();
+        }
+        let groups = pins.split(&[1, 9, 2, 3]);
+        assert_eq!(groups, [(Some(server(10)), vec![1, 3]), (Some(server(20)), vec![2]), (None, vec![9])]);
+    }
+}

@@ -1,0 +1,433 @@
+//! One upstream connection string: its topology, the servers that come and go with it, and what is pinned to them.
+//!
+//! The topology decides which servers exist and whether their pools give out connections; what our own connections see
+//! goes back into the topology. The rules are those of the SDAM specification ("Error handling").
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::handshake::Dialer;
+use super::health::Health;
+use super::maintain;
+use super::pool::{ClusterBound, Pool, PoolParts, lock};
+use crate::admission::{Admission, MemoryBudget};
+use crate::config::{Address, ClusterConfig};
+use crate::routing::Pins;
+use crate::tasks::Tasks;
+use crate::telemetry::labels::ServerState;
+use crate::telemetry::metrics::{Metrics, ServerMetrics};
+use crate::topology::monitor::Monitor;
+use crate::topology::{Criteria, SelectionFailure, Selector, ServerKind, TopologyDescription, TopologyVersion};
+
+/// While somebody waits for a server that is down or suspect, it is greeted this often: minHeartbeatFrequencyMS.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pins are searched for expired ones this often.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One server of a cluster.
+pub struct Server {
+    /// Where it is.
+    pub address: Arc<Address>,
+    /// Its connections.
+    pub pool: Pool,
+    /// Its breaker.
+    pub health: Arc<Health>,
+    /// Its metrics.
+    pub metrics: Arc<ServerMetrics>,
+    /// Commands that were routed to it and have not ended: `operationCount` of the server-selection specification.
+    operations: AtomicU32,
+    seen: Mutex<Seen>,
+}
+
+/// What was already acted upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Seen {
+    failures: u64,
+    timeouts: u64,
+    update: Option<Instant>,
+}
+
+/// Why no server was found.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectError {
+    /// None suited in time; says what is wrong with which server.
+    #[error("{0}")]
+    NoSuitableServer(String),
+    /// Servers suit, and the breaker of each is open; says why.
+    #[error("{0}")]
+    BreakerOpen(String),
+}
+
+/// Counts one command on its server; dropping it counts it out.
+pub struct Operation {
+    server: Arc<Server>,
+}
+
+impl Operation {
+    /// The server that the command was routed to.
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        self.server.operations.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One upstream connection string at work.
+pub struct Cluster {
+    /// As configured.
+    pub config: ClusterConfig,
+    /// The bound on waiting commands.
+    pub admission: Arc<Admission>,
+    /// What is bound to a server.
+    pub pins: Mutex<Pins>,
+    /// The bound on buffered bytes.
+    pub memory: Arc<MemoryBudget>,
+    /// Where its tasks run.
+    pub tasks: Tasks,
+    /// Metrics of all.
+    pub metrics: Arc<Metrics>,
+    /// Clients that are connected to its listeners.
+    pub clients: AtomicUsize,
+    monitor: Monitor,
+    dialer: Arc<dyn Dialer>,
+    bound: Arc<ClusterBound>,
+    servers: Mutex<BTreeMap<Address, Arc<Server>>>,
+    waiting_for_server: AtomicUsize,
+    somebody_waits: Notify,
+}
+
+impl Cluster {
+    /// A cluster without servers; they come with the topology, which [`Cluster::start`] follows.
+    pub fn new(
+        config: ClusterConfig,
+        monitor: Monitor,
+        dialer: Arc<dyn Dialer>,
+        memory: Arc<MemoryBudget>,
+        tasks: Tasks,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            admission: Admission::new(config.wait_queue_size),
+            pins: Mutex::default(),
+            memory,
+            tasks,
+            metrics,
+            clients: AtomicUsize::new(0),
+            monitor,
+            dialer,
+            bound: ClusterBound::new(config.max_upstream_connections),
+            servers: Mutex::default(),
+            waiting_for_server: AtomicUsize::new(0),
+            somebody_waits: Notify::new(),
+            config,
+        })
+    }
+
+    /// Starts to follow the topology.
+    pub fn start(self: &Arc<Self>) {
+        let cluster = self.clone();
+        self.tasks.spawn("follow topology", async move {
+            let mut topology = cluster.monitor.subscribe();
+            loop {
+                let current = topology.borrow_and_update().clone();
+                cluster.reconcile(&current);
+                // Nothing is lost when an arm loses: the watch keeps its newest value.
+                tokio::select! {
+                    changed = topology.changed() => if changed.is_err() { return },
+                    () = cluster.tasks.cancelled() => return,
+                }
+            }
+        });
+        let cluster = self.clone();
+        self.tasks.spawn("recheck servers", async move {
+            tokio::select! {
+                () = cluster.recheck_while_waited_for() => {}
+                () = cluster.tasks.cancelled() => {}
+            }
+        });
+        let cluster = self.clone();
+        self.tasks.spawn("expire pins", async move {
+            let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
+            loop {
+                tokio::select! {
+                    now = ticks.tick() => lock(&cluster.pins).expire(now),
+                    () = cluster.tasks.cancelled() => return,
+                }
+            }
+        });
+    }
+
+    /// What is known about the servers.
+    pub fn topology(&self) -> Arc<TopologyDescription> {
+        self.monitor.current()
+    }
+
+    /// The monitor, for whoever waits for a change.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Upstream connections of all servers, those being opened or closed included.
+    pub fn open_connections(&self) -> u32 {
+        self.bound.open()
+    }
+
+    /// All servers, ordered by address.
+    pub fn servers(&self) -> Vec<Arc<Server>> {
+        lock(&self.servers).values().cloned().collect()
+    }
+
+    /// Counts a command on the server at `address`; `None` when that has left.
+    pub fn operation_on(&self, address: &Address) -> Option<Operation> {
+        let server = lock(&self.servers).get(address).cloned()?;
+        server.operations.fetch_add(1, Ordering::Relaxed);
+        Some(Operation { server })
+    }
+
+    /// Chooses a server that suits now; `Ok(None)` means that waiting may help.
+    ///
+    /// # Errors
+    /// [`SelectError`] when waiting would not help.
+    pub fn try_select(
+        &self,
+        criteria: Criteria<'_>,
+        failed: Option<&Address>,
+    ) -> Result<Option<Operation>, SelectError> {
+        let topology = self.monitor.current();
+        let servers = lock(&self.servers);
+        let selector = Selector {
+            refused: &|address| servers.get(address).is_some_and(|server| !server.health.passes()),
+            deprioritised: &|address| failed == Some(address),
+            in_flight: &|address| servers.get(address).map_or(0, |server| server.operations.load(Ordering::Relaxed)),
+            heartbeat_frequency: self.config.heartbeat_frequency,
+            local_threshold: self.config.local_threshold,
+            random: (rand::random(), rand::random()),
+        };
+        match selector.select(&topology, criteria) {
+            // Not there yet: the topology is newer than the list, which follows at once.
+            Ok(chosen) => Ok(servers.get(&chosen.address).cloned().map(|server| {
+                server.operations.fetch_add(1, Ordering::Relaxed);
+                Operation { server }
+            })),
+            Err(SelectionFailure::NoSuitableServer) => Ok(None),
+            Err(SelectionFailure::Incompatible) => Err(SelectError::NoSuitableServer(self.problem(&topology))),
+            Err(SelectionFailure::AllRefused) => {
+                drop(servers);
+                Err(SelectError::BreakerOpen(self.refusal()))
+            }
+        }
+    }
+
+    /// Chooses a server, and waits until there is one that suits.
+    ///
+    /// # Errors
+    /// [`SelectError`]; nothing was sent then.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is held but a count that drops with the future.
+    pub async fn select(
+        &self,
+        criteria: Criteria<'_>,
+        failed: Option<&Address>,
+        deadline: Instant,
+    ) -> Result<Operation, SelectError> {
+        // Subscribed before the look, so that a change in between is not missed.
+        let mut topology = self.monitor.subscribe();
+        let _monitor_hurries = self.monitor.waiting();
+        let _waiting = WaitsForServer::new(self);
+        loop {
+            if let Some(operation) = self.try_select(criteria, failed)? {
+                return Ok(operation);
+            }
+            let changed = tokio::time::timeout_at(deadline, topology.changed()).await;
+            if !matches!(changed, Ok(Ok(()))) {
+                return Err(SelectError::NoSuitableServer(self.problem(&self.monitor.current())));
+            }
+            let current = topology.borrow_and_update().clone();
+            self.reconcile(&current);
+        }
+    }
+
+    /// A connection broke in the middle of a command. The server is suspect until it is heard of again.
+    pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
+        tracing::info!(server = %server.address, reason, "connection broke");
+        server.pool.clear_generation(generation);
+        self.monitor.suspect(&server.address, reason, None);
+    }
+
+    /// A server said that it is not what we took it for, or that it shuts down.
+    pub fn state_change(&self, server: &Server, code: i32, shutdown: bool, version: Option<TopologyVersion>) {
+        if self.monitor.suspect(&server.address, &format!("answered with error {code}"), version) {
+            tracing::info!(server = %server.address, code, "server changes its state");
+            if shutdown {
+                server.pool.clear(false);
+            } else {
+                server.pool.evict();
+            }
+        }
+    }
+
+    /// What is wrong, in plain words with the servers named.
+    pub fn problem(&self, topology: &TopologyDescription) -> String {
+        topology.problem().unwrap_or_else(|| format!("no suitable server among {}", topology.summary()))
+    }
+
+    /// Why `/readyz` says no: no server for writes, or none that takes connections.
+    pub fn not_ready(&self) -> Option<String> {
+        let topology = self.monitor.current();
+        if let Some(problem) = topology.problem() {
+            return Some(problem);
+        }
+        match self.try_select(Criteria::Write, None) {
+            Ok(Some(operation)) => {
+                let snapshot = operation.server().pool.snapshot();
+                let connected = snapshot.counts.available + snapshot.counts.in_use > 0;
+                match snapshot.last_connect_error {
+                    Some(error) if !connected => Some(format!("{}: {error}", operation.server().address)),
+                    _ => None,
+                }
+            }
+            Ok(None) => Some(self.problem(&topology)),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    fn refusal(&self) -> String {
+        let refused = self.servers().into_iter().filter(|server| !server.health.passes()).map(|server| {
+            let why = server.pool.snapshot().last_connect_error.unwrap_or_else(|| "too many failures".to_owned());
+            format!("{}: circuit breaker open: {why}", server.address)
+        });
+        refused.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Makes servers and pools agree with the topology.
+    fn reconcile(&self, topology: &TopologyDescription) {
+        let gone: Vec<_> = {
+            let mut servers = lock(&self.servers);
+            let gone = servers.extract_if(.., |address, _| !topology.servers.contains_key(address)).collect();
+            for description in topology.servers.values().filter(|server| holds_data(server.kind)) {
+                servers.entry(description.address.clone()).or_insert_with(|| self.add(&description.address));
+            }
+            gone
+        };
+        for (address, server) in gone {
+            tracing::info!(server = %address, "server left");
+            server.pool.close();
+        }
+        for server in self.servers() {
+            if let Some(description) = topology.servers.get(&server.address) {
+                server.follow(description);
+            }
+        }
+    }
+
+    fn add(&self, address: &Address) -> Arc<Server> {
+        tracing::info!(server = %address, "server found");
+        let metrics = self.metrics.server(&address.to_string());
+        let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
+        let monitor = self.monitor.clone();
+        let pool = Pool::new(PoolParts {
+            address: address.clone(),
+            config: self.config.pool.clone(),
+            max_in_flight: self.config.max_in_flight,
+            health_check: self.config.health_check,
+            reconnect: self.config.reconnect,
+            dialer: self.dialer.clone(),
+            cluster_bound: self.bound.clone(),
+            health: health.clone(),
+            greeted: Arc::new(move |address, greeting| {
+                monitor.heard(address, greeting.hello.clone(), greeting.round_trip_time);
+            }),
+            tasks: self.tasks.clone(),
+            server_metrics: metrics.clone(),
+            metrics: self.metrics.clone(),
+        });
+        self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
+        let address = Arc::new(address.clone());
+        Arc::new(Server { address, pool, health, metrics, operations: AtomicU32::new(0), seen: Mutex::default() })
+    }
+
+    async fn recheck_while_waited_for(&self) {
+        loop {
+            if self.waiting_for_server.load(Ordering::Relaxed) == 0 {
+                self.somebody_waits.notified().await;
+                continue;
+            }
+            let topology = self.monitor.current();
+            for server in self.servers() {
+                if topology.servers.get(&server.address).is_some_and(|description| !description.is_known()) {
+                    server.pool.recheck();
+                }
+            }
+            tokio::time::sleep(RECHECK_INTERVAL).await;
+        }
+    }
+}
+
+impl Server {
+    fn follow(&self, description: &crate::topology::ServerDescription) {
+        let now = Seen {
+            failures: description.heartbeat_failures,
+            timeouts: description.heartbeat_timeouts,
+            update: description.last_update,
+        };
+        let before = std::mem::replace(&mut *lock(&self.seen), now);
+        self.metrics.state_changed(label(description.kind));
+        if now.failures > before.failures {
+            // A server that answers nobody keeps commands in flight waiting for ever; one that refuses does not.
+            self.pool.clear(now.timeouts > before.timeouts);
+        }
+        if description.is_known() {
+            self.pool.ready();
+            if now.update != before.update {
+                self.health.heartbeat_succeeded();
+                self.pool.connect_at_once();
+            }
+        }
+    }
+}
+
+/// Counts one command that waits for a server.
+struct WaitsForServer<'a>(&'a Cluster);
+
+impl<'a> WaitsForServer<'a> {
+    fn new(cluster: &'a Cluster) -> Self {
+        cluster.waiting_for_server.fetch_add(1, Ordering::Relaxed);
+        cluster.somebody_waits.notify_one();
+        Self(cluster)
+    }
+}
+
+impl Drop for WaitsForServer<'_> {
+    fn drop(&mut self) {
+        self.0.waiting_for_server.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet.
+fn holds_data(kind: ServerKind) -> bool {
+    kind.is_data_bearing() || kind == ServerKind::Unknown
+}
+
+fn label(kind: ServerKind) -> ServerState {
+    match kind {
+        ServerKind::Unknown => ServerState::Unknown,
+        ServerKind::Standalone => ServerState::Standalone,
+        ServerKind::Mongos => ServerState::Mongos,
+        ServerKind::RsPrimary => ServerState::Primary,
+        ServerKind::RsSecondary => ServerState::Secondary,
+        ServerKind::RsArbiter => ServerState::Arbiter,
+        ServerKind::RsOther => ServerState::Other,
+        ServerKind::RsGhost => ServerState::Ghost,
+    }
+}

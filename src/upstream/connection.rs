@@ -1,0 +1,336 @@
+//! One upstream connection: one command at a time, and it always knows whether it stands between two messages.
+//!
+//! A connection that stopped in the middle of a message, in either direction, is never used again: nobody could tell
+//! whose bytes come next. It is marked before the first byte and cleared after the last.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::task::AtomicWaker;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+use tokio_util::io::poll_read_buf;
+
+use crate::admission::{MemoryBudget, Reservation};
+use crate::topology::description::Hello;
+use crate::wire::{FrameError, MessageHeader, OpCode};
+
+/// Kept by every connection for replies. Larger replies get a buffer of their own, which leaves with them.
+pub const REPLY_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Longest time a closed connection keeps its place when the server does not notice.
+pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a connection runs over: TCP, TLS, a unix socket, or a pipe in a test.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+
+/// Why a request was not written.
+#[derive(Debug, thiserror::Error)]
+#[error("the request was not written whole: {0}")]
+pub struct SendError(#[source] pub io::Error);
+
+/// Why a reply did not come. The request was written whole: what became of it is unknown.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The socket broke.
+    #[error("the connection broke before the reply was whole: {0}")]
+    Io(#[from] io::Error),
+    /// The server closed it.
+    #[error("the server closed the connection before the reply was whole")]
+    Closed,
+    /// What came is no message.
+    #[error("malformed reply: {0}")]
+    Frame(#[from] FrameError),
+    /// A message, but not the answer to our request.
+    #[error("unexpected message: op code {op_code}, response to {response_to}, expected {expected}")]
+    Unexpected {
+        /// Its op code.
+        op_code: i32,
+        /// The request it claims to answer.
+        response_to: i32,
+        /// The request that waits.
+        expected: i32,
+    },
+    /// More came than the one reply that was asked for.
+    #[error("{0} bytes follow the reply that nobody asked for")]
+    TrailingBytes(usize),
+    /// Monitoring found the server dead.
+    #[error("monitoring found the server unreachable")]
+    Interrupted,
+}
+
+/// Wakes a command that waits for a server which monitoring has found dead.
+#[derive(Debug, Default)]
+pub struct Interrupt {
+    raised: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Interrupt {
+    /// Fails the command in flight, now or as soon as there is one.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<()> {
+        self.waker.register(context.waker());
+        if self.raised.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// What the server told about itself when the connection was established.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Greeting {
+    /// The server's number of this connection.
+    pub connection_id: i64,
+    /// What it said about itself, for the topology.
+    pub hello: Hello,
+    /// Round trip of the hello, without connecting.
+    pub round_trip_time: Option<Duration>,
+}
+
+/// One upstream connection.
+pub struct Connection {
+    stream: Box<dyn Stream>,
+    buffer: BytesMut,
+    /// Reply that is being received, once its header is there.
+    expected: Option<MessageHeader>,
+    reservation: Option<Reservation>,
+    request_id: i32,
+    between_messages: bool,
+    interrupt: Arc<Interrupt>,
+    memory: Arc<MemoryBudget>,
+    max_message_bytes: usize,
+    /// Number of the connection in its pool, from 1.
+    pub id: u64,
+    /// Of the pool when establishment began.
+    pub generation: u64,
+    /// When it was last given back.
+    pub last_used: Instant,
+    /// When it is to be replaced.
+    pub expires: Instant,
+    /// What the server said.
+    pub greeting: Greeting,
+}
+
+/// A reply that was taken whole out of its connection.
+#[derive(Debug)]
+pub struct Reply {
+    /// The whole message.
+    pub bytes: BytesMut,
+    /// Keeps a large one within the memory bound.
+    pub reservation: Option<Reservation>,
+}
+
+impl Connection {
+    /// Wraps a stream that nothing was sent on yet. Numbers and times are the pool's to set.
+    pub fn new(stream: Box<dyn Stream>, memory: Arc<MemoryBudget>, max_message_bytes: usize) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            buffer: BytesMut::new(),
+            expected: None,
+            reservation: None,
+            request_id: 0,
+            between_messages: true,
+            interrupt: Arc::default(),
+            memory,
+            max_message_bytes,
+            id: 0,
+            generation: 0,
+            last_used: now,
+            expires: now + Duration::from_secs(u64::from(u32::MAX)),
+            greeting: Greeting::default(),
+        }
+    }
+
+    /// A request id that this connection has not used lately.
+    pub fn next_request_id(&mut self) -> i32 {
+        self.request_id = self.request_id.wrapping_add(1);
+        self.request_id
+    }
+
+    /// True when neither a request nor a reply is under way, so that the next command may use it.
+    pub fn is_between_messages(&self) -> bool {
+        self.between_messages && !self.interrupt.raised.load(Ordering::Acquire)
+    }
+
+    /// Fails the command in flight from outside.
+    pub fn interrupt(&self) -> Arc<Interrupt> {
+        self.interrupt.clone()
+    }
+
+    /// Looks, without waiting, whether the server has closed the connection or sent bytes that nobody asked for.
+    pub fn is_alive(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+
+    /// Writes one whole message, which must carry the id that [`Connection::next_request_id`] gave last.
+    ///
+    /// # Errors
+    /// [`SendError`]: the server cannot have executed the request, as it did not get all of it.
+    ///
+    /// # Cancel safety
+    /// None: a connection whose future was dropped is between messages only if nothing was written.
+    pub async fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
+        debug_assert!(self.between_messages, "one command at a time");
+        self.between_messages = false;
+        self.stream.write_all(message).await.map_err(SendError)?;
+        self.stream.flush().await.map_err(SendError)
+    }
+
+    /// Takes the reply to the last request whole.
+    ///
+    /// # Errors
+    /// [`ReceiveError`]; the connection is not usable then.
+    ///
+    /// # Cancel safety
+    /// Safe: what has arrived stays in the connection, and the next call continues.
+    pub async fn receive(&mut self) -> Result<(), ReceiveError> {
+        let mut eof = false;
+        loop {
+            if self.expected.is_none() {
+                self.expected = MessageHeader::parse(&self.buffer, self.max_message_bytes)?;
+                if let Some(header) = self.expected {
+                    self.check(&header)?;
+                    self.make_room(header.length).await;
+                }
+            }
+            match self.expected {
+                Some(header) if self.buffer.len() > header.length => {
+                    return Err(ReceiveError::TrailingBytes(self.buffer.len() - header.length));
+                }
+                Some(header) if self.buffer.len() == header.length => {
+                    self.between_messages = true;
+                    return Ok(());
+                }
+                _ if eof => return Err(ReceiveError::Closed),
+                Some(_) => {}
+                None => self.buffer.reserve(REPLY_BUFFER_BYTES - self.buffer.len()),
+            }
+            eof = self.fill().await? == 0;
+        }
+    }
+
+    /// Sends `message` and returns the reply document's message: for the handshake, pings and clean-up.
+    ///
+    /// # Errors
+    /// As [`Connection::send`] and [`Connection::receive`].
+    pub async fn exchange(&mut self, message: &[u8]) -> Result<&[u8], ReceiveError> {
+        self.send(message).await.map_err(|SendError(error)| error)?;
+        self.receive().await?;
+        Ok(self.reply())
+    }
+
+    /// The reply that [`Connection::receive`] has taken, until [`Connection::clear_reply`].
+    pub fn reply(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// As [`Connection::reply`], to patch the header.
+    pub fn reply_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer
+    }
+
+    /// Forgets the reply and keeps its buffer, unless that is larger than what every connection may keep.
+    pub fn clear_reply(&mut self) {
+        self.expected = None;
+        self.reservation = None;
+        if self.buffer.capacity() > 2 * REPLY_BUFFER_BYTES {
+            self.buffer = BytesMut::new();
+        } else {
+            self.buffer.clear();
+        }
+    }
+
+    /// Hands the reply out, so that the connection can go on to the next command. A small one is copied, to keep the
+    /// buffer here; a large one leaves with its buffer. `delivered` bytes of it need no copy.
+    pub fn take_reply(&mut self, delivered: usize) -> Reply {
+        let reservation = self.reservation.take();
+        let mut bytes = if reservation.is_some() {
+            std::mem::take(&mut self.buffer)
+        } else {
+            BytesMut::from(&self.buffer[delivered..])
+        };
+        if reservation.is_some() {
+            bytes = bytes.split_off(delivered);
+        }
+        self.clear_reply();
+        Reply { bytes, reservation }
+    }
+
+    /// Ends the connection and waits until the server has noticed, at most [`CLOSE_TIMEOUT`].
+    pub async fn close(self) {
+        let mut rest = [0; 4096];
+        let noticed = async {
+            let mut stream = self.stream;
+            if stream.shutdown().await.is_err() {
+                return;
+            }
+            // Reading to the end tells when the server has let go.
+            while tokio::io::AsyncReadExt::read(&mut stream, &mut rest).await.is_ok_and(|read| read > 0) {}
+        };
+        // Elapsed means that the server hangs; its place has been kept long enough.
+        if tokio::time::timeout(CLOSE_TIMEOUT, noticed).await.is_err() {
+            tracing::debug!(connection = self.id, "the server did not notice a closed connection in time");
+        }
+    }
+
+    fn check(&self, header: &MessageHeader) -> Result<(), ReceiveError> {
+        if header.op_code == OpCode::Msg && header.response_to == self.request_id {
+            return Ok(());
+        }
+        let (op_code, response_to) = (header.op_code.to_wire(), header.response_to);
+        Err(ReceiveError::Unexpected { op_code, response_to, expected: self.request_id })
+    }
+
+    /// Makes the buffer large enough for a whole message. What is above the buffer that every connection keeps comes
+    /// out of the memory budget, all of it at once, so that two half-read replies cannot wait for each other.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing changes before the memory is there. A caller that was dropped here parses the header again.
+    async fn make_room(&mut self, length: usize) {
+        if length > REPLY_BUFFER_BYTES && self.reservation.is_none() {
+            // Forgotten while waiting, so that a dropped future leaves the header to be parsed again.
+            let header = self.expected.take();
+            self.reservation = Some(self.memory.reserve_reply(length).await);
+            self.expected = header;
+        }
+        self.buffer.reserve(length - self.buffer.len().min(length));
+    }
+
+    /// Reads what has arrived, at most to the end of the message once its length is known.
+    ///
+    /// # Cancel safety
+    /// Safe: a read that completes is in the buffer.
+    async fn fill(&mut self) -> Result<usize, ReceiveError> {
+        std::future::poll_fn(|context| {
+            if self.interrupt.poll(context).is_ready() {
+                return Poll::Ready(Err(ReceiveError::Interrupted));
+            }
+            poll_read_buf(Pin::new(&mut self.stream), context, &mut self.buffer).map_err(ReceiveError::Io)
+        })
+        .await
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.id)
+            .field("generation", &self.generation)
+            .field("between_messages", &self.between_messages)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,306 @@
+//! From an address to a connection that is ready for commands: dial, TLS, hello, log-in.
+//!
+//! The caller limits the time of all of it together (`connect_timeout_ms`).
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bson::raw::{RawDocument, RawDocumentBuf, cstr};
+use bson::rawdoc;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+
+use super::connection::{Connection, Greeting, ReceiveError, Stream};
+use super::pool::lock;
+use super::tls::{TlsError, UpstreamTls};
+use crate::admission::MemoryBudget;
+use crate::auth::sasl::{self, AuthError, Conversation, Step};
+use crate::auth::scram::{ClientNonce, KeyDerivation, KeyId, Mechanism as Scram, SaltedKeys, ScramError};
+use crate::breaker::Failure;
+use crate::config::Address;
+use crate::config::uri::{Credential, Mechanism, Upstream};
+use crate::topology::description::Hello;
+use crate::wire::{encode, op_msg};
+
+/// Oldest wire version that is served: 4.4. Drivers leave error labels to servers from there on.
+pub const MIN_WIRE_VERSION: i32 = 9;
+
+/// Name of our connections on the server, unless the connection string says another.
+pub const DEFAULT_APP_NAME: &str = "mongomux";
+
+/// Derived keys that are kept, so that not every connection costs thousands of hash rounds. One credential needs one
+/// per mechanism and salt.
+const MAX_CACHED_KEYS: usize = 16;
+
+/// First probe of TCP keep-alive: firewalls drop idle flows after 4 to 10 minutes.
+const KEEPALIVE: Duration = Duration::from_secs(120);
+
+/// Makes connections to a server.
+pub trait Dialer: Send + Sync {
+    /// Connects, greets and logs in.
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves nothing behind.
+    fn connect<'a>(
+        &'a self,
+        address: &'a Address,
+    ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>>;
+}
+
+/// Why there is no connection. Nothing of any command was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No socket: name, route, or nobody listens.
+    #[error("{0}")]
+    Dial(#[source] std::io::Error),
+    /// No TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// All of it took too long.
+    #[error("no connection within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The socket broke while greeting.
+    #[error("handshake: {0}")]
+    Broken(#[from] ReceiveError),
+    /// What the server said makes no sense, or is an error.
+    #[error("handshake: {0}")]
+    Hello(String),
+    /// Too old for what we promise to clients.
+    #[error("the server speaks wire version {found}, at least {MIN_WIRE_VERSION} (MongoDB 4.4) is needed")]
+    TooOld {
+        /// Its `maxWireVersion`.
+        found: i32,
+    },
+    /// The server does not want our credential.
+    #[error("authentication as `{user}` failed: {error}")]
+    Auth {
+        /// Who we said we are.
+        user: String,
+        /// What it said.
+        error: AuthError,
+    },
+}
+
+impl ConnectError {
+    /// As the breaker counts it.
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Dial(_) | Self::Tls(_) | Self::Timeout(_) => Failure::Connect,
+            Self::Broken(_) | Self::Hello(_) | Self::TooOld { .. } | Self::Auth { .. } => Failure::Handshake,
+        }
+    }
+}
+
+/// The dialer for real servers.
+pub struct UpstreamDialer {
+    app_name: String,
+    credential: Option<Credential>,
+    tls: Option<UpstreamTls>,
+    memory: Arc<MemoryBudget>,
+    max_message_bytes: usize,
+    keys: Mutex<HashMap<KeyId, Arc<SaltedKeys>>>,
+}
+
+impl UpstreamDialer {
+    /// For the servers of one connection string.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the files of the TLS options cannot be used.
+    pub fn new(upstream: &Upstream, memory: Arc<MemoryBudget>, max_message_bytes: usize) -> Result<Self, TlsError> {
+        Ok(Self {
+            app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
+            credential: upstream.credential.clone(),
+            tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
+            memory,
+            max_message_bytes,
+            keys: Mutex::default(),
+        })
+    }
+
+    async fn dial(&self, address: &Address) -> Result<Box<dyn Stream>, ConnectError> {
+        match address {
+            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(ConnectError::Dial)?)),
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(ConnectError::Dial)?;
+                stream.set_nodelay(true).map_err(ConnectError::Dial)?;
+                let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
+                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(ConnectError::Dial)?;
+                match &self.tls {
+                    Some(tls) => Ok(Box::new(tls.connect(host, stream).await?)),
+                    None => Ok(Box::new(stream)),
+                }
+            }
+        }
+    }
+
+    async fn establish(&self, address: &Address) -> Result<Connection, ConnectError> {
+        let stream = self.dial(address).await?;
+        let mut connection = Connection::new(stream, self.memory.clone(), self.max_message_bytes);
+        let login = self.credential.as_ref().map(Login::new).transpose();
+        let login = login.map_err(|error| self.auth_error(error.into()))?;
+        let hello = self.hello(login.as_ref());
+        let greeted = Instant::now();
+        let reply = exchange(&mut connection, &hello).await?;
+        let round_trip_time = Some(greeted.elapsed());
+        if reply.get_f64("ok").ok() != Some(1.0) {
+            return Err(ConnectError::Hello(format!("hello was refused: {}", error_text(&reply))));
+        }
+        let max_wire_version = reply.get_i32("maxWireVersion").unwrap_or_default();
+        if max_wire_version < MIN_WIRE_VERSION {
+            return Err(ConnectError::TooOld { found: max_wire_version });
+        }
+        let connection_id = match reply.get("connectionId") {
+            Ok(Some(id)) => id.as_i64().or_else(|| id.as_i32().map(i64::from)).unwrap_or_default(),
+            _ => 0,
+        };
+        connection.greeting = Greeting { connection_id, hello: Hello::read(&reply), round_trip_time };
+        if let Some(login) = login {
+            self.log_in(&mut connection, login, &reply).await?;
+        }
+        Ok(connection)
+    }
+
+    /// The first message of a connection: what it is told about us holds for all its life.
+    fn hello(&self, login: Option<&Login<'_>>) -> RawDocumentBuf {
+        let mut hello = rawdoc! {
+            "hello": 1,
+            "helloOk": true,
+            "backpressure": "2",
+            "client": {
+                "application": {"name": self.app_name.as_str()},
+                "driver": {"name": "mongomux", "version": env!("CARGO_PKG_VERSION")},
+                "os": {"type": std::env::consts::OS, "architecture": std::env::consts::ARCH},
+            },
+        };
+        if let Some(login) = login {
+            if let Some(query) = &login.mechanisms_query {
+                hello.append(cstr!("saslSupportedMechs"), query.as_str());
+            }
+            if let Some(speculative) = login.conversation.as_ref().and_then(Conversation::speculative) {
+                hello.append(cstr!("speculativeAuthenticate"), speculative);
+            }
+        }
+        hello.append(cstr!("$db"), "admin");
+        hello
+    }
+
+    async fn log_in(
+        &self,
+        connection: &mut Connection,
+        login: Login<'_>,
+        hello: &RawDocument,
+    ) -> Result<(), ConnectError> {
+        let fail = |error: AuthError| self.auth_error(error);
+        let speculated = matches!(hello.get("speculativeAuthenticate"), Ok(Some(_)));
+        let (mut conversation, mut step) = match login.conversation {
+            Some(mut conversation) if speculated || login.mechanisms_query.is_none() => {
+                let step = conversation.on_hello(hello).map_err(fail)?;
+                (conversation, step)
+            }
+            // The guess was wrong, or there was none: the server has said by now which mechanisms this user has.
+            _ => {
+                let conversation = Login::scram(login.credential, sasl::negotiate(hello));
+                let conversation = conversation.map_err(|error| fail(error.into()))?;
+                let start = conversation.start().ok_or_else(|| fail(AuthError::Protocol("no first message")))?;
+                (conversation, Step::Send(start))
+            }
+        };
+        loop {
+            step = match step {
+                Step::Done => return Ok(()),
+                Step::Send(command) => {
+                    let reply = exchange(connection, &command).await?;
+                    conversation.on_reply(&reply).map_err(fail)?
+                }
+                Step::Derive(derivation) => {
+                    let keys = self.derive(derivation).await;
+                    conversation.on_keys(&keys).map_err(fail)?
+                }
+            };
+        }
+    }
+
+    /// Thousands of hash rounds: on a thread that may block, and once per credential and salt.
+    async fn derive(&self, derivation: KeyDerivation) -> Arc<SaltedKeys> {
+        let cached = lock(&self.keys).get(derivation.id()).cloned();
+        if let Some(keys) = cached {
+            return keys;
+        }
+        let id = derivation.id().clone();
+        let keys = tokio::task::spawn_blocking(move || Arc::new(derivation.derive()));
+        let keys = keys.await.expect("deriving a key does not panic, and blocking tasks are not aborted");
+        let mut cache = lock(&self.keys);
+        if cache.len() >= MAX_CACHED_KEYS {
+            cache.clear();
+        }
+        cache.insert(id, keys.clone());
+        keys
+    }
+
+    fn auth_error(&self, error: AuthError) -> ConnectError {
+        let user = self.credential.as_ref().and_then(|credential| credential.username.clone());
+        ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error }
+    }
+}
+
+impl Dialer for UpstreamDialer {
+    fn connect<'a>(
+        &'a self,
+        address: &'a Address,
+    ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
+        Box::pin(self.establish(address))
+    }
+}
+
+/// A log-in that is about to begin.
+struct Login<'a> {
+    credential: &'a Credential,
+    /// Begun with the mechanism that is configured, else with the likely one.
+    conversation: Option<Conversation>,
+    /// Asks for the user's mechanisms, when none is configured.
+    mechanisms_query: Option<String>,
+}
+
+impl<'a> Login<'a> {
+    fn new(credential: &'a Credential) -> Result<Self, ScramError> {
+        let (username, password) = texts(credential);
+        let conversation = match credential.mechanism {
+            Some(Mechanism::ScramSha1) => Some(Self::scram(credential, Scram::Sha1)?),
+            Some(Mechanism::ScramSha256) => Some(Self::scram(credential, Scram::Sha256)?),
+            Some(Mechanism::X509) => Some(Conversation::x509(credential.username.as_deref())),
+            Some(Mechanism::Plain) => Some(Conversation::plain(&credential.source, username, password)),
+            // A password that SHA-256 cannot take may still be one of SHA-1.
+            None => Self::scram(credential, Scram::Sha256).ok(),
+        };
+        let mechanisms_query =
+            credential.mechanism.is_none().then(|| sasl::supported_mechs_query(&credential.source, username));
+        Ok(Self { credential, conversation, mechanisms_query })
+    }
+
+    fn scram(credential: &Credential, mechanism: Scram) -> Result<Conversation, ScramError> {
+        let (username, password) = texts(credential);
+        let nonce = ClientNonce::from_random(rand::random());
+        Conversation::scram(mechanism, &credential.source, username, password, nonce)
+    }
+}
+
+fn texts(credential: &Credential) -> (&str, &str) {
+    (credential.username.as_deref().unwrap_or_default(), credential.password.as_deref().unwrap_or_default())
+}
+
+async fn exchange(connection: &mut Connection, command: &RawDocument) -> Result<RawDocumentBuf, ConnectError> {
+    let message = encode::op_msg(connection.next_request_id(), 0, command);
+    let reply = connection.exchange(message.bytes()).await?;
+    let document =
+        op_msg::reply_document(reply).and_then(|(_, document)| RawDocumentBuf::from_bytes(document.to_vec()).ok());
+    connection.clear_reply();
+    document.ok_or_else(|| ConnectError::Hello("the reply is no document".to_owned()))
+}
+
+fn error_text(reply: &RawDocument) -> String {
+    let code = reply.get_i32("code").unwrap_or_default();
+    format!("{} (code {code})", reply.get_str("errmsg").unwrap_or("no reason given"))
+}

@@ -1,0 +1,441 @@
+//! Check-out and check-in around [`PoolState`], and guards that cannot forget either.
+//!
+//! Establishing and closing take time and belong to `maintain`; nothing here waits except for a turn.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::connection::{Connection, Greeting, Interrupt};
+use super::handshake::Dialer;
+use super::health::Health;
+use super::pool_state::{CheckOut, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting};
+use crate::admission::{Lane, Ticket};
+use crate::config::{Address, BackoffConfig, PoolConfig};
+use crate::tasks::Tasks;
+use crate::telemetry::labels::{ConnectionClosed, Label};
+use crate::telemetry::metrics::{Metrics, ServerMetrics};
+
+/// Why a command got no connection. Nothing was sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CheckOutError {
+    /// The pool was cleared: the command is to be routed anew.
+    #[error("the pool was cleared")]
+    Cleared,
+    /// The pool is closed: its server has left.
+    #[error("the pool is closed")]
+    Closed,
+    /// Waited too long.
+    #[error("no connection became free in time")]
+    Timeout,
+}
+
+/// How a pool stands, for people and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolSnapshot {
+    /// Whether it gives out connections.
+    pub status: PoolStatus,
+    /// Connections by state.
+    pub counts: PoolCounts,
+    /// Bounds in force.
+    pub min_pool_size: u32,
+    /// Bounds in force.
+    pub max_pool_size: u32,
+    /// Waiting commands by lane, in the order of [`Label::ALL`].
+    pub waiting: [usize; <Lane as Label>::ALL.len()],
+    /// When the one that waits longest began.
+    pub oldest: Option<Instant>,
+    /// Established so far.
+    pub created: u64,
+    /// Why the last attempt to connect failed, if none succeeded since.
+    pub last_connect_error: Option<String>,
+}
+
+/// What a pool is made of.
+pub struct PoolParts {
+    /// The server.
+    pub address: Address,
+    /// Sizes and times.
+    pub config: PoolConfig,
+    /// In use at once, if that is to be less than the pool.
+    pub max_in_flight: Option<u32>,
+    /// Pings a pool in use this often.
+    pub health_check: std::time::Duration,
+    /// Pace after failures to connect.
+    pub reconnect: BackoffConfig,
+    /// Makes connections.
+    pub dialer: Arc<dyn Dialer>,
+    /// Bound over all servers of the cluster.
+    pub cluster_bound: Arc<ClusterBound>,
+    /// The server's breaker.
+    pub health: Arc<Health>,
+    /// Hears what servers say when a connection is established.
+    pub greeted: Arc<dyn Fn(&Address, &Greeting) + Send + Sync>,
+    /// Where maintenance runs.
+    pub tasks: Tasks,
+    /// Metrics of the server.
+    pub server_metrics: Arc<ServerMetrics>,
+    /// Metrics of all.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The connections of one server. Clones share them.
+#[derive(Clone)]
+pub struct Pool(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    pub(super) parts: PoolParts,
+    state: Mutex<PoolState<Box<Connection>, Waker>>,
+    /// Tells the maintenance task that there is something to do.
+    pub(super) work: Notify,
+    pub(super) pace: Mutex<Pace>,
+    interrupts: Mutex<Vec<(u64, Arc<Interrupt>)>>,
+    last_id: AtomicU64,
+    /// Checked out since the last ping.
+    pub(super) used: AtomicBool,
+    /// The server is to be greeted now, whatever back-off and breaker say.
+    pub(super) recheck: AtomicBool,
+}
+
+/// When the next attempt to connect may be made.
+#[derive(Debug)]
+pub(super) struct Pace {
+    pub(super) backoff: Backoff,
+    pub(super) not_before: Instant,
+    pub(super) last_error: Option<String>,
+}
+
+impl Pool {
+    /// A paused pool; `maintain::run` has to be spawned for it.
+    pub fn new(parts: PoolParts) -> Self {
+        let PoolConfig { max_pool_size, min_pool_size, max_connecting, .. } = parts.config;
+        let max_in_flight = parts.max_in_flight.unwrap_or(max_pool_size).min(max_pool_size);
+        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight };
+        parts.server_metrics.connections_max.set(i64::from(max_pool_size));
+        let backoff = Backoff::new(parts.reconnect);
+        Self(Arc::new(Shared {
+            parts,
+            state: Mutex::new(PoolState::new(bounds)),
+            work: Notify::new(),
+            pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
+            interrupts: Mutex::default(),
+            last_id: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            recheck: AtomicBool::new(false),
+        }))
+    }
+
+    /// Takes an idle connection if there is one and nobody was first.
+    ///
+    /// # Errors
+    /// [`CheckOutError::Cleared`] or [`CheckOutError::Closed`].
+    pub fn try_check_out(&self) -> Result<Option<PooledConnection>, CheckOutError> {
+        loop {
+            let taken = self.0.state().check_out();
+            match taken {
+                CheckOut::Now(connection) => {
+                    if let Some(connection) = self.vet(connection) {
+                        return Ok(Some(connection));
+                    }
+                }
+                CheckOut::Wait => return Ok(None),
+                CheckOut::Unavailable(status) => return Err(unavailable(status)),
+            }
+        }
+    }
+
+    /// Waits for a connection, first come, first served within the rules of the lanes.
+    ///
+    /// # Errors
+    /// [`CheckOutError`]; nothing was sent then.
+    ///
+    /// # Cancel safety
+    /// Safe: a waiter that is dropped leaves the queue, and passes on what was handed to it meanwhile.
+    pub async fn check_out(&self, lane: Lane, deadline: Instant) -> Result<PooledConnection, CheckOutError> {
+        loop {
+            let ticket = {
+                let mut state = self.0.state();
+                match state.check_out() {
+                    CheckOut::Now(connection) => Ok(connection),
+                    // Under the same lock as the look, so that no connection comes back unnoticed in between.
+                    CheckOut::Wait => Err(state.enqueue(lane, Instant::now(), Waker::noop().clone())),
+                    CheckOut::Unavailable(status) => return Err(unavailable(status)),
+                }
+            };
+            let connection = match ticket {
+                Ok(connection) => connection,
+                Err(ticket) => {
+                    self.0.work.notify_one();
+                    let turn = Turn { pool: self, ticket };
+                    match tokio::time::timeout_at(deadline, turn.wait()).await {
+                        Ok(turn) => turn?,
+                        Err(_) => return Err(CheckOutError::Timeout),
+                    }
+                }
+            };
+            if let Some(connection) = self.vet(connection) {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// Lets check-outs pass; the server is known to be up.
+    pub fn ready(&self) {
+        self.0.state().ready();
+        self.0.work.notify_one();
+    }
+
+    /// A good heartbeat: no reason to wait before connecting again.
+    pub fn connect_at_once(&self) {
+        let mut pace = lock(&self.0.pace);
+        pace.backoff.reset();
+        pace.not_before = Instant::now();
+        drop(pace);
+        self.0.work.notify_one();
+    }
+
+    /// Greets the server now, over a new connection that counts like all: somebody waits for a server that is suspect
+    /// or down.
+    pub fn recheck(&self) {
+        self.0.recheck.store(true, Ordering::Relaxed);
+        self.0.work.notify_one();
+    }
+
+    /// Makes all connections stale and evicts who waits, to be routed anew. `interrupt_in_use` also fails the commands in
+    /// flight: for a server that monitoring found hanging.
+    pub fn clear(&self, interrupt_in_use: bool) {
+        let evicted = self.0.state().clear();
+        self.wake(evicted);
+        if interrupt_in_use {
+            lock(&self.0.interrupts).iter().for_each(|(_, interrupt)| interrupt.raise());
+        }
+    }
+
+    /// As [`Pool::clear`], unless the failed connection was of an older generation: that failure is known already.
+    pub fn clear_generation(&self, generation: u64) {
+        if self.0.state().generation() == generation {
+            self.clear(false);
+        }
+    }
+
+    /// Evicts who waits, so that they are routed anew; connections stay.
+    pub fn evict(&self) {
+        let evicted = self.0.state().evict();
+        self.wake(evicted);
+    }
+
+    /// Ends the pool; connections in use end when they come back.
+    pub fn close(&self) {
+        let evicted = self.0.state().close();
+        self.wake(evicted);
+    }
+
+    /// How the pool stands.
+    pub fn snapshot(&self) -> PoolSnapshot {
+        let last_connect_error = lock(&self.0.pace).last_error.clone();
+        let state = self.0.state();
+        PoolSnapshot {
+            status: state.status(),
+            counts: state.counts(),
+            min_pool_size: state.bounds().min_pool_size,
+            max_pool_size: state.bounds().max_pool_size,
+            waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
+            oldest: state.queue().oldest(),
+            created: self.0.last_id.load(Ordering::Relaxed),
+            last_connect_error,
+        }
+    }
+
+    fn wake(&self, evicted: Vec<Waker>) {
+        evicted.into_iter().for_each(Waker::wake);
+        self.0.work.notify_one();
+    }
+
+    /// Wraps a connection that was just taken, or discards it because the server has closed it meanwhile.
+    fn vet(&self, connection: Box<Connection>) -> Option<PooledConnection> {
+        let mut guard = PooledConnection { connection: Some(connection), pool: self.clone() };
+        if guard.is_alive() {
+            if !self.0.used.load(Ordering::Relaxed) {
+                self.0.used.store(true, Ordering::Relaxed);
+            }
+            return Some(guard);
+        }
+        guard.discard(ConnectionClosed::Error);
+        None
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("address", &self.0.parts.address).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn state(&self) -> MutexGuard<'_, PoolState<Box<Connection>, Waker>> {
+        lock(&self.state)
+    }
+
+    /// Numbers a connection that was just established, and remembers how to interrupt it.
+    pub(super) fn register(&self, connection: &mut Connection) {
+        connection.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        lock(&self.interrupts).push((connection.id, connection.interrupt()));
+        self.parts.server_metrics.connections_created.inc();
+    }
+
+    /// The connection is gone.
+    pub(super) fn forget(&self, id: u64) {
+        lock(&self.interrupts).retain(|(registered, _)| *registered != id);
+        self.state().closed();
+        self.parts.cluster_bound.release();
+        self.work.notify_one();
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Critical sections are total method calls; one that panicked all the same left nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unavailable(status: PoolStatus) -> CheckOutError {
+    match status {
+        PoolStatus::Closed => CheckOutError::Closed,
+        PoolStatus::Paused | PoolStatus::Ready => CheckOutError::Cleared,
+    }
+}
+
+/// A place in the wait queue. Dropping it leaves the queue.
+struct Turn<'a> {
+    pool: &'a Pool,
+    ticket: Ticket,
+}
+
+impl Turn<'_> {
+    async fn wait(self) -> Result<Box<Connection>, CheckOutError> {
+        std::future::poll_fn(|context| {
+            let waiting = self.pool.0.state().poll(self.ticket, |waker| waker.clone_from(context.waker()));
+            match waiting {
+                Waiting::Handed(connection) => Poll::Ready(Ok(connection)),
+                Waiting::Queued => Poll::Pending,
+                Waiting::Evicted(status) => Poll::Ready(Err(unavailable(status))),
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let handed = self.pool.0.state().leave(self.ticket);
+        if let Some(connection) = handed {
+            drop(PooledConnection { connection: Some(connection), pool: self.pool.clone() });
+        }
+    }
+}
+
+/// A connection that is checked out. Dropping it checks it in between two messages, and closes it in the middle of one.
+pub struct PooledConnection {
+    connection: Option<Box<Connection>>,
+    pool: Pool,
+}
+
+impl PooledConnection {
+    pub(super) fn new(connection: Box<Connection>, pool: Pool) -> Self {
+        Self { connection: Some(connection), pool }
+    }
+
+    /// Gives the connection up.
+    pub fn discard(mut self, reason: ConnectionClosed) {
+        if let Some(connection) = self.connection.take() {
+            self.give_up(connection, reason);
+        }
+    }
+
+    fn give_up(&self, connection: Box<Connection>, reason: ConnectionClosed) {
+        self.pool.0.parts.server_metrics.connections_closed[reason].inc();
+        let waker = self.pool.0.state().discard(connection);
+        waker.into_iter().for_each(Waker::wake);
+        self.pool.0.work.notify_one();
+    }
+}
+
+impl Deref for PooledConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_deref().expect("taken only by what consumes the guard")
+    }
+}
+
+impl DerefMut for PooledConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        self.connection.as_deref_mut().expect("taken only by what consumes the guard")
+    }
+}
+
+impl Drop for PooledConnection {
+    fn drop(&mut self) {
+        let Some(mut connection) = self.connection.take() else { return };
+        if !connection.is_between_messages() {
+            return self.give_up(connection, ConnectionClosed::Error);
+        }
+        let now = Instant::now();
+        if now >= connection.expires {
+            return self.give_up(connection, ConnectionClosed::Lifetime);
+        }
+        connection.clear_reply();
+        connection.last_used = now;
+        let generation = connection.generation;
+        let mut state = self.pool.0.state();
+        let stale = generation != state.generation();
+        let waker = state.check_in(connection, generation);
+        drop(state);
+        waker.into_iter().for_each(Waker::wake);
+        if stale {
+            self.pool.0.parts.server_metrics.connections_closed[ConnectionClosed::Stale].inc();
+            self.pool.0.work.notify_one();
+        }
+    }
+}
+
+impl std::fmt::Debug for PooledConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("PooledConnection").field(&self.connection).finish()
+    }
+}
+
+/// `max_upstream_connections`: the bound over all servers of a cluster.
+#[derive(Debug)]
+pub struct ClusterBound {
+    open: AtomicU32,
+    limit: u32,
+    /// Told when a pool could use a connection that the bound does not allow: idle ones elsewhere should make room.
+    pub(super) starved: Notify,
+}
+
+impl ClusterBound {
+    /// Allows `limit` connections; `None` leaves it to the pools.
+    pub fn new(limit: Option<u32>) -> Arc<Self> {
+        Arc::new(Self { open: AtomicU32::new(0), limit: limit.unwrap_or(u32::MAX), starved: Notify::new() })
+    }
+
+    /// Connections of all servers that are open, being opened or being closed.
+    pub fn open(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn acquire(&self) -> bool {
+        let more = |open: u32| (open < self.limit).then(|| open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+
+    pub(super) fn release(&self) {
+        let before = self.open.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "released what was acquired");
+    }
+}
