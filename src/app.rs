@@ -1,1 +1,230 @@
-//! Stub.
+//! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::admission::MemoryBudget;
+use crate::client::shared::Activity;
+use crate::client::{ClientShared, Listener, facade};
+use crate::config::{Address, ClusterConfig, Config};
+use crate::tasks::Tasks;
+use crate::telemetry::metrics::Metrics;
+use crate::topology::monitor::{Monitor, MonitorSettings};
+use crate::upstream::Cluster;
+use crate::upstream::handshake::UpstreamDialer;
+use crate::upstream::pool::lock;
+use crate::upstream::tls::TlsError;
+
+/// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
+/// server from a slow one.
+const MONITOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A drain looks this often whether it is quiet.
+const QUIET_LOOK: Duration = Duration::from_millis(50);
+
+/// At the end of a drain long polls have this long to take their answer along.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Why the program cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address is taken, or not ours.
+    #[error(transparent)]
+    Listen(#[from] io::Error),
+    /// The TLS files of a connection string.
+    #[error("cluster `{cluster}`: {error}")]
+    Tls {
+        /// Whose.
+        cluster: String,
+        /// What is wrong.
+        error: TlsError,
+    },
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Nobody lost anything.
+    Cleanly,
+    /// A command or a transaction was cut off.
+    CutOff,
+}
+
+/// The running program.
+pub struct App {
+    tasks: Tasks,
+    clusters: Vec<Arc<Cluster>>,
+    addresses: Vec<Address>,
+    metrics: Arc<Metrics>,
+    activity: Arc<Activity>,
+    /// True from the order to drain on, whoever gave it.
+    draining: watch::Sender<bool>,
+    drain_timeout: Duration,
+    drain_quiet: Duration,
+}
+
+impl App {
+    /// Binds every address, then starts. An upstream that cannot be reached does not matter: it is looked for until it
+    /// is found.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing was started then.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let mut bound = Vec::new();
+        for cluster in &config.clusters {
+            for address in &cluster.listen {
+                bound.push((cluster.name.clone(), Listener::bind(address).await?));
+            }
+        }
+        let tasks = Tasks::new();
+        let metrics = Metrics::new();
+        let memory = MemoryBudget::new(config.memory_limit_bytes);
+        let activity = Arc::new(Activity::default());
+        let limits = Arc::new(config.client.clone());
+        let places = Arc::new(Semaphore::new(config.client.max_clients));
+        let (draining, _) = watch::channel(false);
+        let addresses = bound.iter().map(|(_, listener)| listener.address().clone()).collect();
+        let mut clusters = Vec::new();
+        for cluster in config.clusters {
+            let name = cluster.name.clone();
+            let cluster = start_cluster(cluster, &config.client, memory.clone(), &tasks, &metrics)
+                .map_err(|error| StartError::Tls { cluster: name.clone(), error })?;
+            let facts = facade::follow(cluster.monitor(), cluster.config.presentation, &tasks);
+            let shared = ClientShared::new(cluster.clone(), limits.clone(), facts, activity.clone());
+            for (_, listener) in bound.extract_if(.., |(owner, _)| *owner == name) {
+                tracing::info!(cluster = %name, address = %listener.address(), "listening");
+                listen(listener, &shared, &places, &draining, &tasks);
+            }
+            clusters.push(cluster);
+        }
+        let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
+        Ok(Self { tasks, clusters, addresses, metrics, activity, draining, drain_timeout, drain_quiet })
+    }
+
+    /// Where clients connect; ports are the real ones.
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The clusters.
+    pub fn clusters(&self) -> &[Arc<Cluster>] {
+        &self.clusters
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Resolves when somebody else than a signal has ordered a drain.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn drain_requested(&self) {
+        let mut draining = self.draining.subscribe();
+        // The sender lives as long as we do.
+        drop(draining.wait_for(|draining| *draining).await);
+    }
+
+    /// Stops to accept, serves the open sockets until they are gone or quiet, at the latest until `drain_timeout_ms` is
+    /// over, then answers long polls.
+    ///
+    /// # Cancel safety
+    /// A drain that is dropped has closed the listeners; [`App::cut_off`] tells how things stand.
+    pub async fn drain(&self) -> Drained {
+        self.draining.send_replace(true);
+        let clients = self.activity.clients.load(Ordering::Relaxed);
+        tracing::info!(clients, timeout = ?self.drain_timeout, "draining");
+        let deadline = Instant::now() + self.drain_timeout;
+        // A deadline that passes is not an error: what is left is cut off, and said so.
+        let quiet = tokio::time::timeout_at(deadline, self.quiet()).await.is_ok();
+        let drained = self.cut_off();
+        self.activity.end_long_polls();
+        let answered = async {
+            while self.activity.long_polls() > 0 {
+                tokio::time::sleep(QUIET_LOOK).await;
+            }
+        };
+        let polls_answered = tokio::time::timeout(LAST_ANSWERS, answered).await.is_ok();
+        self.tasks.cancel();
+        for cluster in &self.clusters {
+            cluster.monitor().shutdown().await;
+        }
+        tracing::info!(?drained, quiet, polls_answered, "drained");
+        drained
+    }
+
+    /// Whether an end now would cut a command or a transaction off.
+    pub fn cut_off(&self) -> Drained {
+        let open_transactions: usize = self.clusters.iter().map(|cluster| lock(&cluster.pins).count().1).sum();
+        if self.activity.commands().0 == 0 && open_transactions == 0 { Drained::Cleanly } else { Drained::CutOff }
+    }
+
+    /// Resolves when the last client has left, or when nothing happened for `drain_quiet_ms`.
+    async fn quiet(&self) {
+        let mut since = Instant::now();
+        let mut seen = self.activity.commands().1;
+        loop {
+            if self.activity.clients.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            let (_, begun) = self.activity.commands();
+            if begun != seen || self.cut_off() == Drained::CutOff {
+                (since, seen) = (Instant::now(), begun);
+            }
+            if since.elapsed() >= self.drain_quiet {
+                return;
+            }
+            // Either arm only makes us look again.
+            tokio::select! {
+                () = self.activity.left.notified() => {}
+                () = tokio::time::sleep(QUIET_LOOK) => {}
+            }
+        }
+    }
+}
+
+fn start_cluster(
+    config: ClusterConfig,
+    client: &crate::config::ClientConfig,
+    memory: Arc<MemoryBudget>,
+    tasks: &Tasks,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Cluster>, TlsError> {
+    for warning in &config.upstream.warnings {
+        tracing::warn!(cluster = %config.name, warning);
+    }
+    tracing::info!(cluster = %config.name, upstream = %config.upstream.redacted, "starting");
+    let settings = MonitorSettings {
+        heartbeat_frequency: config.heartbeat_frequency,
+        connect_timeout: config.pool.connect_timeout.min(MONITOR_CONNECT_TIMEOUT),
+        rebuild: config.reconnect,
+    };
+    let monitor = Monitor::start(&config.upstream, settings, tasks);
+    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), client.max_message_bytes)?;
+    let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory, tasks.clone(), metrics.clone());
+    cluster.start();
+    Ok(cluster)
+}
+
+fn listen(
+    listener: Listener,
+    shared: &Arc<ClientShared>,
+    places: &Arc<Semaphore>,
+    draining: &watch::Sender<bool>,
+    tasks: &Tasks,
+) {
+    let (shared, places, mut draining) = (shared.clone(), places.clone(), draining.subscribe());
+    tasks.spawn("listen", async move {
+        // The listener closes when it loses; its clients have tasks of their own.
+        tokio::select! {
+            () = listener.serve(shared, places) => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    });
+}

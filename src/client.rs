@@ -1,2 +1,13 @@
-//! Stub.
+//! The clients: who listens for them, their sockets, and the path of each of their commands.
+
+pub mod abandoned;
+pub mod cursors;
+pub mod execute;
+pub mod facade;
+pub mod listener;
+pub mod session;
+pub mod shared;
 pub mod socket;
+
+pub use listener::Listener;
+pub use shared::ClientShared;

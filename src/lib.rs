@@ -38,3 +38,5 @@ pub mod admin;
 pub mod app;
 
 pub mod sandbox;
+
+pub mod trial;

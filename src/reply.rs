@@ -9,6 +9,7 @@ pub mod hello;
 pub mod local;
 pub mod matrix;
 pub mod metadata;
+pub mod relay;
 
 pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
@@ -16,3 +17,4 @@ pub use facts::ReplyFacts;
 pub use hello::{ClientState, Compressors, Facts, Shown, hello};
 pub use matrix::{OperationKind, Situation, answer};
 pub use metadata::{ClientMetadata, MetadataPool};
+pub use relay::{Inspected, MalformedReply, inspect};

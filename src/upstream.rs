@@ -3,6 +3,7 @@
 pub mod backoff;
 pub mod cluster;
 pub mod connection;
+pub mod errand;
 pub mod handshake;
 pub mod health;
 pub mod maintain;
@@ -12,4 +13,5 @@ pub mod tls;
 
 pub use cluster::{Cluster, Operation, SelectError, Server};
 pub use connection::{Connection, ReceiveError, Reply, SendError};
+pub use errand::Errand;
 pub use pool::{CheckOutError, ClusterBound, Pool, PooledConnection};

@@ -57,6 +57,9 @@ pub enum ReadEnd {
     /// Nothing came for too long; says how long nothing was to be expected.
     #[error("nothing came for too long")]
     Timeout(ClientClosed),
+    /// We close it: the session says why.
+    #[error("closed by the proxy")]
+    Closed(ClientClosed),
 }
 
 /// A client's socket.

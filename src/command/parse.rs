@@ -26,8 +26,8 @@ pub struct Command {
     pub read_preference: Option<ReadPreference>,
     /// The first pipeline stage is `$changeStream`, or the cursor is tailable and awaits data.
     pub awaits_data: bool,
-    /// `apiStrict: true`
-    pub api_strict: bool,
+    /// The first pipeline stage is `$changeStream`.
+    pub opens_change_stream: bool,
     max_time: Option<MaxTime>,
     writes_output: bool,
     op_msg: OpMsg,
@@ -86,7 +86,7 @@ impl Command {
             session: SessionFields::default(),
             read_preference: None,
             awaits_data: false,
-            api_strict: false,
+            opens_change_stream: false,
             max_time: None,
             writes_output: false,
             op_msg,
@@ -108,7 +108,6 @@ impl Command {
                 b"out" if command.spec.name.eq_ignore_ascii_case("mapReduce") => {
                     command.writes_output = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
                 }
-                b"apiStrict" => command.api_strict = element.as_truth() == Some(true),
                 b"$audit" => return Err(CommandError::InternalField("$audit")),
                 b"$client" => return Err(CommandError::InternalField("$client")),
                 b"$configTime" => return Err(CommandError::InternalField("$configTime")),
@@ -171,6 +170,21 @@ impl Command {
             && (self.spec.name != "explain" || explained())
     }
 
+    /// Why the proxy does not pass the command on although its name is allowed; `None` for almost all.
+    pub fn refusal(&self, frame: &Frame) -> Option<&'static str> {
+        let document = self.document(frame);
+        match self.spec.name {
+            // An empty list means all sessions of the user, who is everybody behind a shared credential.
+            "killSessions" if find(document, b"killSessions").is_some_and(|list| is_empty_array(&list)) => {
+                Some("killSessions with an empty list would end the sessions of all clients")
+            }
+            "usersInfo" if find(document, b"showCredentials").and_then(|flag| flag.as_truth()) == Some(true) => {
+                Some("usersInfo with showCredentials is not allowed through the proxy")
+            }
+            _ => None,
+        }
+    }
+
     /// What running the command does, with its fields taken into account.
     pub fn effect(&self) -> Effect {
         if self.writes_output { Effect::Other } else { self.spec.effect }
@@ -200,6 +214,7 @@ impl Command {
 
     fn read_pipeline(&mut self, pipeline: &Element<'_>) {
         let (change_stream, output) = stages(pipeline);
+        self.opens_change_stream |= change_stream;
         self.awaits_data |= change_stream;
         self.writes_output |= output;
     }
@@ -218,6 +233,10 @@ impl MaxTime {
         let milliseconds = element.as_number()?;
         Some(Self { milliseconds, kind: element.kind, offset: element.offset })
     }
+}
+
+fn is_empty_array(element: &Element<'_>) -> bool {
+    element.as_document().and_then(|array| Elements::new(array).ok()).is_some_and(|mut items| items.next().is_none())
 }
 
 fn session_id(lsid: &Element<'_>) -> Option<[u8; 16]> {

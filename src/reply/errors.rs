@@ -288,6 +288,24 @@ pub fn no_sasl_session() -> ErrorReply {
     ErrorReply::new(code::PROTOCOL_ERROR, "no SASL session state found; saslContinue must follow saslStart")
 }
 
+/// A new cursor or transaction for which there is no room in our tables. Nothing of a transaction was sent; a cursor was
+/// made, and is killed.
+pub fn too_many_pins(what: &str, why: &str) -> ErrorReply {
+    let labels = match what {
+        "transaction" => Labels::TRANSIENT_TRANSACTION | Labels::NOT_SENT,
+        _ => Labels::NONE,
+    };
+    ErrorReply {
+        labels,
+        ..ErrorReply::new(code::INGRESS_REQUEST_RATE_LIMIT_EXCEEDED, &format!("no further {what}: {why}"))
+    }
+}
+
+/// True for a code after which a cursor cannot be continued: not found, or killed.
+pub fn cursor_is_gone(code: i32) -> bool {
+    matches!(code, 43 | 237)
+}
+
 /// A cursor that nobody knows, or that a server took along when it shut down.
 pub fn cursor_not_found(id: i64) -> ErrorReply {
     ErrorReply::new(code::CURSOR_NOT_FOUND, &format!("cursor id {id} not found"))

@@ -73,10 +73,10 @@ pub enum Situation {
         max_time: Duration,
     },
     /// The breaker of every suitable server is open.
-    #[error("the breaker of {server} is open after repeated failures")]
+    #[error("{why}")]
     BreakerOpen {
-        /// The server, or one of them.
-        server: Address,
+        /// Which servers, and what happened to them.
+        why: String,
     },
     /// No server that the command could go to appeared in time.
     #[error("no suitable server within {waited:.1?}: {why}")]
@@ -297,7 +297,7 @@ mod tests {
             Situation::QueueTimeout { server: server.clone(), waited, connections: 10, waiting: 37 },
             Situation::RequestOverMemory { needed_bytes: 40_000_000, limit_bytes: 536_870_912 },
             Situation::MaxTimeExpiredInQueue { max_time: Duration::from_millis(250) },
-            Situation::BreakerOpen { server: server.clone() },
+            Situation::BreakerOpen { why: "127.0.0.1:1: circuit breaker open: refused".to_owned() },
             Situation::ConnectFailed { server: server.clone(), why: why.clone() },
             Situation::NoSuitableServer { waited, why: why.clone() },
             Situation::ServerLeft { server: server.clone() },

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::Health;
 use super::maintain;
@@ -102,6 +103,7 @@ pub struct Cluster {
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
+    pub(super) background: Background,
     waiting_for_server: AtomicUsize,
     somebody_waits: Notify,
 }
@@ -127,6 +129,7 @@ impl Cluster {
             dialer,
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
+            background: Background::default(),
             waiting_for_server: AtomicUsize::new(0),
             somebody_waits: Notify::new(),
             config,

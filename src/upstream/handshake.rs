@@ -23,6 +23,7 @@ use crate::breaker::Failure;
 use crate::config::Address;
 use crate::config::uri::{Credential, Mechanism, Upstream};
 use crate::topology::description::Hello;
+use crate::topology::monitor::Monitor;
 use crate::wire::{encode, op_msg};
 
 /// Oldest wire version that is served: 4.4. Drivers leave error labels to servers from there on.
@@ -97,7 +98,8 @@ impl ConnectError {
 /// The dialer for real servers.
 pub struct UpstreamDialer {
     app_name: String,
-    credential: Option<Credential>,
+    /// Knows the credential: with SRV, DNS may tell where the user lives.
+    monitor: Monitor,
     tls: Option<UpstreamTls>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
@@ -109,10 +111,15 @@ impl UpstreamDialer {
     ///
     /// # Errors
     /// [`TlsError`] when the files of the TLS options cannot be used.
-    pub fn new(upstream: &Upstream, memory: Arc<MemoryBudget>, max_message_bytes: usize) -> Result<Self, TlsError> {
+    pub fn new(
+        upstream: &Upstream,
+        monitor: Monitor,
+        memory: Arc<MemoryBudget>,
+        max_message_bytes: usize,
+    ) -> Result<Self, TlsError> {
         Ok(Self {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
-            credential: upstream.credential.clone(),
+            monitor,
             tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
             memory,
             max_message_bytes,
@@ -139,8 +146,9 @@ impl UpstreamDialer {
     async fn establish(&self, address: &Address) -> Result<Connection, ConnectError> {
         let stream = self.dial(address).await?;
         let mut connection = Connection::new(stream, self.memory.clone(), self.max_message_bytes);
-        let login = self.credential.as_ref().map(Login::new).transpose();
-        let login = login.map_err(|error| self.auth_error(error.into()))?;
+        let credential = self.monitor.credential();
+        let login = credential.as_ref().map(Login::new).transpose();
+        let login = login.map_err(|error| auth_error(credential.as_ref(), error.into()))?;
         let hello = self.hello(login.as_ref());
         let greeted = Instant::now();
         let reply = exchange(&mut connection, &hello).await?;
@@ -193,7 +201,8 @@ impl UpstreamDialer {
         login: Login<'_>,
         hello: &RawDocument,
     ) -> Result<(), ConnectError> {
-        let fail = |error: AuthError| self.auth_error(error);
+        let credential = login.credential;
+        let fail = |error: AuthError| auth_error(Some(credential), error);
         let speculated = matches!(hello.get("speculativeAuthenticate"), Ok(Some(_)));
         let (mut conversation, mut step) = match login.conversation {
             Some(mut conversation) if speculated || login.mechanisms_query.is_none() => {
@@ -238,11 +247,6 @@ impl UpstreamDialer {
         }
         cache.insert(id, keys.clone());
         keys
-    }
-
-    fn auth_error(&self, error: AuthError) -> ConnectError {
-        let user = self.credential.as_ref().and_then(|credential| credential.username.clone());
-        ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error }
     }
 }
 
@@ -298,6 +302,11 @@ async fn exchange(connection: &mut Connection, command: &RawDocument) -> Result<
         op_msg::reply_document(reply).and_then(|(_, document)| RawDocumentBuf::from_bytes(document.to_vec()).ok());
     connection.clear_reply();
     document.ok_or_else(|| ConnectError::Hello("the reply is no document".to_owned()))
+}
+
+fn auth_error(credential: Option<&Credential>, error: AuthError) -> ConnectError {
+    let user = credential.and_then(|credential| credential.username.clone());
+    ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error }
 }
 
 fn error_text(reply: &RawDocument) -> String {

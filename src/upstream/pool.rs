@@ -56,6 +56,9 @@ pub struct PoolSnapshot {
     pub last_connect_error: Option<String>,
 }
 
+/// Hears what a server says when a connection to it is established.
+pub type Greeted = dyn Fn(&Address, &Greeting) + Send + Sync;
+
 /// What a pool is made of.
 pub struct PoolParts {
     /// The server.
@@ -75,7 +78,7 @@ pub struct PoolParts {
     /// The server's breaker.
     pub health: Arc<Health>,
     /// Hears what servers say when a connection is established.
-    pub greeted: Arc<dyn Fn(&Address, &Greeting) + Send + Sync>,
+    pub greeted: Arc<Greeted>,
     /// Where maintenance runs.
     pub tasks: Tasks,
     /// Metrics of the server.
@@ -218,9 +221,14 @@ impl Pool {
 
     /// As [`Pool::clear`], unless the failed connection was of an older generation: that failure is known already.
     pub fn clear_generation(&self, generation: u64) {
-        if self.0.state().generation() == generation {
+        if self.is_current(generation) {
             self.clear(false);
         }
+    }
+
+    /// True while a connection of that generation is not stale.
+    pub fn is_current(&self, generation: u64) -> bool {
+        self.0.state().generation() == generation
     }
 
     /// Evicts who waits, so that they are routed anew; connections stay.
@@ -297,8 +305,9 @@ impl Shared {
     }
 }
 
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Critical sections are total method calls; one that panicked all the same left nothing half done.
+/// Locks state whose critical sections are total method calls.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // One that panicked all the same left nothing half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -13,6 +13,13 @@ pub fn op_msg(request_id: i32, response_to: i32, document: &RawDocument) -> Fram
     Frame::build(request_id, response_to, OpCode::Msg, &body)
 }
 
+/// Writes another response id into a whole message.
+pub fn set_response_to(message: &mut [u8], response_to: i32) {
+    if let Some(place) = message.get_mut(8..).and_then(<[u8]>::first_chunk_mut) {
+        *place = response_to.to_le_bytes();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bson::rawdoc;

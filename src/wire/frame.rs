@@ -91,7 +91,7 @@ impl Frame {
     /// Writes another response id into the header.
     pub fn set_response_to(&mut self, response_to: i32) {
         self.header.response_to = response_to;
-        patch_i32(&mut self.bytes, 8, response_to);
+        super::encode::set_response_to(&mut self.bytes, response_to);
     }
 
     /// Cuts the last `count` bytes off, as far as there are any behind the header.

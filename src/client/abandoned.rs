@@ -1,0 +1,83 @@
+//! Commands whose client left before the reply came. Their connection is not poisoned by that: the reply is taken and
+//! thrown away, and the cursor in it killed. A read that takes long is cut off instead, which interrupts it on the
+//! server; a few per second only, as each costs a new connection. Writes run to their end either way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::cursors::{cursor_namespace, get_more_namespace, kill_in_background};
+use super::execute::Exchange;
+use super::shared::ClientShared;
+use crate::command::Handling;
+use crate::reply::{OperationKind, inspect};
+use crate::telemetry::labels::ConnectionClosed;
+use crate::upstream::pool::lock;
+use crate::upstream::{Operation, PooledConnection};
+use crate::wire::op_msg::reply_document;
+
+/// A read that has run for this long without its client is interrupted.
+const CANCEL_AFTER: Duration = Duration::from_millis(500);
+
+/// What is left of a command without a client.
+pub(super) struct Abandoned {
+    operation: Operation,
+    connection: PooledConnection,
+    sent: Instant,
+    interruptible: bool,
+    /// The cursor that a getMore was for, with its namespace.
+    cursor: Option<(i64, (String, String))>,
+}
+
+impl Abandoned {
+    pub(super) fn new(exchange: &Exchange, operation: Operation, connection: PooledConnection, sent: Instant) -> Self {
+        let command = &exchange.command;
+        let cursor = (command.spec.handling == Handling::GetMore)
+            .then(|| Some((command.cursor_id(&exchange.frame)?, get_more_namespace(command, &exchange.frame)?)))
+            .flatten();
+        // Of the others the server goes on whatever we do.
+        let interruptible = exchange.kind == OperationKind::Read
+            && matches!(command.spec.name, "find" | "aggregate" | "count" | "distinct");
+        Self { operation, connection, sent, interruptible, cursor }
+    }
+}
+
+/// Takes the reply that nobody waits for, in a task of its own.
+pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
+    let shared = shared.clone();
+    shared.cluster.tasks.clone().spawn("abandoned command", async move {
+        let Abandoned { operation, mut connection, sent, interruptible, cursor } = abandoned;
+        let patience = async {
+            tokio::time::sleep_until(sent + CANCEL_AFTER).await;
+            while !interruptible || !shared.activity.may_cancel() {
+                tokio::time::sleep(CANCEL_AFTER).await;
+            }
+        };
+        // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands.
+        let received = tokio::select! {
+            received = connection.receive() => received.map_err(|error| error.to_string()),
+            () = patience => {
+                connection.discard(ConnectionClosed::Error);
+                return;
+            }
+            () = shared.cluster.tasks.cancelled() => return,
+        };
+        let server = operation.server();
+        if let Err(why) = received {
+            shared.cluster.network_error(server, connection.generation, &why);
+        }
+        let address = server.address.clone();
+        if let Some((id, namespace)) = cursor {
+            // Its batch is lost, and with it the position.
+            lock(&shared.cluster.pins).unpin_cursor(id, Instant::now());
+            return kill_in_background(&shared.cluster, address, namespace, id);
+        }
+        let Ok(inspected) = inspect(connection.reply()) else { return };
+        if let Some(id) = inspected.facts.cursor_id.filter(|id| *id != 0)
+            && let Some(namespace) = reply_document(connection.reply()).and_then(|(_, reply)| cursor_namespace(reply))
+        {
+            kill_in_background(&shared.cluster, address, namespace, id);
+        }
+    });
+}

@@ -1,0 +1,234 @@
+//! What sessions remember of replies: cursors and transactions and where they live. And the two commands that are about
+//! what is remembered: `killCursors`, which may concern several servers, and `endSessions`.
+
+use std::sync::Arc;
+
+use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
+use bson::{RawBson, rawdoc};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::execute::Exchange;
+use super::session::{ReplyTo, Session};
+use super::shared::ClientShared;
+use super::socket::ReadEnd;
+use crate::admission::{Lane, Reservation};
+use crate::command::{Command, Handling};
+use crate::config::Address;
+use crate::reply::errors::{self, ErrorReply};
+use crate::reply::{Inspected, local};
+use crate::routing::CursorPin;
+use crate::telemetry::labels::{CommandLabel, Outcome};
+use crate::upstream::pool::lock;
+use crate::upstream::{Cluster, Errand, Operation, Server};
+use crate::wire::document::find;
+use crate::wire::op_msg::reply_document;
+use crate::wire::{Elements, Frame};
+
+/// The arrays of a killCursors reply.
+const KILL_RESULTS: [&str; 4] = ["cursorsKilled", "cursorsNotFound", "cursorsAlive", "cursorsUnknown"];
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    /// Remembers where a new cursor lives, and forgets one that has ended. An error means that the cursor cannot be
+    /// continued: it was killed, and the client must not hear of it.
+    pub(super) fn follow_cursor(
+        &self,
+        exchange: &Exchange,
+        server: &Server,
+        inspected: &Inspected,
+        reply: &[u8],
+    ) -> Option<ErrorReply> {
+        let facts = &inspected.facts;
+        let now = Instant::now();
+        if exchange.command.spec.handling == Handling::GetMore {
+            let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
+            if ended && let Some(id) = exchange.command.cursor_id(&exchange.frame) {
+                self.unpin_cursor(id, now);
+            }
+            return None;
+        }
+        let id = facts.cursor_id.filter(|id| *id != 0 && facts.ok)?;
+        let pin = CursorPin {
+            server: server.address.clone(),
+            awaits_data: exchange.command.awaits_data,
+            change_stream: exchange.command.opens_change_stream,
+            in_session: exchange.command.session.session.is_some(),
+        };
+        let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, now).err()?;
+        if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
+            kill_in_background(&self.shared.cluster, server.address.clone(), namespace, id);
+        }
+        Some(errors::too_many_pins("cursor", &error.to_string()))
+    }
+
+    /// Forgets a transaction that has ended.
+    pub(super) fn follow_transaction(&self, exchange: &Exchange, inspected: &Inspected) {
+        if exchange.command.spec.handling != Handling::EndTransaction || !inspected.facts.ok {
+            return;
+        }
+        if let Some(id) = exchange.command.session.transaction()
+            && let Some(open) = lock(&self.shared.cluster.pins).end_transaction(id, Instant::now())
+        {
+            self.shared.metrics.pin_seconds.observe(open.as_secs_f64());
+        }
+    }
+
+    /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.
+    pub(super) fn lost_reply(&self, exchange: &Exchange, operation: &Operation) {
+        if exchange.command.spec.handling == Handling::GetMore
+            && let Some(id) = exchange.command.cursor_id(&exchange.frame)
+        {
+            // The batch may have been consumed: nobody knows where the cursor stands.
+            self.unpin_cursor(id, Instant::now());
+            if let Some(namespace) = get_more_namespace(&exchange.command, &exchange.frame) {
+                let server = operation.server().address.clone();
+                kill_in_background(&self.shared.cluster, server, namespace, id);
+            }
+        }
+    }
+
+    fn unpin_cursor(&self, id: i64, now: Instant) {
+        if let Some(pinned) = lock(&self.shared.cluster.pins).unpin_cursor(id, now) {
+            self.shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
+        }
+    }
+
+    /// `endSessions`: answered at once and passed on when there is time, so that a thousand clients that leave together
+    /// do not take the pool from those that stay.
+    pub(super) async fn end_sessions(
+        &mut self,
+        command: &Command,
+        frame: &Frame,
+        reply_to: ReplyTo,
+    ) -> Result<(), ReadEnd> {
+        if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
+            self.shared.cluster.run_in_background(Errand::Primary, document);
+        }
+        self.shared.metrics.commands[(CommandLabel::EndSessions, Outcome::Completed)].inc();
+        self.reply(command, reply_to, &local::ok()).await
+    }
+
+    /// `killCursors`: split by the servers that hold the cursors, and their replies merged.
+    pub(super) async fn kill_cursors(
+        &mut self,
+        command: Command,
+        frame: Frame,
+        reply_to: ReplyTo,
+        reservation: Reservation,
+    ) -> Result<(), ReadEnd> {
+        let ids = cursor_ids(command.document(&frame));
+        let groups = lock(&self.shared.cluster.pins).split(&ids);
+        let known = groups.iter().filter(|(server, _)| server.is_some()).count();
+        let servers = self.shared.cluster.servers();
+        if known == 0 && servers.len() == 1 || groups.is_empty() {
+            // Cursors from before our start, or a command that the server is to judge.
+            return self.execute(Exchange::new(command, frame, reply_to, reservation, &self.shared)).await;
+        }
+        let merged = kill_on_each(&self.shared, &command, &frame, groups).await;
+        self.shared.metrics.commands[(CommandLabel::KillCursors, Outcome::Completed)].inc();
+        self.reply(&command, reply_to, &merged).await
+    }
+}
+
+async fn kill_on_each(
+    shared: &Arc<ClientShared>,
+    command: &Command,
+    frame: &Frame,
+    groups: Vec<(Option<Arc<Address>>, Vec<i64>)>,
+) -> RawDocumentBuf {
+    let mut results: [RawArrayBuf; KILL_RESULTS.len()] = std::array::from_fn(|_| RawArrayBuf::new());
+    for (server, ids) in groups {
+        let reply = match server {
+            Some(server) => {
+                let split = with_cursors(command.document(frame), &ids);
+                shared.cluster.run(Errand::Server(server), Lane::Transaction, &split).await
+            }
+            None => None,
+        };
+        let succeeded = reply.as_ref().is_some_and(|reply| reply.get_f64("ok").ok() == Some(1.0));
+        match reply {
+            Some(reply) if succeeded => {
+                for (name, result) in KILL_RESULTS.iter().zip(&mut results) {
+                    let items = reply.get_array(name).into_iter().flatten().filter_map(Result::ok);
+                    items.filter_map(RawBsonRef::as_i64).for_each(|id| result.push(id));
+                }
+                let mut pins = lock(&shared.cluster.pins);
+                for id in ids {
+                    pins.unpin_cursor(id, Instant::now());
+                }
+            }
+            // Unknown to us, or on a server that is gone and took them along.
+            _ => ids.iter().for_each(|id| results[1].push(*id)),
+        }
+    }
+    let mut document = RawDocumentBuf::new();
+    let [killed, not_found, alive, unknown] = results;
+    document.append(cstr!("cursorsKilled"), killed);
+    document.append(cstr!("cursorsNotFound"), not_found);
+    document.append(cstr!("cursorsAlive"), alive);
+    document.append(cstr!("cursorsUnknown"), unknown);
+    document.append(cstr!("ok"), 1.0);
+    document
+}
+
+/// The command with other cursors in it.
+fn with_cursors(document: &[u8], ids: &[i64]) -> RawDocumentBuf {
+    let mut copy = RawDocumentBuf::new();
+    let Ok(document) = RawDocument::from_bytes(document) else { return copy };
+    for (name, value) in document.iter().map_while(Result::ok) {
+        if name == cstr!("cursors") {
+            copy.append(name, ids.iter().copied().map(RawBson::Int64).collect::<RawArrayBuf>());
+        } else {
+            copy.append(name, value);
+        }
+    }
+    copy
+}
+
+fn cursor_ids(document: &[u8]) -> Vec<i64> {
+    let array = find(document, b"cursors").and_then(|element| element.as_document());
+    let items = array.and_then(|array| Elements::new(array).ok()).into_iter().flatten().map_while(Result::ok);
+    items.filter_map(|item| item.as_i64()).collect()
+}
+
+/// Kills a cursor that nobody can continue.
+pub(super) fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
+    let (database, collection) = namespace;
+    let command = rawdoc! {"killCursors": collection, "cursors": [id], "$db": database};
+    cluster.run_in_background(Errand::Server(server), command);
+}
+
+/// Database and collection of a getMore.
+pub(super) fn get_more_namespace(command: &Command, frame: &Frame) -> Option<(String, String)> {
+    let collection = find(command.document(frame), b"collection")?.as_str()?;
+    Some((command.database(frame).to_owned(), collection.to_owned()))
+}
+
+/// Database and collection of the cursor in a reply.
+pub(super) fn cursor_namespace(reply: &[u8]) -> Option<(String, String)> {
+    let cursor = find(reply, b"cursor")?.as_document()?;
+    let (database, collection) = find(cursor, b"ns")?.as_str()?.split_once('.')?;
+    Some((database.to_owned(), collection.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::*;
+
+    #[test]
+    fn kill_cursors_is_split_without_losing_its_other_fields() {
+        let command = rawdoc! {"killCursors": "c", "cursors": [1_i64, 2_i64, 3_i64], "lsid": {"id": 5}, "$db": "d"};
+        assert_eq!(cursor_ids(command.as_bytes()), [1, 2, 3]);
+        let split = bson::Document::try_from(with_cursors(command.as_bytes(), &[2])).unwrap();
+        assert_eq!(split, doc! {"killCursors": "c", "cursors": [2_i64], "lsid": {"id": 5}, "$db": "d"});
+    }
+
+    #[test]
+    fn the_namespace_of_a_cursor_may_hold_dots() {
+        let reply = rawdoc! {"cursor": {"id": 1_i64, "ns": "db.fs.chunks", "firstBatch": []}, "ok": 1.0};
+        assert_eq!(cursor_namespace(reply.as_bytes()), Some(("db".to_owned(), "fs.chunks".to_owned())));
+        assert_eq!(cursor_namespace(rawdoc! {"ok": 1.0}.as_bytes()), None);
+    }
+}

@@ -1,0 +1,385 @@
+//! One client: its messages one after the other, each answered before the next is looked at.
+//!
+//! The loop reads as the path of a message. What the proxy answers itself is here; what goes upstream is in `execute`.
+
+use std::sync::Arc;
+
+use bson::raw::{RawDocument, RawDocumentBuf};
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::execute::Exchange;
+use super::shared::ClientShared;
+use super::socket::{ClientSocket, Incoming, ReadEnd};
+use crate::admission::Reservation;
+use crate::command::parse::expects_reply;
+use crate::command::{Command, CommandError, Handling, LocalCommand};
+use crate::reply::errors::{self, Code, ErrorReply};
+use crate::reply::local::{self, PoolStats};
+use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, answer, hello};
+use crate::telemetry::labels::{ClientClosed, ClientState as Busy, CommandLabel, Outcome, ShedReason};
+use crate::upstream::pool::lock;
+use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
+use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_compressed};
+
+/// Messages that inflate to more than this are inflated on a thread that may block.
+const INFLATE_INLINE_BYTES: usize = 64 * 1024;
+
+/// One client and its socket.
+pub struct Session<S> {
+    pub(super) socket: ClientSocket<S>,
+    pub(super) shared: Arc<ClientShared>,
+    state: ClientState,
+    /// What this client was told that we are; it must never learn otherwise.
+    told: Option<Shown>,
+    /// The client's address in words.
+    peer: Box<str>,
+    connection_id: i64,
+}
+
+/// How a reply goes out: to which request, and compressed like it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ReplyTo {
+    pub(super) request_id: i32,
+    pub(super) compressor: Option<Compressor>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    /// A session on a socket that was just accepted.
+    pub fn new(stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> Self {
+        let socket = ClientSocket::new(stream, shared.limits.clone(), shared.cluster.memory.clone());
+        let connection_id = shared.next_connection_id();
+        Self { socket, shared, state: ClientState::default(), told: None, peer, connection_id }
+    }
+
+    /// Serves the client until it leaves or has to be closed; returns why.
+    pub async fn run(mut self) -> ClientClosed {
+        loop {
+            let end = match self.socket.next().await {
+                Ok(incoming) => self.serve(incoming).await,
+                Err(end) => Err(end),
+            };
+            match end {
+                Ok(()) => {}
+                Err(ReadEnd::Left) => return ClientClosed::ClientLeft,
+                Err(ReadEnd::Timeout(reason)) => return reason,
+                Err(ReadEnd::Frame(error)) => {
+                    tracing::debug!(peer = %self.peer, %error, "closing a client that does not speak the protocol");
+                    return ClientClosed::ProtocolError;
+                }
+                Err(ReadEnd::Closed(reason)) => return reason,
+            }
+        }
+    }
+
+    async fn serve(&mut self, incoming: Incoming) -> Result<(), ReadEnd> {
+        let _busy = BusyClient::new(&self.shared);
+        match incoming {
+            Incoming::Message(frame, reservation) => self.message(frame, reservation).await,
+            Incoming::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
+        }
+    }
+
+    async fn message(&mut self, frame: Frame, reservation: Reservation) -> Result<(), ReadEnd> {
+        self.shared.metrics.received_bytes[crate::telemetry::labels::Side::Client].inc_by(frame.bytes().len() as u64);
+        match frame.header().op_code {
+            OpCode::Msg => self.op_msg(frame, reservation, None).await,
+            OpCode::Compressed => Box::pin(self.compressed(frame)).await,
+            _ => Box::pin(self.legacy(&frame)).await,
+        }
+    }
+
+    async fn compressed(&mut self, frame: Frame) -> Result<(), ReadEnd> {
+        let limit = self.shared.limits.max_message_bytes;
+        let protocol_error = |error: &dyn std::fmt::Display| {
+            tracing::debug!(peer = %self.peer, %error, "closing a client that sent a broken compressed message");
+            ReadEnd::Closed(ClientClosed::ProtocolError)
+        };
+        let needed_bytes = op_compressed::inflated_bytes(&frame, limit).map_err(|error| protocol_error(&error))?;
+        let Some(reservation) = self.shared.cluster.memory.reserve_request(needed_bytes) else {
+            return self.too_much(&frame, needed_bytes).await;
+        };
+        let inflated = if needed_bytes <= INFLATE_INLINE_BYTES {
+            op_compressed::decompress(&frame, limit)
+        } else {
+            let inflate = tokio::task::spawn_blocking(move || op_compressed::decompress(&frame, limit));
+            inflate.await.map_err(|error| protocol_error(&error))?
+        };
+        let (frame, compressor) = inflated.map_err(|error| protocol_error(&error))?;
+        match frame.header().op_code {
+            OpCode::Msg => self.op_msg(frame, reservation, Some(compressor)).await,
+            _ => self.legacy(&frame).await,
+        }
+    }
+
+    async fn op_msg(
+        &mut self,
+        mut frame: Frame,
+        reservation: Reservation,
+        compressor: Option<Compressor>,
+    ) -> Result<(), ReadEnd> {
+        let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
+        let command = match Command::parse(&mut frame) {
+            Ok(command) => command,
+            Err(error) => return Box::pin(self.bad_command(&frame, reply_to, &error)).await,
+        };
+        if self.kind_changed() {
+            return Err(ReadEnd::Closed(ClientClosed::Proxy));
+        }
+        match command.spec.handling {
+            Handling::Local(local) => Box::pin(self.local(local, &command, &frame, reply_to)).await,
+            Handling::Refuse | Handling::Internal => Box::pin(self.refuse(&command, &frame, reply_to)).await,
+            Handling::EndSessions => Box::pin(self.end_sessions(&command, &frame, reply_to)).await,
+            Handling::KillCursors => Box::pin(self.kill_cursors(command, frame, reply_to, reservation)).await,
+            Handling::Pass | Handling::GetMore | Handling::EndTransaction => {
+                if let Some(refusal) = command.refusal(&frame) {
+                    let error = errors::unauthorized(refusal);
+                    return Box::pin(self.error(&command, &frame, reply_to, &error, Outcome::Refused)).await;
+                }
+                let exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared);
+                self.execute(exchange).await
+            }
+        }
+    }
+
+    /// A command that the proxy answers itself.
+    async fn local(
+        &mut self,
+        local: LocalCommand,
+        command: &Command,
+        frame: &Frame,
+        reply_to: ReplyTo,
+    ) -> Result<(), ReadEnd> {
+        let facts = match local {
+            LocalCommand::Hello => Some(self.facts().await?),
+            _ => None,
+        };
+        let name = command.name(frame);
+        let answer = match facts {
+            Some(facts) => self.hello(command.document(frame), name, &facts),
+            None => self.local_answer(local, command.document(frame), name),
+        };
+        let label = CommandLabel::of(command.spec.name);
+        match answer {
+            Ok(document) => {
+                self.shared.metrics.commands[(label, Outcome::Completed)].inc();
+                self.reply(command, reply_to, &document).await
+            }
+            Err(error) => self.error(command, frame, reply_to, &error, Outcome::Failed).await,
+        }
+    }
+
+    fn local_answer(&self, local: LocalCommand, document: &[u8], name: &str) -> Result<RawDocumentBuf, ErrorReply> {
+        local::check_api(document, name)?;
+        match local {
+            LocalCommand::ConnPoolStats => Ok(local::conn_pool_stats("mongomux", &self.pool_stats())),
+            LocalCommand::WhatsMyUri => Ok(local::whatsmyuri(&self.peer)),
+            LocalCommand::ConnectionStatus => Ok(local::connection_status(document)),
+            LocalCommand::GetNonce => Ok(local::getnonce(rand::random())),
+            LocalCommand::SaslStart
+            | LocalCommand::SaslContinue
+            | LocalCommand::Authenticate
+            | LocalCommand::Logout
+            | LocalCommand::Hello => Err(local::login(name)),
+        }
+    }
+
+    fn hello(&mut self, document: &[u8], name: &str, facts: &Facts) -> Result<RawDocumentBuf, ErrorReply> {
+        let reply = hello(document, name, facts, &mut self.state, self.connection_id, bson::DateTime::now())?;
+        if let Some(metadata) = self.state.metadata.take() {
+            self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
+        }
+        self.told = Some(facts.presentation);
+        Ok(reply)
+    }
+
+    /// What we are; waits until the upstream was seen once. A late hello costs a driver one retry, a wrong one the client.
+    async fn facts(&mut self) -> Result<Facts, ReadEnd> {
+        let mut facts = self.shared.facts.clone();
+        loop {
+            if let Some(facts) = facts.borrow_and_update().clone() {
+                return Ok(facts);
+            }
+            // Nothing is lost when an arm loses: the watch keeps its newest value, the socket its bytes.
+            tokio::select! {
+                changed = facts.changed() => changed.map_err(|_| ReadEnd::Closed(ClientClosed::Proxy))?,
+                () = self.socket.left() => return Err(ReadEnd::Left),
+            }
+        }
+    }
+
+    /// True when the upstream has become something else than this client was told: a driver that hears of both drops us
+    /// for good, so it must not hear of the new one on this socket.
+    fn kind_changed(&self) -> bool {
+        self.told
+            .is_some_and(|told| self.shared.facts.borrow().as_ref().is_some_and(|facts| facts.presentation != told))
+    }
+
+    fn pool_stats(&self) -> Vec<PoolStats> {
+        let stats = self.shared.cluster.servers().into_iter().map(|server| {
+            let snapshot = server.pool.snapshot();
+            PoolStats {
+                server: (*server.address).clone(),
+                in_use: snapshot.counts.in_use.into(),
+                available: snapshot.counts.available.into(),
+                pending: snapshot.counts.pending.into(),
+                created: snapshot.created,
+                refreshed: 0,
+            }
+        });
+        stats.collect()
+    }
+
+    async fn refuse(&mut self, command: &Command, frame: &Frame, reply_to: ReplyTo) -> Result<(), ReadEnd> {
+        let name = command.name(frame);
+        let error = match command.spec.handling {
+            Handling::Internal => errors::command_not_found(name),
+            _ => errors::not_allowed(name),
+        };
+        self.error(command, frame, reply_to, &error, Outcome::Refused).await
+    }
+
+    /// What is wrong with a message that is no command, in the server's words and codes.
+    async fn bad_command(&mut self, frame: &Frame, reply_to: ReplyTo, error: &CommandError) -> Result<(), ReadEnd> {
+        let close = Err(ReadEnd::Closed(ClientClosed::ProtocolError));
+        let reply = match error {
+            CommandError::OpMsg(fault) => match errors::op_msg(fault) {
+                Some(reply) => reply,
+                None => return close,
+            },
+            CommandError::InvalidBson => errors::invalid_bson(),
+            CommandError::Empty => errors::command_not_found(""),
+            CommandError::NoDatabase => errors::no_database(),
+            CommandError::InternalField(_) => errors::unauthorized(&error.to_string()),
+            CommandError::ReadPreference(fault) => {
+                ErrorReply::new(Code { number: fault.code, name: fault.code_name }, &fault.message)
+            }
+        };
+        self.shared.metrics.commands[(CommandLabel::Other, Outcome::Failed)].inc();
+        if expects_reply(frame) {
+            self.send_document(reply_to, &reply.to_document()).await?;
+        }
+        // Where the next section starts is unknown: the specification asks to close.
+        if matches!(error, CommandError::OpMsg(OpMsgError::UnknownSection(_))) { close } else { Ok(()) }
+    }
+
+    async fn too_much(&mut self, head: &Frame, needed_bytes: usize) -> Result<(), ReadEnd> {
+        self.shared.metrics.shed[ShedReason::Memory].inc();
+        let situation = Situation::RequestOverMemory { needed_bytes, limit_bytes: self.shared.cluster.memory.limit() };
+        let answered = match head.header().op_code {
+            OpCode::Msg if !expects_reply(head) => None,
+            OpCode::Msg | OpCode::Compressed => answer(&situation, OperationKind::Write),
+            _ => return Err(ReadEnd::Closed(ClientClosed::ProtocolError)),
+        };
+        match answered {
+            Some(error) => {
+                let reply_to = ReplyTo { request_id: head.header().request_id, compressor: None };
+                self.send_document(reply_to, &error.to_document()).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn legacy(&mut self, frame: &Frame) -> Result<(), ReadEnd> {
+        let (flags, document) = match legacy::parse(frame) {
+            Legacy::Command(command) => {
+                if self.kind_changed() {
+                    return Err(ReadEnd::Closed(ClientClosed::Proxy));
+                }
+                (reply_flag::AWAIT_CAPABLE, self.legacy_answer(&command, frame).await?)
+            }
+            Legacy::Refused(fault) => (fault.reply_flags(), errors::legacy(&fault)),
+            Legacy::Close => return Err(ReadEnd::Closed(ClientClosed::ProtocolError)),
+        };
+        let request_id = frame.header().request_id;
+        let reply = op_reply(request_id, request_id, flags, &document);
+        self.write(reply.into_bytes()).await
+    }
+
+    async fn legacy_answer(&mut self, command: &LegacyCommand, frame: &Frame) -> Result<RawDocumentBuf, ReadEnd> {
+        let document = command.document(frame);
+        let answer = match command.name() {
+            name @ ("hello" | "isMaster" | "ismaster") => {
+                let facts = self.facts().await?;
+                self.shared.metrics.commands[(CommandLabel::Hello, Outcome::Completed)].inc();
+                self.hello(document, name, &facts)
+            }
+            name => Err(local::login(name)),
+        };
+        Ok(answer.unwrap_or_else(|error| error.to_document()))
+    }
+
+    /// Counts an error and sends it, unless the client waits for nothing.
+    pub(super) async fn error(
+        &mut self,
+        command: &Command,
+        frame: &Frame,
+        reply_to: ReplyTo,
+        error: &ErrorReply,
+        outcome: Outcome,
+    ) -> Result<(), ReadEnd> {
+        tracing::debug!(peer = %self.peer, command = command.name(frame), error = %error.message, "answered with an error");
+        self.shared.metrics.commands[(CommandLabel::of(command.spec.name), outcome)].inc();
+        self.reply(command, reply_to, &error.to_document()).await
+    }
+
+    /// Sends a document, unless the client waits for nothing.
+    pub(super) async fn reply(
+        &mut self,
+        command: &Command,
+        reply_to: ReplyTo,
+        document: &RawDocument,
+    ) -> Result<(), ReadEnd> {
+        if command.unacknowledged { Ok(()) } else { self.send_document(reply_to, document).await }
+    }
+
+    pub(super) async fn send_document(&mut self, reply_to: ReplyTo, document: &RawDocument) -> Result<(), ReadEnd> {
+        let message = encode::op_msg(reply_to.request_id, reply_to.request_id, document);
+        let bytes = match reply_to.compressor {
+            Some(compressor) => self.compress(message.bytes(), compressor),
+            None => message.into_bytes(),
+        };
+        self.write(bytes).await
+    }
+
+    pub(super) fn compress(&self, message: &[u8], compressor: Compressor) -> Bytes {
+        op_compressed::compress(message, compressor, self.shared.limits.max_message_bytes).freeze()
+    }
+
+    pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), ReadEnd> {
+        self.shared.metrics.sent_bytes[crate::telemetry::labels::Side::Client].inc_by(bytes.len() as u64);
+        let written = self.socket.write_now(&bytes).await.map_err(|_| ReadEnd::Left)?;
+        if written == bytes.len() {
+            return Ok(());
+        }
+        Box::pin(self.socket.write_all(bytes.slice(written..))).await
+    }
+
+    /// Time since `started`, in seconds, for a histogram.
+    pub(super) fn observe(&self, label: CommandLabel, started: Instant, upstream: std::time::Duration) {
+        let whole = started.elapsed();
+        let metrics = &self.shared.metrics;
+        metrics.command_seconds[label].observe(whole.as_secs_f64());
+        metrics.upstream_seconds[label].observe(upstream.as_secs_f64());
+        metrics.overhead_seconds.observe(whole.saturating_sub(upstream).as_secs_f64());
+    }
+}
+
+/// Counts a client as active, and as idle again when dropped.
+struct BusyClient(Arc<ClientShared>);
+
+impl BusyClient {
+    fn new(shared: &Arc<ClientShared>) -> Self {
+        shared.metrics.client_connections[Busy::Idle].dec();
+        shared.metrics.client_connections[Busy::Active].inc();
+        Self(shared.clone())
+    }
+}
+
+impl Drop for BusyClient {
+    fn drop(&mut self) {
+        self.0.metrics.client_connections[Busy::Active].dec();
+        self.0.metrics.client_connections[Busy::Idle].inc();
+    }
+}

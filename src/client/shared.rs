@@ -1,0 +1,157 @@
+//! What all sessions of a cluster share.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::config::ClientConfig;
+use crate::reply::{Facts, MetadataPool};
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::Cluster;
+
+/// What all sessions of a cluster share.
+pub struct ClientShared {
+    /// Where their commands go.
+    pub cluster: Arc<Cluster>,
+    /// Limits of the client side.
+    pub limits: Arc<ClientConfig>,
+    /// Metrics of all.
+    pub metrics: Arc<Metrics>,
+    /// What a hello says; `None` until the upstream was seen for the first time.
+    pub facts: watch::Receiver<Option<Facts>>,
+    /// Applications and drivers, each kept once.
+    pub metadata: Mutex<MetadataPool>,
+    /// Who is busy, for the drain.
+    pub activity: Arc<Activity>,
+    last_connection_id: AtomicI64,
+}
+
+impl ClientShared {
+    /// Without clients yet.
+    pub fn new(
+        cluster: Arc<Cluster>,
+        limits: Arc<ClientConfig>,
+        facts: watch::Receiver<Option<Facts>>,
+        activity: Arc<Activity>,
+    ) -> Arc<Self> {
+        let metrics = cluster.metrics.clone();
+        let (metadata, last_connection_id) = (Mutex::default(), AtomicI64::new(0));
+        Arc::new(Self { cluster, limits, metrics, facts, metadata, activity, last_connection_id })
+    }
+
+    /// A number for a client's connection, as servers give one.
+    pub fn next_connection_id(&self) -> i64 {
+        self.last_connection_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// How busy the clients of all clusters are, and whether the program is about to end.
+#[derive(Debug)]
+pub struct Activity {
+    /// Client sockets that are open.
+    pub clients: AtomicUsize,
+    /// Commands between their arrival and the end of their reply; hello and long polls do not count.
+    in_flight: AtomicUsize,
+    long_polls: AtomicUsize,
+    /// Commands that were begun since the start: tells a quiet period from one in which every look was lucky.
+    begun: AtomicU64,
+    /// Long polls are to be answered now.
+    over: AtomicBool,
+    over_told: Notify,
+    /// Told when a client leaves.
+    pub left: Notify,
+    started: Instant,
+    /// Reads interrupted: the second since the start in the upper bits, the count within it in the lowest eight.
+    cancels: AtomicU64,
+}
+
+/// Reads without a client that are interrupted per second: each costs a connection.
+const CANCELS_PER_SECOND: u64 = 5;
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            clients: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            long_polls: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+            over_told: Notify::new(),
+            left: Notify::new(),
+            started: Instant::now(),
+            cancels: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Activity {
+    /// A command arrived; dropping the guard says that it has ended.
+    pub fn begin(self: &Arc<Self>, long_poll: bool) -> InFlight {
+        if long_poll {
+            self.long_polls.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.in_flight.fetch_add(1, Ordering::Relaxed);
+            self.begun.fetch_add(1, Ordering::Relaxed);
+        }
+        InFlight { activity: self.clone(), long_poll }
+    }
+
+    /// Long polls under way.
+    pub fn long_polls(&self) -> usize {
+        self.long_polls.load(Ordering::Relaxed)
+    }
+
+    /// Commands under way, and commands begun so far.
+    pub fn commands(&self) -> (usize, u64) {
+        (self.in_flight.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed))
+    }
+
+    /// When the program started to serve.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Counts one more read to be interrupted within the current second; false when there were enough.
+    pub fn may_cancel(&self) -> bool {
+        let second = self.started.elapsed().as_secs();
+        let one_more = |window: u64| {
+            let count = if window >> 8 == second { window & 0xFF } else { 0 };
+            (count < CANCELS_PER_SECOND).then(|| second << 8 | (count + 1))
+        };
+        self.cancels.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// The drain is over: long polls are answered.
+    pub fn end_long_polls(&self) {
+        self.over.store(true, Ordering::Release);
+        self.over_told.notify_waiters();
+    }
+
+    /// Resolves when long polls are to be answered.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn long_polls_end(&self) {
+        // Made before the flag is read, so that a call in between is heard.
+        let told = self.over_told.notified();
+        if !self.over.load(Ordering::Acquire) {
+            told.await;
+        }
+    }
+}
+
+/// One command under way.
+#[derive(Debug)]
+pub struct InFlight {
+    activity: Arc<Activity>,
+    long_poll: bool,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let count = if self.long_poll { &self.activity.long_polls } else { &self.activity.in_flight };
+        count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
