@@ -1,0 +1,138 @@
+// What the node scenarios share: running checks, comparing, and watching what the driver says about itself.
+
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { on } from 'node:events';
+import { setTimeout } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+
+// What the driver must make of the address: topology type and server type.
+export const VIEWS = {
+  sharded: ['Sharded', 'Mongos'],
+  replicaset: ['ReplicaSetWithPrimary', 'RSPrimary'],
+  loadbalanced: ['LoadBalanced', 'LoadBalancer'],
+};
+
+/** URI [--view sharded|replicaset|loadbalanced] [--compressor zlib|snappy] */
+export function readArguments() {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: { view: { type: 'string', default: 'sharded' }, compressor: { type: 'string' } },
+  });
+  assert.ok(positionals.length === 1 && values.view in VIEWS, 'usage: SCRIPT URI [--view VIEW] [--compressor NAME]');
+  return { uri: positionals[0], ...values };
+}
+
+/** Runs `[name, async function]` pairs in order, one printed line each, and ends the process. No check runs unconnected. */
+export async function run(checks) {
+  let failed = false;
+  for (const [name, check] of checks) {
+    try {
+      await check();
+      console.log(`ok ${name}`);
+    } catch (error) {
+      failed = true;
+      console.log(`FAIL ${name}: ${`${error?.name}: ${error?.message}`.replace(/\s+/g, ' ').slice(0, 400)}`);
+      console.error(error);
+      if (name === 'connect') break;
+    }
+  }
+  console.log('finished');
+  process.exitCode = failed ? 1 : 0;
+  // A client that could not be closed must not keep the process.
+  setTimeout(2_000, undefined, { ref: false }).then(() => process.exit());
+}
+
+export const same = assert.deepEqual;
+
+/** The operation must fail with this server code; returns the error. */
+export async function fails(code, operation) {
+  let result;
+  try {
+    result = await operation();
+  } catch (error) {
+    assert.equal(error.code, code, `code of ${error}`);
+    return error;
+  }
+  assert.fail(`no error, code ${code} was due, the result is ${JSON.stringify(result)?.slice(0, 100)}`);
+}
+
+/** The cursor must no longer exist on the server; one that does would answer 50738 to this session. */
+export async function gone(db, collection, cursorId) {
+  const getMore = { getMore: cursorId, collection };
+  // A getMore that was running when the cursor was killed still holds it for a moment.
+  for (const deadline = Date.now() + 5_000; Date.now() < deadline; await setTimeout(20)) {
+    try {
+      await db.command(getMore);
+      assert.fail('the cursor was not killed');
+    } catch (error) {
+      if (error.code !== 143) return assert.equal(error.code, 43, `code of ${error}`);
+    }
+  }
+  assert.fail('the cursor is still in use');
+}
+
+export const sha256 = data => createHash('sha256').update(data).digest('hex');
+
+export const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
+
+/** Watches one MongoClient; to be made before it connects. The client needs `monitorCommands: true`. */
+export class View {
+  topology = null;
+  poolsCleared = 0;
+  serversLost = [];
+  cursorId = null;
+
+  constructor(client) {
+    this.client = client;
+    client.on('topologyDescriptionChanged', event => (this.topology = event.newDescription));
+    client.on('connectionPoolCleared', () => (this.poolsCleared += 1));
+    client.on('serverDescriptionChanged', ({ previousDescription: before, newDescription: after }) => {
+      if (before.type !== 'Unknown' && after.error) this.serversLost.push(String(after.error));
+    });
+    client.on('commandSucceeded', event => {
+      if (event.commandName === 'aggregate') this.cursorId = event.reply.cursor?.id;
+    });
+  }
+
+  /** Resolves when the next command of this name is sent. */
+  async sent(name) {
+    const signal = AbortSignal.timeout(10_000);
+    for await (const [event] of on(this.client, 'commandStarted', { signal })) {
+      if (event.commandName === name) return;
+    }
+  }
+
+  verify(view) {
+    const [topology, server] = VIEWS[view];
+    assert.equal(this.topology.type, topology, 'topology type');
+    assert.deepEqual([...this.topology.servers.values()].map(s => s.type), [server], 'server types');
+    this.verifyCalm();
+  }
+
+  verifyCalm() {
+    assert.deepEqual(this.serversLost, [], 'servers lost');
+    assert.equal(this.poolsCleared, 0, 'pools cleared');
+  }
+}
+
+/** The answers to connection-scoped commands, which a proxy must give itself. */
+export async function verifyCommands(db, view) {
+  const admin = db.admin();
+  const stats = await admin.command({ connPoolStats: 1 });
+  assert.ok(typeof stats.hosts === 'object' && typeof stats.totalCreated === 'number', 'shape of connPoolStats');
+  assert.match((await admin.command({ whatsmyuri: 1 })).you, /^127\.0\.0\.1:\d+$/);
+  same((await admin.command({ connectionStatus: 1 })).authInfo.authenticatedUsers, []);
+  const hello = await admin.command({ hello: 1 });
+  assert.equal(hello.isWritablePrimary, true);
+  if (view === 'replicaset') {
+    assert.equal(hello.setName, 'rs0');
+  } else {
+    assert.equal(hello.msg, 'isdbgrid');
+    same(['setName', 'hosts', 'me', 'primary'].filter(key => key in hello), []);
+    assert.ok(Object.keys(stats.hosts).length > 0, 'connPoolStats names no server');
+  }
+  assert.equal((await admin.command({ isMaster: 1 })).ismaster, true);
+  assert.equal((await admin.command({ buildInfo: 1 })).ok, 1);
+  assert.equal((await db.command({ dbStats: 1 })).db, db.databaseName);
+}

@@ -1,0 +1,216 @@
+// The driver scenario for mongoose, through its models where it has an own way: mongoose.mjs URI [--view VIEW]
+
+import assert from 'node:assert/strict';
+import { randomBytes } from 'node:crypto';
+import { on, once } from 'node:events';
+import mongoose from 'mongoose';
+import { fails, gone, range, readArguments, run, same, sha256, verifyCommands, View } from './harness.mjs';
+
+const { uri, view: wanted } = readArguments();
+const { GridFSBucket, Long } = mongoose.mongo;
+const options = { monitorCommands: true, serverSelectionTimeoutMS: 10_000, dbName: 'drivers_mongoose' };
+
+/** Opens a connection; its MongoClient exists as soon as `openUri` has been called, so that the view misses nothing. */
+async function open(extra = {}) {
+  const connection = mongoose.createConnection();
+  const opening = connection.openUri(uri, { ...options, ...extra });
+  const view = new View(connection.getClient());
+  await opening;
+  return { connection, view };
+}
+
+let connection;
+let view;
+
+const schema = new mongoose.Schema(
+  { _id: Number, n: Number, tag: String, text: String, data: Buffer },
+  { versionKey: false, autoCreate: false, autoIndex: false },
+);
+
+/** A model whose collection exists and is empty, or has these documents. */
+async function model(name, documents = []) {
+  const made = connection.model(name, schema, name);
+  await connection.dropCollection(name);
+  await made.createCollection();
+  if (documents.length) await made.insertMany(documents);
+  return made;
+}
+
+const checks = {
+  async connect() {
+    ({ connection, view } = await open());
+    assert.equal((await connection.db.admin().ping()).ok, 1);
+    await connection.dropDatabase();
+  },
+
+  async crud() {
+    const M = await model('crud');
+    await M.create({ _id: 1, n: 1, tag: 'a' });
+    assert.equal((await M.insertMany(range(2, 11).map(i => ({ _id: i, n: i, tag: 'ab'[i % 2] })))).length, 9);
+    assert.equal((await M.findById(7)).n, 7);
+    same((await M.find({ n: { $gte: 8 } }).sort('_id').lean()).map(d => d._id), [8, 9, 10]);
+    const saved = await M.findById(1);
+    saved.n += 10;
+    await saved.save();
+    assert.equal((await M.updateMany({ tag: 'b' }, { text: 'seen' })).modifiedCount, 4);
+    assert.equal((await M.updateOne({ _id: 11 }, { n: 11 }, { upsert: true })).upsertedId, 11);
+    assert.equal((await M.replaceOne({ _id: 2 }, { text: 'replaced' })).modifiedCount, 1);
+    same(await M.findById(2).lean(), { _id: 2, text: 'replaced' });
+    assert.equal((await M.deleteOne({ _id: 3 })).deletedCount, 1);
+    assert.equal((await M.deleteMany({ _id: { $in: [4, 5] } })).deletedCount, 2);
+    assert.equal((await M.findByIdAndUpdate(1, { $inc: { n: 1 } }, { returnDocument: 'after' })).n, 12);
+    assert.equal((await M.findByIdAndDelete(6))._id, 6);
+    assert.equal(await M.countDocuments(), 7);
+    assert.equal(await M.estimatedDocumentCount(), 7);
+    same((await M.distinct('tag')).sort(), ['a', 'b']);
+  },
+
+  async bulk_write() {
+    const M = await model('bulk');
+    const { insertedCount, modifiedCount, deletedCount } = await M.bulkWrite([
+      ...range(0, 1000).map(i => ({ insertOne: { document: { _id: i, n: 0 } } })),
+      { updateMany: { filter: {}, update: { $inc: { n: 1 } } } },
+      { deleteOne: { filter: { _id: 2 } } },
+    ]);
+    same([insertedCount, modifiedCount, deletedCount], [1000, 1000, 1]);
+    await M.bulkSave((await M.find({ _id: { $lt: 2 } })).map(document => document.set('n', 9)));
+    assert.equal(await M.countDocuments({ n: 9 }), 2);
+  },
+
+  async cursor() {
+    const M = await model('cursor', range(0, 10_000).map(i => ({ _id: i, text: 'x'.repeat(50) })));
+    const seen = [];
+    for await (const document of M.find().sort('_id').lean().cursor({ batchSize: 100 })) seen.push(document._id);
+    same(seen, range(0, 10_000));
+  },
+
+  async cursor_close() {
+    const M = await model('cursor_close', range(0, 100).map(i => ({ _id: i })));
+    const cursor = M.find().sort('_id').cursor({ batchSize: 10 });
+    for (const i of range(0, 15)) assert.equal((await cursor.next())._id, i);
+    const { id } = cursor.cursor;
+    assert.ok(id, 'the cursor is exhausted already');
+    await cursor.close();
+    await gone(connection.db, 'cursor_close', Long.fromValue(id));
+  },
+
+  async aggregate() {
+    const M = await model('aggregate', range(0, 300).map(i => ({ _id: i, n: i })));
+    const groups = M.aggregate().group({ _id: { $mod: ['$n', 3] }, sum: { $sum: '$n' } }).sort('_id');
+    same(await groups, [0, 1, 2].map(g => ({ _id: g, sum: 14_850 + 100 * g })));
+  },
+
+  async read_options() {
+    const M = await model('read_options', [{ _id: 1 }]);
+    for (const preference of ['secondaryPreferred', 'nearest', 'primaryPreferred']) {
+      same(await M.findOne().read(preference).readConcern('majority').lean(), { _id: 1 });
+    }
+  },
+
+  async transaction_commit() {
+    const [A, B] = [await model('commit_a'), await model('commit_b')];
+    await connection.transaction(async session => {
+      await A.create([{ _id: 1 }], { session });
+      await new B({ _id: 2 }).save({ session });
+      assert.equal(await A.countDocuments().session(session), 1, 'count inside');
+      assert.equal(await A.countDocuments(), 0, 'count outside before the commit');
+    });
+    same([await A.countDocuments(), await B.countDocuments()], [1, 1]);
+  },
+
+  async transaction_abort() {
+    const M = await model('abort');
+    const session = await connection.startSession();
+    const aborted = session.withTransaction(async () => {
+      await M.create([{ _id: 1 }], { session });
+      assert.equal(await M.countDocuments().session(session), 1, 'count inside');
+      throw new RangeError('abort');
+    });
+    await assert.rejects(aborted, RangeError);
+    await session.endSession();
+    assert.equal(await M.countDocuments(), 0);
+  },
+
+  async change_stream() {
+    const M = await model('change_stream');
+    const stream = M.watch([], { maxAwaitTimeMS: 500 });
+    // As an event emitter: mongoose's own way, and the driver's push mode.
+    const seen = [];
+    const waiting = view.sent('getMore');
+    const changes = on(stream, 'change', { signal: AbortSignal.timeout(20_000) });
+    await waiting;
+    const id = view.cursorId;
+    for (const i of range(0, 20)) await M.create({ _id: i });
+    for await (const [change] of changes) {
+      seen.push(change.fullDocument._id);
+      if (seen.length === 20) break;
+    }
+    same(seen, range(0, 20));
+    await stream.close();
+    await gone(connection.db, 'change_stream', Long.fromValue(id));
+  },
+
+  async large_document() {
+    const M = await model('large');
+    const data = randomBytes(15 * 1024 * 1024);
+    await M.create({ _id: 1, data });
+    assert.ok(data.equals((await M.findById(1)).data), 'the document came back different');
+  },
+
+  async unacknowledged_write() {
+    await model('unacknowledged');
+    // One socket only: the read comes right behind the write.
+    const single = await open({ maxPoolSize: 1 });
+    const M = single.connection.model('unacknowledged', schema, 'unacknowledged');
+    for (const i of range(0, 100)) {
+      await new M({ _id: i }).save({ w: 0 });
+      same(await M.findById(i).lean(), { _id: i });
+    }
+    single.view.verifyCalm();
+    await single.connection.close();
+  },
+
+  async gridfs_file() {
+    const bucket = new GridFSBucket(connection.db);
+    const data = randomBytes(20 * 1024 * 1024);
+    const upload = bucket.openUploadStream('file');
+    upload.end(data);
+    await once(upload, 'finish');
+    const chunks = await bucket.openDownloadStream(upload.id).toArray();
+    assert.equal(sha256(Buffer.concat(chunks)), sha256(data));
+    await bucket.delete(upload.id);
+  },
+
+  commands: () => verifyCommands(connection.db, wanted),
+
+  async error_codes() {
+    const M = await model('error_codes', [{ _id: 1 }]);
+    same((await fails(11000, () => M.create({ _id: 1 }))).keyValue, { _id: 1 });
+    await fails(11000, () => M.insertMany([{ _id: 2 }, { _id: 1 }], { ordered: false }));
+    await fails(2, () => M.find({ $noSuchOperator: 1 }).setOptions({ strictQuery: false }).lean());
+    await fails(50, () => M.find({ $where: 'sleep(1000) || true' }).maxTimeMS(50).lean());
+    assert.equal(await M.countDocuments(), 2);
+  },
+
+  async concurrency() {
+    // Every reply carries the token of its request: one that went to the wrong promise shows.
+    const M = await model('concurrency', range(0, 50).map(i => ({ _id: i, n: i })));
+    const worker = async i => {
+      for (let n = 0; n < 20; n += 1) {
+        const token = `${i}:${n}:${process.hrtime.bigint()}`;
+        same(await M.findById(i, { n: 1, token: { $literal: token } }).lean(), { _id: i, n: i, token });
+      }
+    };
+    await Promise.all(range(0, 50).map(worker));
+  },
+
+  view: async () => view.verify(wanted),
+
+  async close() {
+    await connection.dropDatabase();
+    await connection.close();
+    same(view.serversLost, []);
+  },
+};
+
+await run(Object.entries(checks));
