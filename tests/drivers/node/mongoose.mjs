@@ -22,10 +22,9 @@ async function open(extra = {}) {
 let connection;
 let view;
 
-const schema = new mongoose.Schema(
-  { _id: Number, n: Number, tag: String, text: String, data: Buffer },
-  { versionKey: false, autoCreate: false, autoIndex: false },
-);
+const fields = { _id: Number, n: Number, tag: String, text: String, data: Buffer };
+const settings = { versionKey: false, autoCreate: false, autoIndex: false };
+const schema = new mongoose.Schema(fields, settings);
 
 /** A model whose collection exists and is empty, or has these documents. */
 async function model(name, documents = []) {
@@ -161,9 +160,10 @@ const checks = {
     await model('unacknowledged');
     // One socket only: the read comes right behind the write.
     const single = await open({ maxPoolSize: 1 });
-    const M = single.connection.model('unacknowledged', schema, 'unacknowledged');
+    const silent = new mongoose.Schema(fields, { ...settings, writeConcern: { w: 0 } });
+    const M = single.connection.model('unacknowledged', silent, 'unacknowledged');
     for (const i of range(0, 100)) {
-      await new M({ _id: i }).save({ w: 0 });
+      await new M({ _id: i }).save();
       same(await M.findById(i).lean(), { _id: i });
     }
     single.view.verifyCalm();

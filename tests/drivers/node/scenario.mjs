@@ -9,7 +9,6 @@ import { fails, gone, range, readArguments, run, same, sha256, verifyCommands, V
 const { uri, view: wanted, compressor } = readArguments();
 const options = { monitorCommands: true, serverSelectionTimeoutMS: 10_000 };
 if (compressor) options.compressors = [compressor];
-if (wanted === 'loadbalanced') options.loadBalanced = true;
 
 const client = new MongoClient(uri, options);
 const view = new View(client);

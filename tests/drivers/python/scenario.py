@@ -53,13 +53,10 @@ def fails(code, operation):
     raise AssertionError(f"no error, code {code} was due")
 
 
-class View(
-    monitoring.CommandListener, monitoring.ConnectionPoolListener, monitoring.ServerListener, monitoring.TopologyListener
-):
+class View(monitoring.CommandListener, monitoring.ConnectionPoolListener, monitoring.ServerListener):
     """What one client tells about itself."""
 
     def __init__(self):
-        self.topology = None
         self.pools_cleared = 0
         self.servers_lost = []
         self.cursor_id = None
@@ -83,10 +80,7 @@ class View(
         pass
 
     def description_changed(self, event):
-        # Both the topology and its servers report here.
-        if isinstance(event, monitoring.TopologyDescriptionChangedEvent):
-            self.topology = event.new_description
-        elif event.previous_description.server_type_name != "Unknown" and event.new_description.error:
+        if event.previous_description.server_type_name != "Unknown" and event.new_description.error:
             self.servers_lost.append(repr(event.new_description.error))
 
     def pool_cleared(self, event):
@@ -110,8 +104,6 @@ class Scenario:
         self.options = {"event_listeners": [self.view], "serverSelectionTimeoutMS": 10_000}
         if self.compressor:
             self.options["compressors"] = self.compressor
-        if self.view_name == "loadbalanced":
-            self.options["loadBalanced"] = True
         self.client = MongoClient(self.uri, **self.options)
         self.db = self.client[f"drivers_pymongo_{pymongo.version.replace('.', '_')}"]
 
@@ -415,8 +407,9 @@ def concurrency(s):
 @check
 def view(s):
     topology, server = VIEWS[s.view_name]
-    same(s.view.topology.topology_type_name, topology, "topology type")
-    types = [d.server_type_name for d in s.view.topology.server_descriptions().values()]
+    seen = s.client.topology_description
+    same(seen.topology_type_name, topology, "topology type")
+    types = [d.server_type_name for d in seen.server_descriptions().values()]
     same(types, [server], "server types")
     same(s.view.servers_lost, [], "servers lost")
     same(s.view.pools_cleared, 0, "pools cleared")

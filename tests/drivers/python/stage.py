@@ -1,0 +1,91 @@
+"""What `tests/drivers/run` needs around the scenarios; each command prints what the script reads.
+
+    stage.py ports N                   free ports
+    stage.py initiate PORT             makes the mongod there a replica set of one and waits for its primary
+    stage.py ready URL SECONDS         waits until the URL answers 200
+    stage.py census PORT LOG LIMIT     the checks of the proxy's connections, as the server saw them
+"""
+
+import json
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+
+from pymongo import MongoClient
+
+# What the proxy's data connections call themselves; its monitors have another name.
+DATA = "mongomux"
+
+
+def ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(count))]
+    print(*(s.getsockname()[1] for s in sockets))
+
+
+def initiate(port):
+    address = f"127.0.0.1:{port}"
+    with MongoClient(f"mongodb://{address}/?directConnection=true&serverSelectionTimeoutMS=20000") as client:
+        client.admin.command({"replSetInitiate": {"_id": "rs0", "members": [{"_id": 0, "host": address}]}})
+        deadline = time.monotonic() + 20
+        while not client.admin.command("hello")["isWritablePrimary"]:
+            if time.monotonic() > deadline:
+                sys.exit(f"no primary at {address} within 20 s")
+            time.sleep(0.05)
+
+
+def ready(url, seconds):
+    deadline = time.monotonic() + float(seconds)
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except urllib.error.HTTPError as error:
+            answer = f"{error.code} {error.read().decode(errors='replace').strip()}"
+        except OSError as error:
+            answer = str(error)
+        if time.monotonic() > deadline:
+            sys.exit(f"{url} is not ready after {seconds} s: {answer}")
+        time.sleep(0.05)
+
+
+def census(port, log, limit):
+    limit = int(limit)
+    with MongoClient(f"mongodb://127.0.0.1:{port}/?directConnection=true") as client:
+        operations = client.admin.aggregate(
+            [
+                {"$currentOp": {"idleConnections": True, "allUsers": True}},
+                {"$match": {"appName": DATA, "connectionId": {"$exists": True}}},
+                {"$group": {"_id": "$connectionId"}},
+            ]
+        )
+        now = len(list(operations))
+    verdict("upstream_connections", 1 <= now <= limit, f"{now} connections at the end, not 1 to {limit}")
+    most, opened = replay(log)
+    verdict("upstream_connections_peak", 1 <= most <= limit, f"{most} connections at once, not 1 to {limit}")
+    print(f"# data connections: {now} at the end, {most} at most, {opened} opened in all")
+
+
+def replay(log):
+    """The most data connections open at once and how many there were, from the server's log."""
+    open_now, most, opened = set(), 0, 0
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            if entry["msg"] == "client metadata":
+                if entry["attr"]["doc"].get("application", {}).get("name") == DATA:
+                    open_now.add(entry["ctx"])
+                    opened += 1
+                    most = max(most, len(open_now))
+            elif entry["msg"] == "Connection ended":
+                open_now.discard(entry["ctx"])
+    return most, opened
+
+
+def verdict(name, good, reason):
+    print(f"ok {name}" if good else f"FAIL {name}: {reason}")
+
+
+if __name__ == "__main__":
+    {"ports": ports, "initiate": initiate, "ready": ready, "census": census}[sys.argv[1]](*sys.argv[2:])
