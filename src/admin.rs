@@ -1,1 +1,390 @@
-//! Stub.
+//! The admin port: probes, metrics and stats over HTTP, and the order to drain.
+//!
+//! It runs on the runtime of the data path, so everything here reads counters, formats them and is done; no handler waits
+//! for anything or reads a body. What is told is put together in [`stats`] and [`advice`], which know no HTTP; sockets,
+//! their number and their time are in [`server`]. There are no tokens yet: a port that others can reach gives them probes
+//! and metrics, and refuses the rest.
+
+pub mod advice;
+#[cfg(test)]
+mod fixture;
+pub mod gauges;
+pub mod server;
+pub mod snapshot_log;
+pub mod stats;
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::admission::MemoryBudget;
+use crate::telemetry::Metrics;
+use crate::upstream::Cluster;
+
+pub use server::{AdminListener, BindError, serve};
+pub use snapshot_log::log_snapshots;
+
+/// Every path there is, for who asks for another one.
+const PATHS: &[&str] = &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain"];
+
+/// The content type of Prometheus' text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the admin port tells of, and the one thing it can ask for.
+pub struct Admin {
+    clusters: Vec<Arc<Cluster>>,
+    metrics: Arc<Metrics>,
+    memory: Arc<MemoryBudget>,
+    /// True from the order to drain on, whoever gave it.
+    draining: watch::Sender<bool>,
+    started: Instant,
+}
+
+impl Admin {
+    /// `draining` is shared with whoever drains: `POST /admin/drain` sets it, and `/readyz` says no once it is set.
+    pub fn new(
+        clusters: Vec<Arc<Cluster>>,
+        metrics: Arc<Metrics>,
+        memory: Arc<MemoryBudget>,
+        draining: watch::Sender<bool>,
+    ) -> Arc<Self> {
+        Arc::new(Self { clusters, metrics, memory, draining, started: Instant::now() })
+    }
+
+    /// Why no traffic should come here, one reason per line; `None` when it may.
+    pub fn not_ready(&self) -> Option<String> {
+        if *self.draining.borrow() {
+            return Some("draining".to_owned());
+        }
+        let reasons = self
+            .clusters
+            .iter()
+            .filter_map(|cluster| cluster.not_ready().map(|reason| format!("{}: {reason}", cluster.config.name)));
+        let reasons: Vec<String> = reasons.collect();
+        (!reasons.is_empty()).then(|| reasons.join("\n"))
+    }
+
+    /// Everything that `/stats` tells.
+    pub fn stats(&self) -> stats::Stats {
+        let now = Instant::now();
+        stats::Stats {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: now.duration_since(self.started).as_secs(),
+            draining: *self.draining.borrow(),
+            clusters: self.clusters.iter().map(|cluster| stats::of_cluster(cluster, now)).collect(),
+        }
+    }
+}
+
+/// Who asks: an address, or `unix socket`.
+#[derive(Debug, Clone)]
+struct Caller(Arc<str>);
+
+/// All routes. `exposed` says that others than this machine can reach the port.
+fn router(admin: Arc<Admin>, exposed: bool) -> Router {
+    let open = Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics));
+    let guarded = Router::new()
+        .route("/stats", get(async |State(admin): State<Arc<Admin>>| Json(admin.stats())))
+        .route("/health/database", get(health))
+        .route("/admin/drain", post(drain));
+    let guarded = match exposed {
+        true => guarded.route_layer(from_fn(async |_: Request, _: Next| needs_loopback())),
+        false => guarded.route_layer(from_fn(same_site)),
+    };
+    open.merge(guarded)
+        .fallback(async || error(StatusCode::NOT_FOUND, "there is no such path"))
+        .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method"))
+        .with_state(admin)
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.not_ready() {
+        None => "ready\n".into_response(),
+        Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
+    gauges::refresh(&admin.clusters, &admin.metrics, &admin.memory, Instant::now());
+    ([(header::CONTENT_TYPE, METRICS_TYPE)], admin.metrics.render()).into_response()
+}
+
+/// Always 200: the body is the answer. What looks at the status code wants `/readyz`.
+async fn health(State(admin): State<Arc<Admin>>) -> Json<stats::Health> {
+    Json(stats::Health::of(&admin.stats(), bson::DateTime::now()))
+}
+
+async fn drain(State(admin): State<Arc<Admin>>, Extension(Caller(caller)): Extension<Caller>) -> Response {
+    let already = admin.draining.send_replace(true);
+    tracing::info!(%caller, already, "drain was asked for");
+    (StatusCode::ACCEPTED, Json(json!({"draining": true}))).into_response()
+}
+
+fn error(status: StatusCode, what: &str) -> Response {
+    (status, Json(json!({"error": what, "paths": PATHS}))).into_response()
+}
+
+fn needs_loopback() -> Response {
+    let why = "the admin port listens on an address that others can reach: there only /livez, /readyz and /metrics are \
+               served; let it listen on a loopback address or a unix socket for the rest";
+    error(StatusCode::FORBIDDEN, why)
+}
+
+/// A web page in a browser on this machine can send a POST to this port. It cannot hide where it comes from: a browser
+/// names the page's origin, which programs do not. Only a page of this very port, by a loopback name, may give orders; a
+/// name of the page's own that resolves to loopback is not one.
+async fn same_site(request: Request, next: Next) -> Response {
+    if request.method() == axum::http::Method::POST && !origin_may_order(request.headers()) {
+        return error(StatusCode::FORBIDDEN, "orders from pages of other sites are refused");
+    }
+    next.run(request).await
+}
+
+fn origin_may_order(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    loopback && origin.as_bytes() == format!("http://{host}").as_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::{Body, to_bytes};
+    use axum::http::Method;
+    use hyper::service::Service as _;
+    use hyper_util::service::TowerToHyperService;
+    use serde_json::Value;
+
+    use super::fixture::Fixture;
+    use super::*;
+    use crate::admission::Lane;
+    use crate::telemetry::labels::Label as _;
+
+    /// A request without a socket.
+    async fn ask_with(
+        admin: &Arc<Admin>,
+        exposed: bool,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> (StatusCode, HeaderMap, String) {
+        let mut request = Request::builder().method(method).uri(path).extension(Caller("test".into()));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let service = TowerToHyperService::new(router(admin.clone(), exposed));
+        let response = service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = to_bytes(body, 1 << 20).await.unwrap();
+        (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    async fn ask(admin: &Arc<Admin>, method: Method, path: &str) -> (StatusCode, String) {
+        let (status, _, body) = ask_with(admin, false, method, path, &[]).await;
+        (status, body)
+    }
+
+    fn admin(fixture: &Fixture) -> Arc<Admin> {
+        let clusters = vec![fixture.cluster.clone()];
+        Admin::new(clusters, fixture.metrics.clone(), fixture.memory.clone(), watch::Sender::default())
+    }
+
+    fn idle_admin() -> Arc<Admin> {
+        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::new(1), watch::Sender::default())
+    }
+
+    #[tokio::test]
+    async fn without_a_server_it_lives_is_not_ready_and_says_why() {
+        let (fixture, server) = Fixture::unreachable("root:geheim@").await;
+        let admin = admin(&fixture);
+        let refused = format!("no server: {server}: Connection refused (os error 111)");
+        assert_eq!(ask(&admin, Method::GET, "/livez").await, (StatusCode::OK, "alive\n".to_owned()));
+        let unready = (StatusCode::SERVICE_UNAVAILABLE, format!("default: {refused}\n"));
+        assert_eq!(ask(&admin, Method::GET, "/readyz").await, unready);
+
+        let (status, body) = ask(&admin, Method::GET, "/stats").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(!body.contains("geheim") && !body.contains("root"), "credentials stay inside: {body}");
+        let stats: Value = serde_json::from_str(&body).unwrap();
+        let cluster = &stats["clusters"][0];
+        assert_eq!((&cluster["status"], &cluster["problem"]), (&json!("down"), &json!(refused)));
+        assert_eq!(cluster["upstream"], json!(format!("mongodb://{server}/")));
+        let shown = &cluster["servers"][0];
+        assert_eq!((&shown["status"], &shown["serverVersion"]), (&json!("down"), &Value::Null));
+        assert!(shown["recommendations"][0].as_str().unwrap().contains("Connection refused"), "{shown}");
+
+        let (status, body) = ask(&admin, Method::GET, "/health/database").await;
+        let health: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &health["database"]["healthy"]), (StatusCode::OK, &json!(false)));
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn with_a_server_it_is_ready_until_it_drains() {
+        let (fixture, server) = Fixture::standalone().await;
+        let admin = admin(&fixture);
+        assert_eq!(ask(&admin, Method::GET, "/readyz").await, (StatusCode::OK, "ready\n".to_owned()));
+
+        let (_, body) = ask(&admin, Method::GET, "/stats").await;
+        let stats: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((&stats["version"], &stats["draining"]), (&json!(env!("CARGO_PKG_VERSION")), &json!(false)));
+        let expected = json!({
+            "address": server, "status": "healthy", "role": "standalone", "serverVersion": "7.0",
+            "active": 0, "idle": 2, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 0,
+            "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "pins": {"cursors": 0, "transactions": 0},
+            "error": null, "recommendations": [],
+        });
+        assert_eq!(stats["clusters"][0]["servers"], json!([expected]));
+
+        let mut draining = admin.draining.subscribe();
+        let (status, body) = ask(&admin, Method::POST, "/admin/drain").await;
+        assert_eq!((status, body.as_str()), (StatusCode::ACCEPTED, r#"{"draining":true}"#));
+        assert!(*draining.borrow_and_update(), "whoever drains hears of it");
+        let unready = (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
+        assert_eq!(ask(&admin, Method::GET, "/readyz").await, unready);
+        assert_eq!(ask(&admin, Method::GET, "/livez").await.0, StatusCode::OK);
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_the_pools_as_they_are() {
+        let (fixture, server) = Fixture::standalone().await;
+        let admin = admin(&fixture);
+        let pool = fixture.cluster.servers()[0].pool.clone();
+        let _buffered = fixture.memory.try_reserve_reply(77).unwrap();
+        let mut held = vec![pool.try_check_out().unwrap().unwrap(), pool.try_check_out().unwrap().unwrap()];
+        let (status, headers, body) = ask_with(&admin, false, Method::GET, "/metrics", &[]).await;
+        assert_eq!((status, headers[header::CONTENT_TYPE].to_str().unwrap()), (StatusCode::OK, METRICS_TYPE));
+        let has = |body: &str, line: &str| assert!(body.lines().any(|it| it == line), "missing: {line}\n{body}");
+        has(&body, &format!("mongomux_upstream_connections{{server=\"{server}\",state=\"in_use\"}} 2"));
+        has(&body, &format!("mongomux_upstream_connections{{server=\"{server}\",state=\"available\"}} 0"));
+        has(&body, &format!("mongomux_upstream_connections_max{{server=\"{server}\"}} 10"));
+        has(&body, "mongomux_buffered_bytes 77");
+        held.clear();
+        let (_, body) = ask(&admin, Method::GET, "/metrics").await;
+        has(&body, &format!("mongomux_upstream_connections{{server=\"{server}\",state=\"available\"}} 2"));
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn two_clusters_that_share_a_server_share_its_gauges() {
+        let (fixture, server) = Fixture::standalone().await;
+        let other = Fixture::new(&server, "").await;
+        // The second cluster's metrics are its own here; what matters is that values are added, not overwritten.
+        let clusters = [fixture.cluster.clone(), fixture.cluster.clone()];
+        gauges::refresh(&clusters, &fixture.metrics, &fixture.memory, Instant::now());
+        let line = format!("mongomux_upstream_connections{{server=\"{server}\",state=\"available\"}} 4");
+        assert!(fixture.metrics.render().lines().any(|it| it == line));
+        other.end().await;
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn who_waits_shows_by_lane_and_age() {
+        let (fixture, server) = Fixture::standalone().await;
+        let admin = admin(&fixture);
+        let pool = fixture.cluster.servers()[0].pool.clone();
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            held.push(pool.check_out(Lane::Regular, Instant::now() + std::time::Duration::from_secs(5)).await.unwrap());
+        }
+        let _place = fixture.cluster.admission.admit().unwrap();
+        let waiter = pool.clone();
+        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let mut waiting = Box::pin(waiter.check_out(Lane::Transaction, deadline));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let snapshot = pool.snapshot();
+        assert_eq!(snapshot.waiting[Lane::Transaction.index()], 1);
+        gauges::refresh(
+            &admin.clusters,
+            &admin.metrics,
+            &admin.memory,
+            snapshot.oldest.unwrap() + std::time::Duration::from_secs(3),
+        );
+        let body = admin.metrics.render();
+        for line in [
+            format!("mongomux_wait_queue_length{{lane=\"transaction\",server=\"{server}\"}} 1"),
+            format!("mongomux_wait_queue_length{{lane=\"regular\",server=\"{server}\"}} 0"),
+            "mongomux_wait_queue_oldest_seconds 3".to_owned(),
+        ] {
+            assert!(body.lines().any(|it| it == line), "missing: {line}\n{body}");
+        }
+        let stats = admin.stats();
+        let cluster = &stats.clusters[0];
+        assert_eq!((cluster.wait_queue.length, cluster.connections.utilization), (1, 100));
+        assert_eq!((cluster.status, cluster.servers[0].status), (stats::Status::Degraded, stats::Status::Degraded));
+        drop(waiting);
+        held.clear();
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn unknown_paths_are_told_the_known_ones_and_wrong_methods_so() {
+        let admin = idle_admin();
+        for path in ["/", "/stats/", "/admin", "/admin/pause"] {
+            let (status, body) = ask(&admin, Method::GET, path).await;
+            assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
+            let error: Value = serde_json::from_str(&body).unwrap();
+            assert_eq!(error["paths"], json!(PATHS), "{path}");
+        }
+        for path in PATHS {
+            let wrong = if path.starts_with("/admin/") { Method::GET } else { Method::POST };
+            let (status, body) = ask(&admin, wrong, path).await;
+            assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            assert!(serde_json::from_str::<Value>(&body).unwrap()["error"].is_string());
+        }
+        assert!(!*admin.draining.borrow(), "a GET gives no orders");
+    }
+
+    #[tokio::test]
+    async fn a_port_that_others_reach_tells_probes_and_metrics_only() {
+        let admin = idle_admin();
+        for path in PATHS {
+            let method = if path.starts_with("/admin/") { Method::POST } else { Method::GET };
+            let (status, _, body) = ask_with(&admin, true, method, path, &[]).await;
+            match *path {
+                "/livez" | "/readyz" | "/metrics" => assert_eq!(status, StatusCode::OK, "{path}"),
+                _ => {
+                    assert_eq!(status, StatusCode::FORBIDDEN, "{path}");
+                    assert!(body.contains("loopback"), "{body}");
+                }
+            }
+        }
+        assert!(!*admin.draining.borrow());
+    }
+
+    #[tokio::test]
+    async fn pages_of_other_sites_give_no_orders() {
+        let admin = idle_admin();
+        for headers in [
+            &[("host", "localhost:9627"), ("origin", "http://evil.example")][..],
+            &[("host", "evil.example:9627"), ("origin", "http://evil.example:9627")],
+            &[("host", "localhost:9627"), ("origin", "http://localhost:3000")],
+            &[("host", "localhost:9627"), ("origin", "null")],
+            &[("origin", "http://")],
+        ] {
+            let (status, ..) = ask_with(&admin, false, Method::POST, "/admin/drain", headers).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{headers:?}");
+        }
+        assert!(!*admin.draining.borrow());
+        for host in ["localhost:9627", "127.0.0.1:9627", "[::1]:9627"] {
+            let origin = format!("http://{host}");
+            let headers = [("host", host), ("origin", origin.as_str())];
+            let (status, ..) = ask_with(&admin, false, Method::POST, "/admin/drain", &headers).await;
+            assert_eq!(status, StatusCode::ACCEPTED, "{host}");
+        }
+    }
+}

@@ -224,6 +224,12 @@ pub const CURSOR_PIN_EXPIRY: Duration = Duration::from_secs(660);
 pub const SCRATCH_BUFFER_BYTES: usize = 64 << 10;
 /// What an upstream connection keeps of its reply buffer between commands, bytes; larger ones are given back.
 pub const CONNECTION_BUFFER_BYTES: usize = 32 << 10;
+/// Sockets on the admin port at once: two probes, a scraper, and some people. More wait to be accepted.
+pub const MAX_ADMIN_CONNECTIONS: usize = 64;
+/// One request on the admin port from accept to the last byte of its answer: renders take milliseconds, scrapers wait 10 s.
+pub const ADMIN_EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The head of one request on the admin port, bytes. No action there reads a body.
+pub const ADMIN_HEAD_BYTES: usize = 16 << 10;
 
 // ---- what depends on what ----
 
@@ -243,6 +249,7 @@ const _: () = {
     assert!(MAX_MESSAGE_BYTES.max <= i32::MAX as u64, "a message carries its length as an i32");
     assert!(MAX_MESSAGE_BYTES.default <= MEMORY_LIMIT_BYTES.default, "one message must fit");
     assert!(CONNECTION_BUFFER_BYTES <= SCRATCH_BUFFER_BYTES);
+    assert!(MAX_ADMIN_CONNECTIONS < OPEN_FILES_RESERVE as usize, "admin sockets are part of the reserve");
     assert!(NEVER.as_millis() > MAX_LIFETIME.max as u128);
 };
 

@@ -1,0 +1,135 @@
+//! What an operator can do about it: a few rules from numbers to plain words. Silence means that nothing is to be done.
+
+use super::stats::{ClusterStats, ServerStats, Status};
+use crate::config::limits::{MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
+
+/// From this share of a bound on, percent, it is time to say so: there is still room to act.
+const NEARLY_FULL_PERCENT: usize = 80;
+
+/// About one server. `all_in_use`: no further command may use it now.
+pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
+    let mut advice = Vec::new();
+    let (waiting, active) = (server.wait_queue.length, server.connections.active);
+    let error = server.error.as_deref();
+    if server.breaker != "closed" {
+        let why = error.unwrap_or("too many connections broke in the middle of a command");
+        let state = server.breaker.replace('_', "-");
+        advice.push(format!("The circuit breaker is {state}: {why}. It closes by itself once the server answers."));
+    } else if server.status == Status::Down || error.is_some() {
+        let why = error.unwrap_or("it has not answered yet");
+        advice
+            .push(format!("Connecting does not work: {why}. Check that the server runs and can be reached from here."));
+    }
+    if all_in_use && waiting > 0 {
+        advice.push(format!(
+            "{waiting} commands wait and all {active} connections are in use: raise max_pool_size, or find the slow commands."
+        ));
+    } else if all_in_use {
+        advice.push(format!("All {active} connections are in use: the next command has to wait."));
+    }
+    advice
+}
+
+/// About a cluster as a whole.
+pub fn for_cluster(cluster: &ClusterStats) -> Vec<String> {
+    let mut advice = Vec::new();
+    if let Some(problem) = &cluster.problem {
+        advice.push(if problem.starts_with("no primary") {
+            format!(
+                "Writes wait for a primary ({problem}). An election takes seconds; if it takes longer, check that a \
+                     majority of the members is up and can reach each other."
+            )
+        } else {
+            format!("No server takes writes: {problem}.")
+        });
+    }
+    let (waiting, limit) = (cluster.wait_queue.length, cluster.wait_queue_size);
+    if nearly_full(waiting, limit) {
+        advice.push(format!("{waiting} commands wait; beyond {limit} they are refused as overload."));
+    }
+    if nearly_full(cluster.pins.cursors, MAX_CURSOR_PINS) {
+        advice.push(format!(
+            "{} cursors are open, of at most {MAX_CURSOR_PINS}: close cursors that are not read to their end.",
+            cluster.pins.cursors
+        ));
+    }
+    if nearly_full(cluster.pins.transactions, MAX_TRANSACTION_PINS) {
+        advice.push(format!(
+            "{} transactions are open, of at most {MAX_TRANSACTION_PINS}: commit or abort them sooner.",
+            cluster.pins.transactions
+        ));
+    }
+    advice
+}
+
+fn nearly_full(count: usize, limit: usize) -> bool {
+    count > 0 && count.saturating_mul(100) >= limit.saturating_mul(NEARLY_FULL_PERCENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stats::tests::{cluster, server};
+    use super::super::stats::{ClusterStats, PinStats, WaitQueueStats};
+    use super::*;
+
+    #[test]
+    fn who_is_well_hears_nothing() {
+        assert_eq!(server(9, 0).recommendations, [""; 0]);
+        assert_eq!(for_cluster(&cluster(vec![server(9, 0)])), [""; 0]);
+    }
+
+    #[test]
+    fn a_full_pool_with_a_queue_asks_for_more_or_for_faster_commands() {
+        let said = server(10, 37).recommendations.join(" ");
+        assert!(said.contains("37 commands wait") && said.contains("max_pool_size"), "{said}");
+        let said = server(10, 0).recommendations;
+        assert_eq!(said, ["All 10 connections are in use: the next command has to wait."]);
+    }
+
+    #[test]
+    fn an_open_breaker_names_the_last_error() {
+        let open = ServerStats {
+            breaker: "open".to_owned(),
+            status: Status::Down,
+            error: Some("authentication as `a` failed".to_owned()),
+            ..server(0, 0)
+        };
+        let said = for_server(&open, false);
+        assert_eq!(said.len(), 1, "one cause, one advice: {said:?}");
+        assert!(said[0].contains("breaker is open: authentication as `a` failed"), "{said:?}");
+    }
+
+    #[test]
+    fn a_server_out_of_reach_is_told_with_its_error() {
+        let down = ServerStats {
+            status: Status::Down,
+            error: Some("Connection refused (os error 111)".to_owned()),
+            ..server(0, 0)
+        };
+        assert!(for_server(&down, false)[0].contains("Connection refused"));
+    }
+
+    #[test]
+    fn a_set_without_a_primary_is_no_broken_connection() {
+        let without = |problem: &str| ClusterStats { problem: Some(problem.to_owned()), ..cluster(Vec::new()) };
+        assert!(for_cluster(&without("no primary: h:1: secondary"))[0].starts_with("Writes wait for a primary"));
+        assert!(for_cluster(&without("no server: h:1: refused"))[0].starts_with("No server takes writes: no server"));
+    }
+
+    #[test]
+    fn bounds_are_told_before_they_are_reached() {
+        let pinned = |cursors, transactions| {
+            for_cluster(&ClusterStats { pins: PinStats { cursors, transactions }, ..cluster(Vec::new()) })
+        };
+        assert_eq!(pinned(79_999, 7_999), [""; 0]);
+        assert!(pinned(80_000, 0)[0].contains("80000 cursors"));
+        assert!(pinned(0, 8_000)[0].contains("8000 transactions"));
+        let waiting = |length, wait_queue_size| {
+            let wait_queue = WaitQueueStats { length, oldest_ms: 0 };
+            for_cluster(&ClusterStats { wait_queue, wait_queue_size, ..cluster(Vec::new()) })
+        };
+        assert_eq!(waiting(7, 10), [""; 0]);
+        assert_eq!(waiting(0, 1), [""; 0]);
+        assert!(waiting(8, 10)[0].contains("beyond 10"));
+    }
+}

@@ -1,0 +1,54 @@
+//! Gauges that nobody keeps up to date while nobody looks: they are read from the pools at each scrape.
+
+use std::sync::{Arc, PoisonError};
+
+use tokio::time::Instant;
+
+use crate::admission::MemoryBudget;
+use crate::telemetry::Metrics;
+use crate::telemetry::labels::{ConnectionState, Label, Lane, PinKind};
+use crate::upstream::Cluster;
+
+/// Sets the gauges of pools, queues, pins and memory. Two clusters may share a server and thereby its gauges, so values
+/// are added up.
+pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudget, now: Instant) {
+    let servers: Vec<_> = clusters.iter().flat_map(|cluster| cluster.servers()).collect();
+    for server in &servers {
+        for state in ConnectionState::ALL {
+            server.metrics.connections[*state].set(0);
+        }
+        for lane in Lane::ALL {
+            server.metrics.wait_queue_length[*lane].set(0);
+        }
+        server.metrics.connections_max.set(0);
+    }
+    let mut oldest = None;
+    for server in &servers {
+        let pool = server.pool.snapshot();
+        let connections = &server.metrics.connections;
+        connections[ConnectionState::Available].add(pool.counts.available.into());
+        connections[ConnectionState::InUse].add(pool.counts.in_use.into());
+        connections[ConnectionState::Pending].add(pool.counts.pending.into());
+        server.metrics.connections_max.add(pool.max_pool_size.into());
+        for (lane, waiting) in Lane::ALL.iter().zip(pool.waiting) {
+            server.metrics.wait_queue_length[*lane].add(gauge(waiting));
+        }
+        oldest = oldest.into_iter().chain(pool.oldest).min();
+    }
+    let longest = oldest.map_or(0.0, |since: Instant| now.duration_since(since).as_secs_f64());
+    metrics.wait_queue_oldest_seconds.set(longest);
+
+    let (mut cursors, mut transactions) = (0, 0);
+    for cluster in clusters {
+        let (more_cursors, more_transactions) = cluster.pins.lock().unwrap_or_else(PoisonError::into_inner).count();
+        cursors += more_cursors;
+        transactions += more_transactions;
+    }
+    metrics.pins[PinKind::Cursor].set(gauge(cursors));
+    metrics.pins[PinKind::Transaction].set(gauge(transactions));
+    metrics.buffered_bytes.set(gauge(memory.used()));
+}
+
+fn gauge(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

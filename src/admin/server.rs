@@ -1,0 +1,301 @@
+//! The admin port's sockets: bound before anything else starts, few at once, one request each, and each in little time.
+//!
+//! A client that stalls holds a socket and some kilobytes for [`ADMIN_EXCHANGE_TIMEOUT`], and nothing else.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use super::{Admin, Caller, router};
+use crate::config::Address;
+use crate::config::limits::{ADMIN_EXCHANGE_TIMEOUT, ADMIN_HEAD_BYTES, MAX_ADMIN_CONNECTIONS};
+use crate::tasks::Tasks;
+
+/// At the end of the program an answer that is on its way gets this long: the one to the order to drain, above all.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// After a failed accept, which mostly means that open files have run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the admin port cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for the admin port: {error}")]
+pub struct BindError {
+    address: Address,
+    #[source]
+    error: io::Error,
+}
+
+/// The admin port, bound and not served yet.
+#[derive(Debug)]
+pub struct AdminListener {
+    socket: Socket,
+    address: Address,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix { listener: UnixListener, _file: RemoveFile },
+}
+
+/// The file of a unix socket leaves with its listener.
+#[derive(Debug)]
+struct RemoveFile(PathBuf);
+
+impl Drop for RemoveFile {
+    fn drop(&mut self) {
+        // Somebody else has removed it already: fine as well.
+        std::fs::remove_file(&self.0).unwrap_or_default();
+    }
+}
+
+impl AdminListener {
+    /// Takes the port. A unix socket whose listener has died is replaced.
+    ///
+    /// # Errors
+    /// [`BindError`] names the address and what the system said.
+    pub async fn bind(address: &Address) -> Result<Self, BindError> {
+        let failed = |error| BindError { address: address.clone(), error };
+        match address {
+            Address::Tcp { host, port } => {
+                let listener = TcpListener::bind((host.as_str(), *port)).await.map_err(failed)?;
+                let bound = listener.local_addr().map_err(failed)?;
+                let address = Address::tcp(bound.ip().to_string(), bound.port());
+                Ok(Self { socket: Socket::Tcp(listener), address })
+            }
+            Address::Unix(path) => {
+                let listener = match UnixListener::bind(path) {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(path).await => {
+                        std::fs::remove_file(path).map_err(failed)?;
+                        UnixListener::bind(path)
+                    }
+                    bound => bound,
+                };
+                let socket = Socket::Unix { listener: listener.map_err(failed)?, _file: RemoveFile(path.clone()) };
+                Ok(Self { socket, address: address.clone() })
+            }
+        }
+    }
+
+    /// Where it listens, with the port that the system chose if it was asked to.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// # Cancel safety
+    /// Nothing is lost: what was not accepted stays in the system's queue.
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Caller)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((Box::new(stream), Caller(peer.to_string().into())))
+            }
+            Socket::Unix { listener, .. } => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Box::new(stream), Caller("unix socket".into())))
+            }
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A socket file that nobody listens behind. Anything else at that path is somebody's and stays.
+async fn is_dead(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
+        && UnixStream::connect(path).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+/// Serves the admin port until the tasks are cancelled.
+pub async fn serve(listener: AdminListener, admin: Arc<Admin>, tasks: Tasks) {
+    let exposed = !listener.address.is_loopback();
+    if exposed {
+        tracing::info!(address = %listener.address, "admin port is open to others: probes and metrics only");
+    }
+    let service = TowerToHyperService::new(router(admin, exposed));
+    let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
+    loop {
+        // Nothing is lost when an arm loses: neither a place that was not taken nor a socket that was not accepted.
+        let next = async {
+            let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            () = tasks.cancelled() => return,
+        };
+        let (stream, caller) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the admin port");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(caller.clone());
+            service.call(request)
+        });
+        // One request per connection: the time of a connection is then the time of a request, for which a bound is easy.
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .max_buf_size(ADMIN_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        let cancelled = tasks.clone();
+        tasks.spawn("admin request", async move {
+            let ended_early = async {
+                cancelled.cancelled().await;
+                tokio::time::sleep(GRACE).await;
+            };
+            // What is lost when the request loses is its answer, which is too late then.
+            tokio::select! {
+                served = tokio::time::timeout(ADMIN_EXCHANGE_TIMEOUT, connection) => match served {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::debug!(%error, "admin request failed"),
+                    Err(_) => tracing::debug!("admin request took too long"),
+                },
+                () = ended_early => {}
+            }
+            drop(place);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::sync::watch;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::admission::MemoryBudget;
+    use crate::telemetry::Metrics;
+
+    fn admin() -> Arc<Admin> {
+        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::new(1), watch::Sender::default())
+    }
+
+    /// A port that is served, without any cluster.
+    async fn served() -> (std::net::SocketAddr, Tasks) {
+        let listener = AdminListener::bind(&Address::tcp("127.0.0.1", 0)).await.unwrap();
+        let address = listener.address().to_string().parse().unwrap();
+        let tasks = Tasks::new();
+        tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
+        (address, tasks)
+    }
+
+    async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> String {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        writer.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        reader.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn end(tasks: Tasks) {
+        tasks.cancel();
+        assert_eq!(tasks.join_all(Duration::from_secs(5)).await, 0);
+    }
+
+    #[tokio::test]
+    async fn one_request_is_answered_and_the_socket_closed() {
+        let (address, tasks) = served().await;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let text = answer(stream, "GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nready\n"), "{text}");
+        assert!(text.contains("connection: close"), "{text}");
+        end(tasks).await;
+    }
+
+    #[tokio::test]
+    async fn bodies_are_not_waited_for_and_heads_are_bounded() {
+        let (address, tasks) = served().await;
+        let stream = TcpStream::connect(address).await.unwrap();
+        let text = answer(stream, "POST /admin/drain HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000000\r\n\r\n").await;
+        assert!(text.starts_with("HTTP/1.1 202"), "{text}");
+        let stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("GET /livez HTTP/1.1\r\nX: {}", "x".repeat(ADMIN_HEAD_BYTES));
+        let text = answer(stream, &head).await;
+        assert!(text.starts_with("HTTP/1.1 431"), "{text}");
+        end(tasks).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stalled_clients_give_their_places_back() {
+        let (address, tasks) = served().await;
+        let started = Instant::now();
+        let mut stalled = Vec::new();
+        for _ in 0..MAX_ADMIN_CONNECTIONS {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /liv").await.unwrap();
+            stalled.push(stream);
+        }
+        let late = TcpStream::connect(address).await.unwrap();
+        let text = answer(late, "GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(text.ends_with("alive\n"), "{text}");
+        assert!(started.elapsed() >= ADMIN_EXCHANGE_TIMEOUT, "all places were taken");
+        for mut stream in stalled {
+            assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0, "closed by the time it took");
+        }
+        end(tasks).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_does_not_wait_for_a_stalled_client() {
+        let (address, tasks) = served().await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET ").await.unwrap();
+        while tasks.running() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let cancelled = Instant::now();
+        end(tasks).await;
+        assert!(cancelled.elapsed() < 2 * GRACE);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let (address, tasks) = served().await;
+        let error = AdminListener::bind(&Address::tcp("127.0.0.1", address.port())).await.unwrap_err();
+        let said = error.to_string();
+        assert!(said.starts_with(&format!("cannot listen on {address} for the admin port: ")), "{said}");
+        end(tasks).await;
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_is_served_and_leaves_with_its_listener() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("admin.sock");
+        let address = Address::Unix(path.clone());
+        // As a process that was killed leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let listener = AdminListener::bind(&address).await.expect("the dead socket is replaced");
+        let tasks = Tasks::new();
+        tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
+        let stream = UnixStream::connect(&path).await.unwrap();
+        let text = answer(stream, "GET /stats HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(text.starts_with("HTTP/1.1 200"), "a unix socket counts as loopback: {text}");
+        assert!(AdminListener::bind(&address).await.is_err(), "a living socket is left alone");
+        end(tasks).await;
+        assert!(!path.exists());
+        std::fs::write(&path, "somebody's file").unwrap();
+        assert!(AdminListener::bind(&address).await.is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's file");
+    }
+}

@@ -1,0 +1,520 @@
+//! What `/stats` and `/health/database` tell, as serde structs: made of snapshots, without HTTP and without a clock.
+//!
+//! The structs can be read back, for the commands that show them. Names in JSON are the contract with dashboards and
+//! scripts: what is in it stays, new names may come.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::advice;
+use crate::breaker::BreakerState;
+use crate::topology::{ServerDescription, ServerKind};
+use crate::upstream::Cluster;
+use crate::upstream::pool::PoolSnapshot;
+use crate::upstream::pool_state::PoolStatus;
+
+/// How something does, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Serves, and nothing is to be done.
+    Healthy,
+    /// Serves, and something is wrong or short.
+    Degraded,
+    /// Does not serve.
+    Down,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stats {
+    /// Of this program.
+    pub version: String,
+    /// Since it started.
+    pub uptime_seconds: u64,
+    /// True from the order to drain on.
+    pub draining: bool,
+    /// In the order of the configuration.
+    pub clusters: Vec<ClusterStats>,
+}
+
+/// One cluster; numbers are of all its servers together.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStats {
+    /// As configured.
+    pub name: String,
+    /// The connection string, without its credentials.
+    pub upstream: String,
+    /// Down when writes find no server, degraded when any server is not healthy.
+    pub status: Status,
+    /// Why it is down, with the servers named.
+    pub problem: Option<String>,
+    /// Connections.
+    #[serde(flatten)]
+    pub connections: Connections,
+    /// Commands that wait, those that wait for a server included.
+    pub wait_queue: WaitQueueStats,
+    /// As many may wait.
+    pub wait_queue_size: usize,
+    /// Cursors and transactions that are bound to its servers.
+    pub pins: PinStats,
+    /// Client sockets.
+    pub clients: usize,
+    /// What to do, in plain words; empty when nothing is.
+    pub recommendations: Vec<String>,
+    /// Ordered by address.
+    pub servers: Vec<ServerStats>,
+}
+
+/// One server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStats {
+    /// Where it is.
+    pub address: String,
+    /// Whether commands get through to it.
+    pub status: Status,
+    /// What it says it is: `primary`, `secondary`, `mongos`, ...
+    pub role: String,
+    /// Release series (`8.0`), told by its wire version; `None` while it is unknown, or not one we can name.
+    pub server_version: Option<String>,
+    /// Connections.
+    #[serde(flatten)]
+    pub connections: Connections,
+    /// Commands that wait for one of its connections.
+    pub wait_queue: WaitQueueStats,
+    /// `closed`, `half_open` or `open`.
+    pub breaker: String,
+    /// Cursors and transactions that are bound to it.
+    pub pins: PinStats,
+    /// Why monitoring does not reach it, else why the last attempt to connect failed.
+    pub error: Option<String>,
+    /// What to do, in plain words; empty when nothing is.
+    pub recommendations: Vec<String>,
+}
+
+/// Connections by state, and their bounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Connections {
+    /// In use.
+    pub active: u32,
+    /// Open and unused.
+    pub idle: u32,
+    /// Being established.
+    pub pending: u32,
+    /// Closed by us and not yet gone: they count against the bound.
+    pub closing: u32,
+    /// Kept open without demand.
+    pub min: u32,
+    /// The bound in force.
+    pub max: u32,
+    /// Share of `max` that is active, percent, rounded down.
+    pub utilization: u32,
+}
+
+/// Who waits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitQueueStats {
+    /// Commands.
+    pub length: usize,
+    /// How long the one that has waited longest for a connection has, milliseconds; 0 when none does.
+    pub oldest_ms: u64,
+}
+
+/// What is bound to a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PinStats {
+    /// Open cursors.
+    pub cursors: usize,
+    /// Open transactions.
+    pub transactions: usize,
+}
+
+/// The compact form.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// MongoDB, as seen from here.
+    pub database: DatabaseHealth,
+    /// The proxy itself.
+    pub connection_manager: ManagerHealth,
+    /// When, RFC 3339.
+    pub timestamp: String,
+}
+
+/// The `database` of [`Health`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DatabaseHealth {
+    /// True while no cluster is down.
+    pub healthy: bool,
+    /// Of all clusters.
+    pub connection_pool: CompactPool,
+}
+
+/// The `connectionPool` of [`Health`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompactPool {
+    /// In use.
+    pub active: u32,
+    /// The bound.
+    pub max: u32,
+    /// Percent.
+    pub utilization: u32,
+}
+
+/// The `connectionManager` of [`Health`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ManagerHealth {
+    /// True while commands are admitted: not draining, and room in every queue.
+    pub healthy: bool,
+    /// Commands that wait.
+    pub queue_length: usize,
+    /// True when somebody waits and connections are at work, so that the queue moves.
+    pub is_processing_queue: bool,
+}
+
+impl Connections {
+    fn of(pool: &PoolSnapshot) -> Self {
+        let counts = pool.counts;
+        Self {
+            active: counts.in_use,
+            idle: counts.available,
+            pending: counts.pending,
+            closing: counts.closing,
+            min: pool.min_pool_size,
+            max: pool.max_pool_size,
+            utilization: percent(counts.in_use, pool.max_pool_size),
+        }
+    }
+
+    /// All of them together, `max` bounded by `limit`.
+    fn sum(all: impl Iterator<Item = Self>, limit: Option<u32>) -> Self {
+        let mut sum = all.fold(Self::default(), |sum, it| Self {
+            active: sum.active + it.active,
+            idle: sum.idle + it.idle,
+            pending: sum.pending + it.pending,
+            closing: sum.closing + it.closing,
+            min: sum.min + it.min,
+            max: sum.max + it.max,
+            utilization: 0,
+        });
+        sum.max = sum.max.min(limit.unwrap_or(u32::MAX));
+        sum.utilization = percent(sum.active, sum.max);
+        sum
+    }
+}
+
+/// What is known of one server at one moment.
+pub struct ServerFacts<'a> {
+    /// Its address in words.
+    pub address: String,
+    /// What monitoring knows; `None` when it has just left.
+    pub description: Option<&'a ServerDescription>,
+    /// Its pool.
+    pub pool: &'a PoolSnapshot,
+    /// Its breaker.
+    pub breaker: BreakerState,
+    /// Cursors and transactions on it.
+    pub pins: (usize, usize),
+    /// Commands in flight at most, where that is less than the pool.
+    pub max_in_flight: Option<u32>,
+}
+
+/// Tells of one server.
+pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
+    let ServerFacts { description, pool, .. } = *facts;
+    let known = description.is_some_and(ServerDescription::is_known);
+    let mut stats = ServerStats {
+        address: facts.address.clone(),
+        status: Status::Healthy,
+        role: description.map_or(ServerKind::Unknown, |server| server.kind).name().to_owned(),
+        server_version: description.and_then(|server| release_series(server.max_wire_version)).map(str::to_owned),
+        connections: Connections::of(pool),
+        wait_queue: WaitQueueStats {
+            length: pool.waiting.iter().sum(),
+            oldest_ms: pool.oldest.map_or(0, |since| milliseconds(now.duration_since(since))),
+        },
+        breaker: facts.breaker.as_str().to_owned(),
+        pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
+        error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
+        recommendations: Vec::new(),
+    };
+    let all_in_use = stats.connections.active >= facts.max_in_flight.unwrap_or(u32::MAX).min(stats.connections.max);
+    stats.status = if !known || facts.breaker != BreakerState::Closed || pool.status != PoolStatus::Ready {
+        Status::Down
+    } else if pool.last_connect_error.is_some() || (all_in_use && stats.wait_queue.length > 0) {
+        Status::Degraded
+    } else {
+        Status::Healthy
+    };
+    stats.recommendations = advice::for_server(&stats, all_in_use);
+    stats
+}
+
+/// Tells of one cluster.
+pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
+    let topology = cluster.topology();
+    let pins = || cluster.pins.lock().unwrap_or_else(PoisonError::into_inner);
+    let servers = cluster.servers().into_iter().map(|server| {
+        let facts = ServerFacts {
+            address: server.address.to_string(),
+            description: topology.servers.get(&*server.address),
+            pool: &server.pool.snapshot(),
+            breaker: server.health.state(),
+            pins: pins().count_on(&server.address),
+            max_in_flight: cluster.config.max_in_flight,
+        };
+        of_server(&facts, now)
+    });
+    let servers: Vec<ServerStats> = servers.collect();
+    let (cursors, transactions) = pins().count();
+    let wait_queue = WaitQueueStats {
+        length: cluster.admission.waiting(),
+        oldest_ms: servers.iter().map(|server| server.wait_queue.oldest_ms).max().unwrap_or_default(),
+    };
+    let problem = cluster.not_ready();
+    let mut stats = ClusterStats {
+        name: cluster.config.name.clone(),
+        upstream: cluster.config.upstream.redacted.clone(),
+        status: cluster_status(problem.is_some(), &servers),
+        problem,
+        connections: Connections::sum(
+            servers.iter().map(|server| server.connections),
+            cluster.config.max_upstream_connections,
+        ),
+        wait_queue,
+        wait_queue_size: cluster.config.wait_queue_size,
+        pins: PinStats { cursors, transactions },
+        clients: cluster.clients.load(Ordering::Relaxed),
+        recommendations: Vec::new(),
+        servers,
+    };
+    stats.recommendations = advice::for_cluster(&stats);
+    stats
+}
+
+fn cluster_status(has_problem: bool, servers: &[ServerStats]) -> Status {
+    match has_problem {
+        true => Status::Down,
+        false if servers.iter().all(|server| server.status == Status::Healthy) => Status::Healthy,
+        false => Status::Degraded,
+    }
+}
+
+impl Health {
+    /// The compact form of `stats`.
+    pub fn of(stats: &Stats, now: bson::DateTime) -> Self {
+        let clusters = &stats.clusters;
+        let all = Connections::sum(clusters.iter().map(|cluster| cluster.connections), None);
+        let queue_length = clusters.iter().map(|cluster| cluster.wait_queue.length).sum();
+        let room = clusters.iter().all(|cluster| cluster.wait_queue.length < cluster.wait_queue_size);
+        Self {
+            database: DatabaseHealth {
+                healthy: clusters.iter().all(|cluster| cluster.status != Status::Down),
+                connection_pool: CompactPool { active: all.active, max: all.max, utilization: all.utilization },
+            },
+            connection_manager: ManagerHealth {
+                healthy: room && !stats.draining,
+                queue_length,
+                is_processing_queue: queue_length > 0 && all.active > 0,
+            },
+            // Fails for years beyond 9999 only.
+            timestamp: now.try_to_rfc3339_string().unwrap_or_default(),
+        }
+    }
+}
+
+/// Servers tell their version to no handshake, but each series speaks up to a wire version of its own.
+fn release_series(max_wire_version: i32) -> Option<&'static str> {
+    match max_wire_version {
+        9 => Some("4.4"),
+        13 => Some("5.0"),
+        17 => Some("6.0"),
+        21 => Some("7.0"),
+        25 => Some("8.0"),
+        _ => None,
+    }
+}
+
+fn percent(part: u32, whole: u32) -> u32 {
+    let percent = u64::from(part) * 100 / u64::from(whole.max(1));
+    u32::try_from(percent.min(100)).expect("at most 100")
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::Address;
+    use crate::upstream::pool_state::PoolCounts;
+
+    pub(in crate::admin) fn pool(in_use: u32, available: u32, waiting: usize) -> PoolSnapshot {
+        PoolSnapshot {
+            status: PoolStatus::Ready,
+            counts: PoolCounts { available, in_use, pending: 0, closing: 0 },
+            min_pool_size: 2,
+            max_pool_size: 10,
+            waiting: [0, waiting, 0, 0],
+            oldest: None,
+            created: 10,
+            last_connect_error: None,
+        }
+    }
+
+    fn description(kind: ServerKind) -> ServerDescription {
+        let address = Address::tcp("db", 27017);
+        ServerDescription { kind, max_wire_version: 25, ..ServerDescription::unknown(address) }
+    }
+
+    fn facts<'a>(description: Option<&'a ServerDescription>, pool: &'a PoolSnapshot) -> ServerFacts<'a> {
+        let address = "db:27017".to_owned();
+        ServerFacts { address, description, pool, breaker: BreakerState::Closed, pins: (3, 1), max_in_flight: None }
+    }
+
+    /// A server of a replica set with so many connections in use and commands waiting.
+    pub(in crate::admin) fn server(in_use: u32, waiting: usize) -> ServerStats {
+        of_server(&facts(Some(&description(ServerKind::RsPrimary)), &pool(in_use, 0, waiting)), Instant::now())
+    }
+
+    pub(in crate::admin) fn cluster(servers: Vec<ServerStats>) -> ClusterStats {
+        ClusterStats {
+            name: "default".to_owned(),
+            upstream: "mongodb://db/".to_owned(),
+            status: cluster_status(false, &servers),
+            problem: None,
+            connections: Connections::sum(servers.iter().map(|server| server.connections), None),
+            wait_queue: WaitQueueStats {
+                length: servers.iter().map(|server| server.wait_queue.length).sum(),
+                oldest_ms: 0,
+            },
+            wait_queue_size: 4_000,
+            pins: PinStats::default(),
+            clients: 2_000,
+            recommendations: Vec::new(),
+            servers,
+        }
+    }
+
+    fn stats(clusters: Vec<ClusterStats>) -> Stats {
+        Stats { version: "0.0.0".to_owned(), uptime_seconds: 5, draining: false, clusters }
+    }
+
+    #[test]
+    fn a_server_reads_as_documented() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let (primary, mut snapshot) = (description(ServerKind::RsPrimary), pool(7, 1, 3));
+        snapshot.oldest = Some(now - Duration::from_millis(1_234));
+        let shown = serde_json::to_value(of_server(&facts(Some(&primary), &snapshot), now)).unwrap();
+        let expected = json!({
+            "address": "db:27017", "status": "healthy", "role": "primary", "serverVersion": "8.0",
+            "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
+            "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "pins": {"cursors": 3, "transactions": 1},
+            "error": null, "recommendations": [],
+        });
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_cluster_has_the_documented_keys_and_all_of_it_can_be_read_back() {
+        let all = stats(vec![cluster(vec![server(1, 0), server(2, 0)])]);
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<Stats>(&text).unwrap(), all);
+        let shown: Value = serde_json::from_str(&text).unwrap();
+        let cluster = shown["clusters"][0].as_object().unwrap();
+        for key in [
+            "name",
+            "upstream",
+            "status",
+            "active",
+            "idle",
+            "pending",
+            "min",
+            "max",
+            "utilization",
+            "waitQueue",
+            "pins",
+            "clients",
+            "recommendations",
+            "servers",
+        ] {
+            assert!(cluster.contains_key(key), "{key} is missing in {shown}");
+        }
+        assert_eq!((&cluster["active"], &cluster["max"], &cluster["utilization"]), (&json!(3), &json!(20), &json!(15)));
+        assert_eq!(shown["uptimeSeconds"], json!(5));
+    }
+
+    #[test]
+    fn the_bound_of_a_cluster_bounds_the_sum() {
+        let all = [server(5, 0).connections, server(5, 0).connections];
+        let sum = Connections::sum(all.into_iter(), Some(10));
+        assert_eq!((sum.max, sum.utilization), (10, 100));
+    }
+
+    #[test]
+    fn status_says_whether_commands_get_through() {
+        let now = Instant::now();
+        let status = |change: fn(&mut ServerFacts<'_>), pool: &PoolSnapshot, kind: ServerKind| {
+            let description = description(kind);
+            let mut facts = facts(Some(&description), pool);
+            change(&mut facts);
+            of_server(&facts, now).status
+        };
+        let same: fn(&mut ServerFacts<'_>) = |_| {};
+        let (primary, quiet) = (ServerKind::RsPrimary, pool(0, 2, 0));
+        assert_eq!(status(same, &quiet, primary), Status::Healthy);
+        assert_eq!(status(same, &quiet, ServerKind::Unknown), Status::Down);
+        assert_eq!(status(|facts| facts.description = None, &quiet, primary), Status::Down);
+        assert_eq!(status(|facts| facts.breaker = BreakerState::Open, &quiet, primary), Status::Down);
+        assert_eq!(status(|facts| facts.breaker = BreakerState::HalfOpen, &quiet, primary), Status::Down);
+        let paused = PoolSnapshot { status: PoolStatus::Paused, ..pool(0, 0, 0) };
+        assert_eq!(status(same, &paused, primary), Status::Down);
+        let failing = PoolSnapshot { last_connect_error: Some("too many files".to_owned()), ..pool(1, 1, 0) };
+        assert_eq!(status(same, &failing, primary), Status::Degraded);
+        assert_eq!(status(same, &pool(10, 0, 0), primary), Status::Healthy, "busy is not ill");
+        assert_eq!(status(same, &pool(10, 0, 1), primary), Status::Degraded);
+        assert_eq!(status(|facts| facts.max_in_flight = Some(3), &pool(3, 7, 1), primary), Status::Degraded);
+    }
+
+    #[test]
+    fn a_cluster_is_as_well_as_its_servers() {
+        let ill = ServerStats { status: Status::Down, ..server(0, 0) };
+        assert_eq!(cluster_status(false, &[server(0, 0)]), Status::Healthy);
+        assert_eq!(cluster_status(false, &[server(0, 0), ill.clone()]), Status::Degraded);
+        assert_eq!(cluster_status(true, &[server(0, 0)]), Status::Down);
+    }
+
+    #[test]
+    fn the_compact_form_is_the_documented_one() {
+        let now = bson::DateTime::from_millis(1_700_000_000_000);
+        let all = stats(vec![cluster(vec![server(10, 4)])]);
+        let expected = json!({
+            "database": {"healthy": true, "connectionPool": {"active": 10, "max": 10, "utilization": 100}},
+            "connectionManager": {"healthy": true, "queueLength": 4, "isProcessingQueue": true},
+            "timestamp": "2023-11-14T22:13:20Z",
+        });
+        assert_eq!(serde_json::to_value(Health::of(&all, now)).unwrap(), expected);
+
+        let full = ClusterStats { wait_queue_size: 4, ..cluster(vec![server(10, 4)]) };
+        assert!(!Health::of(&stats(vec![full]), now).connection_manager.healthy);
+        let draining = Stats { draining: true, ..stats(Vec::new()) };
+        assert!(!Health::of(&draining, now).connection_manager.healthy);
+        let down = ClusterStats { status: Status::Down, ..cluster(Vec::new()) };
+        assert!(!Health::of(&stats(vec![down]), now).database.healthy);
+    }
+}
