@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::admin::{self, Admin, AdminListener, BindError};
 use crate::admission::MemoryBudget;
 use crate::client::shared::Activity;
 use crate::client::{ClientShared, Listener, facade};
@@ -36,6 +37,9 @@ pub enum StartError {
     /// An address is taken, or not ours.
     #[error(transparent)]
     Listen(#[from] io::Error),
+    /// The same of the admin port.
+    #[error(transparent)]
+    Admin(#[from] BindError),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -60,6 +64,7 @@ pub struct App {
     tasks: Tasks,
     clusters: Vec<Arc<Cluster>>,
     addresses: Vec<Address>,
+    admin_address: Address,
     metrics: Arc<Metrics>,
     activity: Arc<Activity>,
     /// True from the order to drain on, whoever gave it.
@@ -81,6 +86,7 @@ impl App {
                 bound.push((cluster.name.clone(), Listener::bind(address).await?));
             }
         }
+        let admin_listener = AdminListener::bind(&config.admin).await?;
         let tasks = Tasks::new();
         let metrics = Metrics::new();
         let memory = MemoryBudget::new(config.memory_limit_bytes);
@@ -102,13 +108,22 @@ impl App {
             }
             clusters.push(cluster);
         }
+        let admin_address = admin_listener.address().clone();
+        let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
+        tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
+        admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
-        Ok(Self { tasks, clusters, addresses, metrics, activity, draining, drain_timeout, drain_quiet })
+        Ok(Self { tasks, clusters, addresses, admin_address, metrics, activity, draining, drain_timeout, drain_quiet })
     }
 
     /// Where clients connect; ports are the real ones.
     pub fn addresses(&self) -> &[Address] {
         &self.addresses
+    }
+
+    /// Where the admin port listens.
+    pub fn admin_address(&self) -> &Address {
+        &self.admin_address
     }
 
     /// The clusters.

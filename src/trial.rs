@@ -33,11 +33,11 @@ pub async fn start(uri: String, args: SandboxArgs) -> Result<Proxy, TrialError> 
     let (mut config, _) = Config::load(&sources)?;
     config.client.max_clients = config.client.max_clients.max(args.clients + 1);
     let app = Arc::new(App::start(config).await?);
-    let address = app.addresses()[0].clone();
+    let (address, admin) = (app.addresses()[0].clone(), app.admin_address().clone());
     let of = app.clone();
     Ok(Proxy {
         address,
-        admin: None,
+        admin: Some(admin),
         stats: Box::new(move || stats(&of)),
         stop: Box::pin(async move {
             app.drain().await;

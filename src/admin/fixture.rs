@@ -40,7 +40,7 @@ impl Fixture {
         let config = config.clusters.remove(0);
         let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::new(1 << 20));
         let monitor = Monitor::start(&config.upstream, SETTINGS, &tasks);
-        let dialer = UpstreamDialer::new(&config.upstream, memory.clone(), 1 << 20).unwrap();
+        let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), 1 << 20).unwrap();
         let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory.clone(), tasks.clone(), metrics.clone());
         cluster.start();
         Self { cluster, metrics, memory, tasks }
