@@ -16,7 +16,7 @@ use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Inspected, local};
+use crate::reply::{Inspected, Labels, local};
 use crate::routing::CursorPin;
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
@@ -61,14 +61,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Some(errors::too_many_pins("cursor", &error.to_string()))
     }
 
-    /// Forgets a transaction that has ended.
+    /// Notes that a transaction has ended: by commit or abort, or because the server says that it is no more.
     pub(super) fn follow_transaction(&self, exchange: &Exchange, inspected: &Inspected) {
-        if exchange.command.spec.handling != Handling::EndTransaction || !inspected.facts.ok {
-            return;
-        }
-        if let Some(id) = exchange.command.session.transaction()
-            && let Some(open) = lock(&self.shared.cluster.pins).end_transaction(id, Instant::now())
-        {
+        let Some(id) = exchange.command.session.transaction() else { return };
+        let facts = &inspected.facts;
+        let ended = facts.ok && exchange.command.spec.handling == Handling::EndTransaction
+            || facts.labels.contains(Labels::TRANSIENT_TRANSACTION)
+            || facts.code.is_some_and(errors::transaction_is_gone);
+        if ended && let Some(open) = lock(&self.shared.cluster.pins).end_transaction(id, Instant::now()) {
             self.shared.metrics.pin_seconds.observe(open.as_secs_f64());
         }
     }

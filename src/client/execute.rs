@@ -512,12 +512,7 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
             let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
             Err(Refusal::Reply(errors::cursor_not_found(id)))
         }
-        Route::Lost(Lost::Transaction) => {
-            let transaction = exchange.command.session.transaction();
-            let server = transaction.and_then(|id| lock(&cluster.pins).transaction(id, Instant::now()));
-            let server = server.map_or_else(|| Address::tcp("unknown", 0), |server| (*server).clone());
-            Err(Situation::ServerLeft { server }.into())
-        }
+        Route::Lost(Lost::Transaction(server)) => Err(Situation::ServerLeft { server: (*server).clone() }.into()),
     }
 }
 
@@ -547,7 +542,13 @@ async fn acquire(shared: &ClientShared, exchange: &mut Exchange) -> Result<(Oper
                 if let Some(expired) = exchange.expired() {
                     return Err(expired.into());
                 }
+                let waited = began.elapsed();
+                if waited > cluster.config.server_selection_timeout + cluster.config.wait_queue_timeout {
+                    let why = cluster.problem(&cluster.topology());
+                    return Err(Situation::NoSuitableServer { waited, why }.into());
+                }
                 tokio::time::sleep(REROUTE_PAUSE).await;
+                cluster.reconcile(&cluster.topology());
             }
             Err(CheckOutError::Timeout) => {
                 return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, &operation, queued)).into());

@@ -306,6 +306,11 @@ pub fn cursor_is_gone(code: i32) -> bool {
     matches!(code, 43 | 237)
 }
 
+/// True for a code after which a transaction cannot be continued: unknown, or overtaken by a newer one of its session.
+pub fn transaction_is_gone(code: i32) -> bool {
+    matches!(code, 251 | 225)
+}
+
 /// A cursor that nobody knows, or that a server took along when it shut down.
 pub fn cursor_not_found(id: i64) -> ErrorReply {
     ErrorReply::new(code::CURSOR_NOT_FOUND, &format!("cursor id {id} not found"))

@@ -15,8 +15,9 @@ use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
 
-/// Servers end a transaction after 60 s by default; it can be set higher, so an open one is kept longer.
-const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(15 * 60);
+/// Servers end a transaction 60 s after its start by default; where it is set higher, one that was idle for longer than
+/// this is looked for on the primary, which is where it runs anyway unless that changed.
+const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(120);
 
 /// A commit may be repeated for a while after the transaction has ended.
 const ENDED_TRANSACTION_EXPIRY: Duration = Duration::from_secs(120);

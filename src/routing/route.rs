@@ -22,12 +22,12 @@ pub enum Route<'a> {
 }
 
 /// What is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lost {
     /// The cursor: unknown, or its server cannot be reached.
     Cursor,
-    /// The transaction: its server is not the primary any more.
-    Transaction,
+    /// The transaction: this server, where it ran, takes no writes any more.
+    Transaction(Arc<Address>),
 }
 
 /// Decides where `command` goes.
@@ -50,7 +50,7 @@ pub fn route<'a>(
             (true, _) => Route::Server(server),
             // Another primary, or mongos, knows how the transaction ended, or that it did not.
             (false, Handling::EndTransaction) => Route::Select(Criteria::Write),
-            (false, _) => Route::Lost(Lost::Transaction),
+            (false, _) => Route::Lost(Lost::Transaction(server)),
         };
     }
     match &command.read_preference {
@@ -111,7 +111,8 @@ mod tests {
             Route::Server(server) => server.to_string(),
             Route::Select(Criteria::Write) => "write".to_owned(),
             Route::Select(Criteria::Read(_)) => "read".to_owned(),
-            Route::Lost(lost) => format!("{lost:?}"),
+            Route::Lost(Lost::Cursor) => "lost cursor".to_owned(),
+            Route::Lost(Lost::Transaction(server)) => format!("lost transaction on {server}"),
         }
     }
 
@@ -124,9 +125,9 @@ mod tests {
         let get_more = |id: Bson| doc! {"getMore": id, "collection": "c", "$db": "d"};
         let set = topology(&[(1, ServerKind::RsPrimary), (2, ServerKind::RsSecondary)]);
         assert_eq!(where_to(get_more(77_i64.into()), &mut pins, &set), "127.0.0.1:2");
-        assert_eq!(where_to(get_more(78_i64.into()), &mut pins, &set), "Cursor");
+        assert_eq!(where_to(get_more(78_i64.into()), &mut pins, &set), "lost cursor");
         let down = topology(&[(1, ServerKind::RsPrimary), (2, ServerKind::Unknown)]);
-        assert_eq!(where_to(get_more(77_i64.into()), &mut pins, &down), "Cursor");
+        assert_eq!(where_to(get_more(77_i64.into()), &mut pins, &down), "lost cursor");
         let single = topology(&[(1, ServerKind::RsPrimary)]);
         assert_eq!(where_to(get_more(78_i64.into()), &mut pins, &single), "write");
         assert_eq!(where_to(get_more(5_i32.into()), &mut pins, &single), "write", "the server names the wrong type");
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!(where_to(statement("find"), &mut pins, &set), "127.0.0.1:1");
         assert_eq!(where_to(statement("commitTransaction"), &mut pins, &set), "127.0.0.1:1");
         let moved = topology(&[(1, ServerKind::RsSecondary), (2, ServerKind::RsPrimary)]);
-        assert_eq!(where_to(statement("find"), &mut pins, &moved), "Transaction");
+        assert_eq!(where_to(statement("find"), &mut pins, &moved), "lost transaction on 127.0.0.1:1");
         assert_eq!(where_to(statement("commitTransaction"), &mut pins, &moved), "write");
         let mut start = statement("find");
         start.insert("startTransaction", true);

@@ -314,7 +314,7 @@ impl Cluster {
     }
 
     /// Makes servers and pools agree with the topology.
-    fn reconcile(&self, topology: &TopologyDescription) {
+    pub fn reconcile(&self, topology: &TopologyDescription) {
         let gone: Vec<_> = {
             let mut servers = lock(&self.servers);
             let gone = servers.extract_if(.., |address, _| !topology.servers.contains_key(address)).collect();
