@@ -33,7 +33,7 @@ pub(super) struct Fixture {
 
 impl Fixture {
     /// In front of `server`, with a password in the connection string that is to appear nowhere.
-    pub(super) async fn new(server: &str, credentials: &str) -> Self {
+    fn new(server: &str, credentials: &str) -> Self {
         let uri = format!("mongodb://{credentials}{server}/");
         let upstream = Some(Text { name: "test".to_owned(), text: uri });
         let (mut config, _) = Config::load(&Sources { upstream, ..Sources::default() }).unwrap();
@@ -51,7 +51,7 @@ impl Fixture {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let fixture = Self::new(&server, credentials).await;
+        let fixture = Self::new(&server, credentials);
         let mut topology = fixture.cluster.monitor().subscribe();
         let noticed = topology.wait_for(|topology| topology.servers.values().any(|server| server.error.is_some()));
         tokio::time::timeout(Duration::from_secs(10), noticed).await.unwrap().unwrap();
@@ -64,7 +64,7 @@ impl Fixture {
     pub(super) async fn standalone() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
-        let fixture = Self::new(&server, "").await;
+        let fixture = Self::new(&server, "");
         let tasks = fixture.tasks.clone();
         fixture.tasks.spawn("script", async move {
             loop {

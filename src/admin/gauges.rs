@@ -1,6 +1,6 @@
 //! Gauges that nobody keeps up to date while nobody looks: they are read from the pools at each scrape.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -8,6 +8,7 @@ use crate::admission::MemoryBudget;
 use crate::telemetry::Metrics;
 use crate::telemetry::labels::{ConnectionState, Label, Lane, PinKind};
 use crate::upstream::Cluster;
+use crate::upstream::pool::lock;
 
 /// Sets the gauges of pools, queues, pins and memory. Two clusters may share a server and thereby its gauges, so values
 /// are added up.
@@ -40,7 +41,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
 
     let (mut cursors, mut transactions) = (0, 0);
     for cluster in clusters {
-        let (more_cursors, more_transactions) = cluster.pins.lock().unwrap_or_else(PoisonError::into_inner).count();
+        let (more_cursors, more_transactions) = lock(&cluster.pins).count();
         cursors += more_cursors;
         transactions += more_transactions;
     }

@@ -1,7 +1,7 @@
 //! A line per server in the log now and then, so that a log alone tells how a pool did last night.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
@@ -10,7 +10,7 @@ use crate::breaker::BreakerState;
 use crate::config::Address;
 use crate::tasks::Tasks;
 use crate::upstream::Cluster;
-use crate::upstream::pool::PoolSnapshot;
+use crate::upstream::pool::{PoolSnapshot, lock};
 
 /// What a line tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ fn log_all(clusters: &[Arc<Cluster>], before: &Lines, now: Instant) -> Lines {
     let mut lines = Lines::new();
     for (index, cluster) in clusters.iter().enumerate() {
         for server in cluster.servers() {
-            let pins = cluster.pins.lock().unwrap_or_else(PoisonError::into_inner).count_on(&server.address);
+            let pins = lock(&cluster.pins).count_on(&server.address);
             let line = Line { pool: server.pool.snapshot(), breaker: server.health.state(), pins };
             let key = (index, (*server.address).clone());
             if line.is_news(before.get(&key)) {

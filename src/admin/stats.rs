@@ -3,7 +3,6 @@
 //! The structs can be read back, for the commands that show them. Names in JSON are the contract with dashboards and
 //! scripts: what is in it stays, new names may come.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use super::advice;
 use crate::breaker::BreakerState;
 use crate::topology::{ServerDescription, ServerKind};
 use crate::upstream::Cluster;
-use crate::upstream::pool::PoolSnapshot;
+use crate::upstream::pool::{PoolSnapshot, lock};
 use crate::upstream::pool_state::PoolStatus;
 
 /// How something does, in one word.
@@ -265,20 +264,19 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
 /// Tells of one cluster.
 pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
     let topology = cluster.topology();
-    let pins = || cluster.pins.lock().unwrap_or_else(PoisonError::into_inner);
     let servers = cluster.servers().into_iter().map(|server| {
         let facts = ServerFacts {
             address: server.address.to_string(),
             description: topology.servers.get(&*server.address),
             pool: &server.pool.snapshot(),
             breaker: server.health.state(),
-            pins: pins().count_on(&server.address),
+            pins: lock(&cluster.pins).count_on(&server.address),
             max_in_flight: cluster.config.max_in_flight,
         };
         of_server(&facts, now)
     });
     let servers: Vec<ServerStats> = servers.collect();
-    let (cursors, transactions) = pins().count();
+    let (cursors, transactions) = lock(&cluster.pins).count();
     let wait_queue = WaitQueueStats {
         length: cluster.admission.waiting(),
         oldest_ms: servers.iter().map(|server| server.wait_queue.oldest_ms).max().unwrap_or_default(),

@@ -249,7 +249,7 @@ const _: () = {
     assert!(MAX_MESSAGE_BYTES.max <= i32::MAX as u64, "a message carries its length as an i32");
     assert!(MAX_MESSAGE_BYTES.default <= MEMORY_LIMIT_BYTES.default, "one message must fit");
     assert!(CONNECTION_BUFFER_BYTES <= SCRATCH_BUFFER_BYTES);
-    assert!(MAX_ADMIN_CONNECTIONS < OPEN_FILES_RESERVE as usize, "admin sockets are part of the reserve");
+    assert!((MAX_ADMIN_CONNECTIONS as u64) < OPEN_FILES_RESERVE, "admin sockets are part of the reserve");
     assert!(NEVER.as_millis() > MAX_LIFETIME.max as u128);
 };
 
