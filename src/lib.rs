@@ -4,9 +4,9 @@
 //! those after it (`tests/architecture.rs` checks this):
 //!
 //! `wire → auth → command → topology → breaker → routing → admission → upstream → reply → client → admin → app →
-//! sandbox`
+//! sandbox → trial`
 //!
-//! `config`, `telemetry` and `tasks` are leaves that any stage may use.
+//! `cli`, `config`, `telemetry` and `tasks` are leaves that any stage may use.
 
 pub mod cli;
 pub mod config;
