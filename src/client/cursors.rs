@@ -122,7 +122,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let servers = self.shared.cluster.servers();
         if known == 0 && servers.len() == 1 || groups.is_empty() {
             // Cursors from before our start, or a command that the server is to judge.
-            return self.execute(Exchange::new(command, frame, reply_to, reservation, &self.shared)).await;
+            let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared);
+            return self.execute(&mut exchange).await;
         }
         let merged = kill_on_each(&self.shared, &command, &frame, groups).await;
         self.shared.metrics.commands[(CommandLabel::KillCursors, Outcome::Completed)].inc();

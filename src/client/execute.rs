@@ -6,25 +6,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
 use super::session::{ReplyTo, Session};
-use super::shared::{ClientShared, InFlight};
+use super::shared::{BusyClient, ClientShared, InFlight};
 use super::socket::ReadEnd;
 use crate::admission::{AdmitError, Lane, Permit, Reservation};
 use crate::breaker::{Failure, Outcome as Health};
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, Retry};
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Inspected, OperationKind, Situation, StateChange, StateChangeKind, answer, inspect};
+use crate::reply::{OperationKind, Situation, StateChange, StateChangeKind, answer, inspect};
 use crate::routing::{Lost, Route, route};
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, RetryReason, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, Operation, PooledConnection, ReceiveError, SelectError};
+use crate::upstream::{CheckOutError, Operation, PooledConnection, ReceiveError, Reply, SelectError};
 use crate::wire::{Frame, encode};
 
 /// How often a command is tried that could not be written whole.
@@ -52,8 +52,8 @@ pub(super) struct Exchange {
     /// The server that the last attempt failed on.
     failed: Option<Arc<Address>>,
     upstream: Duration,
-    /// Memory for the request, and the count of what is under way: held until the command has ended.
-    _held: (Reservation, InFlight),
+    /// Memory for the request, and the counts of what is under way: held until the command has ended.
+    _held: (Reservation, InFlight, BusyClient),
 }
 
 /// Why a command was not carried out by a server.
@@ -106,7 +106,7 @@ impl Exchange {
             resent: false,
             failed: None,
             upstream: Duration::ZERO,
-            _held: (reservation, in_flight),
+            _held: (reservation, in_flight, BusyClient::new(shared)),
         }
     }
 
@@ -171,21 +171,21 @@ fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instan
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Carries a command out and delivers its reply, the server's or ours.
-    pub(super) async fn execute(&mut self, mut exchange: Exchange) -> Result<(), ReadEnd> {
+    pub(super) async fn execute(&mut self, exchange: &mut Exchange) -> Result<(), ReadEnd> {
         loop {
-            let (operation, connection) = match acquire_now(&self.shared, &exchange) {
-                Ok(Some(acquired)) => acquired,
+            let acquired = match acquire_now(&self.shared, exchange).transpose() {
+                Some(acquired) => acquired,
                 // Boxed: waiting is the exception, and idle sessions should not carry room for it.
-                Ok(None) => match Box::pin(self.acquire(&mut exchange)).await {
-                    Ok(acquired) => acquired,
-                    Err(refusal) => return Box::pin(self.refused(&exchange, refusal)).await,
-                },
-                Err(refusal) => return Box::pin(self.refused(&exchange, refusal)).await,
+                None => Box::pin(self.acquire(exchange)).await,
             };
-            match self.attempt(&mut exchange, operation, connection).await {
+            let attempt = match acquired {
+                Ok((operation, connection)) => self.attempt(exchange, operation, connection).await,
+                Err(refusal) => Err(Failed::Refused(refusal)),
+            };
+            match attempt {
                 Ok(Attempt::Delivered) => return Ok(()),
                 Ok(Attempt::Again) => {}
-                Err(Failed::Refused(refusal)) => return Box::pin(self.refused(&exchange, refusal)).await,
+                Err(Failed::Refused(refusal)) => return Box::pin(self.refused(exchange, refusal)).await,
                 Err(Failed::Client(end)) => return Err(end),
             }
         }
@@ -201,7 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Sends the command over `connection` and takes its reply.
+    /// Sends the command over `connection`, takes its reply and delivers it.
     async fn attempt(
         &mut self,
         exchange: &mut Exchange,
@@ -209,18 +209,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         mut connection: PooledConnection,
     ) -> Result<Attempt, Failed> {
         self.prepare(exchange, &operation, &mut connection)?;
-        let server = operation.server();
         let sent = Instant::now();
         if let Err(error) = connection.send(exchange.frame.bytes()).await {
-            self.broke(&operation, &connection, &error.0.to_string());
-            exchange.attempts += 1;
-            exchange.failed = Some(server.address.clone());
-            if exchange.attempts < MAX_ATTEMPTS {
-                self.shared.metrics.retries[RetryReason::NotSent].inc();
-                return Ok(Attempt::Again);
-            }
-            let (server, why) = ((*server.address).clone(), error.0.to_string());
-            return Err(Situation::NotWritten { server, why }.into());
+            return self.not_written(exchange, &operation, &connection, &error.0.to_string());
         }
         self.shared.metrics.sent_bytes[Side::Upstream].inc_by(exchange.frame.bytes().len() as u64);
         let limit = self.limit(exchange, sent);
@@ -235,16 +226,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Failed::Client(ReadEnd::Left));
             }
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
-            () = self.shared.activity.long_polls_end(), if exchange.lane == Lane::Await => {
+            () = long_polls_end(&self.shared, exchange.lane) => {
                 let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
                 return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
             }
         };
         exchange.upstream += sent.elapsed();
-        match received {
-            Ok(()) => self.relay(exchange, &operation, connection).await,
-            Err(error) => self.no_reply(exchange, &operation, &connection, &error),
+        if let Err(error) = received {
+            return self.no_reply(exchange, &operation, &connection, &error);
         }
+        let delivered = match self.judge(exchange, &operation, &mut connection)? {
+            Verdict::Again => return Ok(Attempt::Again),
+            Verdict::Nothing => Ok(()),
+            Verdict::AsItCame => self.deliver(connection).await,
+            Verdict::Instead(message) => {
+                // Free before anybody waits for the client.
+                drop(connection);
+                Box::pin(self.write(message)).await
+            }
+        };
+        self.observe(exchange.label(), exchange.started, exchange.upstream);
+        delivered.map(|()| Attempt::Delivered).map_err(Failed::Client)
     }
 
     /// Makes the message ready for this connection, and pins a transaction that begins with it.
@@ -274,6 +276,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Ok(())
     }
 
+    /// The request was not written whole: it cannot have been executed and is tried again, a few times.
+    fn not_written(
+        &self,
+        exchange: &mut Exchange,
+        operation: &Operation,
+        connection: &PooledConnection,
+        why: &str,
+    ) -> Result<Attempt, Failed> {
+        let server = operation.server();
+        self.broke(operation, connection, why);
+        exchange.attempts += 1;
+        exchange.failed = Some(server.address.clone());
+        if exchange.attempts < MAX_ATTEMPTS {
+            self.shared.metrics.retries[RetryReason::NotSent].inc();
+            return Ok(Attempt::Again);
+        }
+        Err(Situation::NotWritten { server: (*server.address).clone(), why: why.to_owned() }.into())
+    }
+
     /// When a server that does not answer is given up, and which limit that is.
     fn limit(&self, exchange: &Exchange, sent: Instant) -> Option<(Instant, Duration)> {
         let config = &self.shared.cluster.config;
@@ -299,23 +320,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Attempt, Failed> {
         let server = operation.server();
         self.broke(operation, connection, &error.to_string());
-        if let Some(again) = self.resend(exchange, operation) {
-            return Ok(again);
+        if self.resend(exchange, operation) {
+            return Ok(Attempt::Again);
         }
         self.lost_reply(exchange, operation);
         Err(Situation::NoReply { server: (*server.address).clone(), why: error.to_string() }.into())
     }
 
-    /// `retry = "proxy"`: once more, if that is safe for a command that may have been executed.
-    fn resend(&self, exchange: &mut Exchange, operation: &Operation) -> Option<Attempt> {
-        let reason = exchange.may_run_twice()?;
+    /// `retry = "proxy"`: whether to send once more what may have been executed, because that is safe.
+    fn resend(&self, exchange: &mut Exchange, operation: &Operation) -> bool {
+        let Some(reason) = exchange.may_run_twice() else { return false };
         if self.shared.cluster.config.retry != Retry::Proxy || exchange.resent {
-            return None;
+            return false;
         }
         self.shared.metrics.retries[reason].inc();
         exchange.resent = true;
         exchange.failed = Some(operation.server().address.clone());
-        Some(Attempt::Again)
+        true
     }
 
     fn broke(&self, operation: &Operation, connection: &PooledConnection, why: &str) {
@@ -327,20 +348,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.shared.cluster.network_error(server, connection.generation, why);
     }
 
-    /// Looks at a whole reply, acts on what it says, and hands it to the client.
-    async fn relay(
-        &mut self,
+    /// Looks at a whole reply, acts on what it says, and decides what the client reads.
+    fn judge(
+        &self,
         exchange: &mut Exchange,
         operation: &Operation,
-        connection: PooledConnection,
-    ) -> Result<Attempt, Failed> {
+        connection: &mut PooledConnection,
+    ) -> Result<Verdict, Failed> {
         let server = operation.server();
         let inspected = match inspect(connection.reply()) {
             Ok(inspected) => inspected,
             Err(error) => {
                 let why = error.to_string();
-                self.broke(operation, &connection, &why);
-                connection.discard(crate::telemetry::labels::ConnectionClosed::Error);
+                connection.distrust();
+                self.broke(operation, connection, &why);
                 self.lost_reply(exchange, operation);
                 return Err(Situation::NoReply { server: (*server.address).clone(), why }.into());
             }
@@ -353,16 +374,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Ok(again);
         }
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
-            drop(connection);
             return Err(Failed::Refused(Refusal::Reply(error)));
         }
         self.follow_transaction(exchange, &inspected);
         let outcome = if inspected.facts.ok { Outcome::Completed } else { Outcome::Failed };
-        let label = exchange.label();
-        self.shared.metrics.commands[(label, outcome)].inc();
-        let delivered = self.deliver(exchange, inspected, connection).await;
-        self.observe(label, exchange.started, exchange.upstream);
-        delivered.map(|()| Attempt::Delivered).map_err(Failed::Client)
+        self.shared.metrics.commands[(exchange.label(), outcome)].inc();
+        if exchange.command.unacknowledged {
+            return Ok(Verdict::Nothing);
+        }
+        let ReplyTo { request_id, compressor } = exchange.reply_to;
+        if let Some(document) = inspected.rewritten {
+            return Ok(Verdict::Instead(self.encode(exchange.reply_to, &document)));
+        }
+        encode::set_response_to(connection.reply_mut(), request_id);
+        Ok(match compressor {
+            Some(compressor) => Verdict::Instead(self.compress(connection.reply(), compressor)),
+            None => Verdict::AsItCame,
+        })
     }
 
     /// The server says that it is not what we took it for.
@@ -371,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         exchange: &mut Exchange,
         operation: &Operation,
         change: StateChange,
-    ) -> Result<Option<Attempt>, Failed> {
+    ) -> Result<Option<Verdict>, Failed> {
         let shutdown = change.kind == StateChangeKind::Shutdown;
         let version = change.topology_version.map(|(process_id, counter)| TopologyVersion { process_id, counter });
         self.shared.cluster.state_change(operation.server(), change.code, shutdown, version);
@@ -384,48 +412,35 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.shared.metrics.retries[RetryReason::Write].inc();
             exchange.resent = true;
             exchange.failed = Some(operation.server().address.clone());
-            return Ok(Some(Attempt::Again));
+            return Ok(Some(Verdict::Again));
         }
-        Ok(self.resend(exchange, operation))
+        Ok(self.resend(exchange, operation).then_some(Verdict::Again))
     }
 
-    async fn deliver(
-        &mut self,
-        exchange: &Exchange,
-        inspected: Inspected,
-        mut connection: PooledConnection,
-    ) -> Result<(), ReadEnd> {
-        if exchange.command.unacknowledged {
-            return Ok(());
-        }
-        let ReplyTo { request_id, compressor } = exchange.reply_to;
-        if let Some(document) = inspected.rewritten {
-            drop(connection);
-            return Box::pin(self.send_document(exchange.reply_to, &document)).await;
-        }
-        encode::set_response_to(connection.reply_mut(), request_id);
-        if let Some(compressor) = compressor {
-            let reply = self.compress(connection.reply(), compressor);
-            drop(connection);
-            return Box::pin(self.write(reply)).await;
-        }
+    /// Writes the reply straight out of its connection. What a slow client does not take at once is taken out, so that
+    /// the connection goes back before anybody waits.
+    async fn deliver(&mut self, mut connection: PooledConnection) -> Result<(), ReadEnd> {
         let reply = connection.reply();
         self.shared.metrics.sent_bytes[Side::Client].inc_by(reply.len() as u64);
         let written = self.socket.write_now(reply).await.map_err(|_| ReadEnd::Left)?;
         if written == reply.len() {
             return Ok(());
         }
-        // The client is slow: the connection goes back before anybody waits for it.
-        let rest = connection.take_reply(written);
+        let mut rest = connection.take_reply(written);
         drop(connection);
-        let memory = match rest.reservation {
-            Some(reservation) => Some(reservation),
-            None => self.shared.cluster.memory.try_reserve_reply(rest.bytes.remaining()),
-        };
-        if memory.is_none() {
+        if rest.reservation.is_none() {
+            rest.reservation = self.shared.cluster.memory.try_reserve_reply(rest.bytes.len());
+        }
+        if rest.reservation.is_none() {
             return Err(ReadEnd::Closed(ClientClosed::Stalled));
         }
-        Box::pin(self.socket.write_all(rest.bytes)).await
+        Box::pin(async move {
+            let Reply { bytes, reservation } = rest;
+            let written = self.socket.write_all(bytes).await;
+            drop(reservation);
+            written
+        })
+        .await
     }
 
     /// Tells the client what became of its command, if it waits for it.
@@ -454,6 +469,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
+/// What the client reads.
+enum Verdict {
+    /// Nothing: it does not wait.
+    Nothing,
+    /// The reply in the connection, whose header was patched.
+    AsItCame,
+    /// This message.
+    Instead(Bytes),
+    /// Nothing yet: the command is tried again.
+    Again,
+}
+
 /// Why an attempt was the last one.
 enum Failed {
     Refused(Refusal),
@@ -475,6 +502,15 @@ async fn over(limit: Option<(Instant, Duration)>) -> Duration {
             limit
         }
         None => std::future::pending().await,
+    }
+}
+
+/// Resolves at the end of a drain for a command that waits for data; never for others.
+async fn long_polls_end(shared: &ClientShared, lane: Lane) {
+    if lane == Lane::Await {
+        Box::pin(shared.activity.long_polls_end()).await;
+    } else {
+        std::future::pending().await
     }
 }
 

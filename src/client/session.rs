@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::execute::Exchange;
-use super::shared::ClientShared;
+use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use crate::admission::Reservation;
 use crate::command::parse::expects_reply;
@@ -18,7 +18,7 @@ use crate::command::{Command, CommandError, Handling, LocalCommand};
 use crate::reply::errors::{self, Code, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, answer, hello};
-use crate::telemetry::labels::{ClientClosed, ClientState as Busy, CommandLabel, Outcome, ShedReason};
+use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
 use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_compressed};
@@ -38,6 +38,31 @@ pub struct Session<S> {
     connection_id: i64,
 }
 
+/// What is to be done about a message.
+enum Plan {
+    /// Carry it out upstream.
+    Execute(Exchange),
+    /// Anything else; taken out when it is done.
+    Aside(Option<Box<Aside>>),
+    /// No further message comes.
+    End(ClientClosed),
+}
+
+impl Plan {
+    fn aside(aside: Aside) -> Self {
+        Self::Aside(Some(Box::new(aside)))
+    }
+}
+
+/// A message that is not simply passed on.
+enum Aside {
+    TooMuch { head: Frame, needed_bytes: usize },
+    Compressed(Frame),
+    Legacy(Frame),
+    Bad(Frame, ReplyTo, CommandError),
+    Command(Command, Frame, ReplyTo, Reservation),
+}
+
 /// How a reply goes out: to which request, and compressed like it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReplyTo {
@@ -54,39 +79,100 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
-    pub async fn run(mut self) -> ClientClosed {
-        loop {
-            let end = match self.socket.next().await {
-                Ok(incoming) => self.serve(incoming).await,
-                Err(end) => Err(end),
-            };
-            match end {
-                Ok(()) => {}
-                Err(ReadEnd::Left) => return ClientClosed::ClientLeft,
-                Err(ReadEnd::Timeout(reason)) => return reason,
-                Err(ReadEnd::Frame(error)) => {
-                    tracing::debug!(peer = %self.peer, %error, "closing a client that does not speak the protocol");
-                    return ClientClosed::ProtocolError;
+    ///
+    /// A block, and one `plan` that is lent to all that happens to it: what an async function takes by value is room in
+    /// the task of every client, idle or not, and often twice.
+    pub fn run(mut self) -> impl Future<Output = ClientClosed> + Send
+    where
+        S: 'static,
+    {
+        async move {
+            loop {
+                let next = self.socket.next().await;
+                let mut plan = self.plan(next);
+                let served = match &mut plan {
+                    Plan::Execute(exchange) => self.execute(exchange).await,
+                    Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
+                    Plan::End(reason) => return *reason,
+                };
+                if let Err(end) = served {
+                    return self.closed(&end);
                 }
-                Err(ReadEnd::Closed(reason)) => return reason,
             }
         }
     }
 
-    async fn serve(&mut self, incoming: Incoming) -> Result<(), ReadEnd> {
-        let _busy = BusyClient::new(&self.shared);
-        match incoming {
-            Incoming::Message(frame, reservation) => self.message(frame, reservation).await,
-            Incoming::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
+    fn closed(&self, end: &ReadEnd) -> ClientClosed {
+        match end {
+            ReadEnd::Left => ClientClosed::ClientLeft,
+            ReadEnd::Timeout(reason) | ReadEnd::Closed(reason) => *reason,
+            ReadEnd::Frame(error) => {
+                tracing::debug!(peer = %self.peer, %error, "closing a client that does not speak the protocol");
+                ClientClosed::ProtocolError
+            }
         }
     }
 
-    async fn message(&mut self, frame: Frame, reservation: Reservation) -> Result<(), ReadEnd> {
-        self.shared.metrics.received_bytes[crate::telemetry::labels::Side::Client].inc_by(frame.bytes().len() as u64);
+    /// Decides about a message without waiting: almost all are commands for upstream.
+    fn plan(&self, next: Result<Incoming, ReadEnd>) -> Plan {
+        let (frame, reservation) = match next {
+            Ok(Incoming::Message(frame, reservation)) => (frame, reservation),
+            Ok(Incoming::TooMuch { head, needed_bytes }) => return Plan::aside(Aside::TooMuch { head, needed_bytes }),
+            Err(end) => return Plan::End(self.closed(&end)),
+        };
+        self.shared.metrics.received_bytes[Side::Client].inc_by(frame.bytes().len() as u64);
         match frame.header().op_code {
-            OpCode::Msg => self.op_msg(frame, reservation, None).await,
-            OpCode::Compressed => Box::pin(self.compressed(frame)).await,
-            _ => Box::pin(self.legacy(&frame)).await,
+            OpCode::Msg => self.plan_op_msg(frame, reservation, None),
+            OpCode::Compressed => Plan::aside(Aside::Compressed(frame)),
+            _ => Plan::aside(Aside::Legacy(frame)),
+        }
+    }
+
+    fn plan_op_msg(&self, mut frame: Frame, reservation: Reservation, compressor: Option<Compressor>) -> Plan {
+        let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
+        let command = match Command::parse(&mut frame) {
+            Ok(command) => command,
+            Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error)),
+        };
+        let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
+        if passes && command.refusal(&frame).is_none() && !self.kind_changed() {
+            return Plan::Execute(Exchange::new(command, frame, reply_to, reservation, &self.shared));
+        }
+        Plan::aside(Aside::Command(command, frame, reply_to, reservation))
+    }
+
+    /// What is not the common case.
+    async fn aside(&mut self, aside: Option<Box<Aside>>) -> Result<(), ReadEnd> {
+        let Some(aside) = aside else { return Ok(()) };
+        let _busy = BusyClient::new(&self.shared);
+        match *aside {
+            Aside::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
+            Aside::Compressed(frame) => self.compressed(frame).await,
+            Aside::Legacy(frame) => self.legacy(&frame).await,
+            Aside::Bad(frame, reply_to, error) => self.bad_command(&frame, reply_to, &error).await,
+            Aside::Command(command, frame, reply_to, reservation) => {
+                self.command(command, frame, reply_to, reservation).await
+            }
+        }
+    }
+
+    async fn command(
+        &mut self,
+        command: Command,
+        frame: Frame,
+        reply_to: ReplyTo,
+        reservation: Reservation,
+    ) -> Result<(), ReadEnd> {
+        if self.kind_changed() {
+            return Err(ReadEnd::Closed(ClientClosed::Proxy));
+        }
+        match command.spec.handling {
+            Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
+            Handling::EndSessions => self.end_sessions(&command, &frame, reply_to).await,
+            Handling::KillCursors => self.kill_cursors(command, frame, reply_to, reservation).await,
+            Handling::Refuse | Handling::Internal | Handling::Pass | Handling::GetMore | Handling::EndTransaction => {
+                self.refuse(&command, &frame, reply_to).await
+            }
         }
     }
 
@@ -107,39 +193,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             inflate.await.map_err(|error| protocol_error(&error))?
         };
         let (frame, compressor) = inflated.map_err(|error| protocol_error(&error))?;
-        match frame.header().op_code {
-            OpCode::Msg => self.op_msg(frame, reservation, Some(compressor)).await,
-            _ => self.legacy(&frame).await,
+        if frame.header().op_code != OpCode::Msg {
+            return self.legacy(&frame).await;
         }
-    }
-
-    async fn op_msg(
-        &mut self,
-        mut frame: Frame,
-        reservation: Reservation,
-        compressor: Option<Compressor>,
-    ) -> Result<(), ReadEnd> {
-        let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
-        let command = match Command::parse(&mut frame) {
-            Ok(command) => command,
-            Err(error) => return Box::pin(self.bad_command(&frame, reply_to, &error)).await,
-        };
-        if self.kind_changed() {
-            return Err(ReadEnd::Closed(ClientClosed::Proxy));
-        }
-        match command.spec.handling {
-            Handling::Local(local) => Box::pin(self.local(local, &command, &frame, reply_to)).await,
-            Handling::Refuse | Handling::Internal => Box::pin(self.refuse(&command, &frame, reply_to)).await,
-            Handling::EndSessions => Box::pin(self.end_sessions(&command, &frame, reply_to)).await,
-            Handling::KillCursors => Box::pin(self.kill_cursors(command, frame, reply_to, reservation)).await,
-            Handling::Pass | Handling::GetMore | Handling::EndTransaction => {
-                if let Some(refusal) = command.refusal(&frame) {
-                    let error = errors::unauthorized(refusal);
-                    return Box::pin(self.error(&command, &frame, reply_to, &error, Outcome::Refused)).await;
-                }
-                let exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared);
-                self.execute(exchange).await
-            }
+        match self.plan_op_msg(frame, reservation, Some(compressor)) {
+            Plan::Execute(mut exchange) => self.execute(&mut exchange).await,
+            // Boxed, as one aside may lead to another, though never to a third: what is inside is no OP_COMPRESSED.
+            Plan::Aside(aside) => Box::pin(self.aside(aside)).await,
+            Plan::End(reason) => Err(ReadEnd::Closed(reason)),
         }
     }
 
@@ -233,9 +294,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     async fn refuse(&mut self, command: &Command, frame: &Frame, reply_to: ReplyTo) -> Result<(), ReadEnd> {
         let name = command.name(frame);
-        let error = match command.spec.handling {
-            Handling::Internal => errors::command_not_found(name),
-            _ => errors::not_allowed(name),
+        let error = match (command.refusal(frame), command.spec.handling) {
+            (Some(why), _) => errors::unauthorized(why),
+            (None, Handling::Internal) => errors::command_not_found(name),
+            (None, _) => errors::not_allowed(name),
         };
         self.error(command, frame, reply_to, &error, Outcome::Refused).await
     }
@@ -335,12 +397,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     pub(super) async fn send_document(&mut self, reply_to: ReplyTo, document: &RawDocument) -> Result<(), ReadEnd> {
+        self.write(self.encode(reply_to, document)).await
+    }
+
+    /// The message that answers with `document`.
+    pub(super) fn encode(&self, reply_to: ReplyTo, document: &RawDocument) -> Bytes {
         let message = encode::op_msg(reply_to.request_id, reply_to.request_id, document);
-        let bytes = match reply_to.compressor {
+        match reply_to.compressor {
             Some(compressor) => self.compress(message.bytes(), compressor),
             None => message.into_bytes(),
-        };
-        self.write(bytes).await
+        }
     }
 
     pub(super) fn compress(&self, message: &[u8], compressor: Compressor) -> Bytes {
@@ -348,7 +414,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), ReadEnd> {
-        self.shared.metrics.sent_bytes[crate::telemetry::labels::Side::Client].inc_by(bytes.len() as u64);
+        self.shared.metrics.sent_bytes[Side::Client].inc_by(bytes.len() as u64);
         let written = self.socket.write_now(&bytes).await.map_err(|_| ReadEnd::Left)?;
         if written == bytes.len() {
             return Ok(());
@@ -366,20 +432,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 }
 
-/// Counts a client as active, and as idle again when dropped.
-struct BusyClient(Arc<ClientShared>);
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
 
-impl BusyClient {
-    fn new(shared: &Arc<ClientShared>) -> Self {
-        shared.metrics.client_connections[Busy::Idle].dec();
-        shared.metrics.client_connections[Busy::Active].inc();
-        Self(shared.clone())
+    use super::*;
+
+    fn size_of_result<A, R>(_: impl Fn(A) -> R) -> usize {
+        size_of::<R>()
     }
-}
 
-impl Drop for BusyClient {
-    fn drop(&mut self) {
-        self.0.metrics.client_connections[Busy::Active].dec();
-        self.0.metrics.client_connections[Busy::Idle].inc();
+    /// Each byte of this future is a byte per client, whether it works or idles. What is rare is boxed.
+    #[test]
+    fn the_task_of_a_client_is_small() {
+        let size = size_of_result(Session::<TcpStream>::run);
+        assert!(size <= 1_300, "{size} bytes");
     }
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
+use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Cluster;
 
@@ -153,5 +154,23 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let count = if self.long_poll { &self.activity.long_polls } else { &self.activity.in_flight };
         count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a client as active, and as idle again when dropped.
+pub(super) struct BusyClient(Arc<ClientShared>);
+
+impl BusyClient {
+    pub(super) fn new(shared: &Arc<ClientShared>) -> Self {
+        shared.metrics.client_connections[ClientState::Idle].dec();
+        shared.metrics.client_connections[ClientState::Active].inc();
+        Self(shared.clone())
+    }
+}
+
+impl Drop for BusyClient {
+    fn drop(&mut self) {
+        self.0.metrics.client_connections[ClientState::Active].dec();
+        self.0.metrics.client_connections[ClientState::Idle].inc();
     }
 }

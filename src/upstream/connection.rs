@@ -168,6 +168,11 @@ impl Connection {
         self.interrupt.clone()
     }
 
+    /// Says that what came over this connection makes no sense: it is not used again.
+    pub fn distrust(&mut self) {
+        self.between_messages = false;
+    }
+
     /// Looks, without waiting, whether the server has closed the connection or sent bytes that nobody asked for.
     pub fn is_alive(&mut self) -> bool {
         let mut byte = [0];
@@ -302,9 +307,13 @@ impl Connection {
     /// Safe: nothing changes before the memory is there. A caller that was dropped here parses the header again.
     async fn make_room(&mut self, length: usize) {
         if length > REPLY_BUFFER_BYTES && self.reservation.is_none() {
+            self.reservation = self.memory.try_reserve_reply(length);
+        }
+        if length > REPLY_BUFFER_BYTES && self.reservation.is_none() {
             // Forgotten while waiting, so that a dropped future leaves the header to be parsed again.
             let header = self.expected.take();
-            self.reservation = Some(self.memory.reserve_reply(length).await);
+            // Boxed, as replies hardly ever have to wait.
+            self.reservation = Some(Box::pin(self.memory.reserve_reply(length)).await);
             self.expected = header;
         }
         self.buffer.reserve(length - self.buffer.len().min(length));
