@@ -29,7 +29,7 @@ use crate::admission::MemoryBudget;
 use crate::telemetry::Metrics;
 use crate::upstream::Cluster;
 
-pub use server::{AdminListener, BindError, serve};
+pub use server::serve;
 pub use snapshot_log::log_snapshots;
 
 /// Every path there is, for who asks for another one.

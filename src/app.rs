@@ -1,6 +1,5 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,10 +7,10 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use crate::admin::{self, Admin, AdminListener, BindError};
+use crate::admin::{self, Admin};
 use crate::admission::MemoryBudget;
 use crate::client::shared::Activity;
-use crate::client::{ClientShared, Listener, facade};
+use crate::client::{BindError, BoundSocket, ClientShared, facade, listener};
 use crate::config::{Address, ClusterConfig, Config};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -31,15 +30,15 @@ const QUIET_LOOK: Duration = Duration::from_millis(50);
 /// At the end of a drain long polls have this long to take their answer along.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// Longest wait for the tasks that were told to end.
+const LAST_TASKS: Duration = Duration::from_secs(2);
+
 /// Why the program cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// An address is taken, or not ours.
     #[error(transparent)]
-    Listen(#[from] io::Error),
-    /// The same of the admin port.
-    #[error(transparent)]
-    Admin(#[from] BindError),
+    Listen(#[from] BindError),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -83,10 +82,10 @@ impl App {
         let mut bound = Vec::new();
         for cluster in &config.clusters {
             for address in &cluster.listen {
-                bound.push((cluster.name.clone(), Listener::bind(address).await?));
+                bound.push((cluster.name.clone(), BoundSocket::bind(address).await?));
             }
         }
-        let admin_listener = AdminListener::bind(&config.admin).await?;
+        let admin_listener = BoundSocket::bind(&config.admin).await?;
         let tasks = Tasks::new();
         let metrics = Metrics::new();
         let memory = MemoryBudget::new(config.memory_limit_bytes);
@@ -94,7 +93,7 @@ impl App {
         let limits = Arc::new(config.client.clone());
         let places = Arc::new(Semaphore::new(config.client.max_clients));
         let (draining, _) = watch::channel(false);
-        let addresses = bound.iter().map(|(_, listener)| listener.address().clone()).collect();
+        let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
         for cluster in config.clusters {
             let name = cluster.name.clone();
@@ -102,9 +101,9 @@ impl App {
                 .map_err(|error| StartError::Tls { cluster: name.clone(), error })?;
             let facts = facade::follow(cluster.monitor(), cluster.config.presentation, &tasks);
             let shared = ClientShared::new(cluster.clone(), limits.clone(), facts, activity.clone());
-            for (_, listener) in bound.extract_if(.., |(owner, _)| *owner == name) {
-                tracing::info!(cluster = %name, address = %listener.address(), "listening");
-                listen(listener, &shared, &places, &draining, &tasks);
+            for (_, socket) in bound.extract_if(.., |(owner, _)| *owner == name) {
+                tracing::info!(cluster = %name, address = %socket.address(), "listening");
+                listen(socket, &shared, &places, &draining, &tasks);
             }
             clusters.push(cluster);
         }
@@ -170,7 +169,8 @@ impl App {
         for cluster in &self.clusters {
             cluster.monitor().shutdown().await;
         }
-        tracing::info!(?drained, quiet, polls_answered, "drained");
+        let left_running = self.tasks.join_all(LAST_TASKS).await;
+        tracing::info!(?drained, quiet, polls_answered, left_running, "drained");
         drained
     }
 
@@ -228,7 +228,7 @@ fn start_cluster(
 }
 
 fn listen(
-    listener: Listener,
+    socket: BoundSocket,
     shared: &Arc<ClientShared>,
     places: &Arc<Semaphore>,
     draining: &watch::Sender<bool>,
@@ -238,7 +238,7 @@ fn listen(
     tasks.spawn("listen", async move {
         // The listener closes when it loses; its clients have tasks of their own.
         tokio::select! {
-            () = listener.serve(shared, places) => {}
+            () = listener::serve(socket, shared, places) => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     });

@@ -1,6 +1,7 @@
 //! The clients: who listens for them, their sockets, and the path of each of their commands.
 
 pub mod abandoned;
+pub mod bound;
 pub mod cursors;
 pub mod execute;
 pub mod facade;
@@ -9,5 +10,5 @@ pub mod session;
 pub mod shared;
 pub mod socket;
 
-pub use listener::Listener;
+pub use bound::{Accepted, BindError, BoundSocket};
 pub use shared::ClientShared;

@@ -1,9 +1,7 @@
-//! The admin port's sockets: bound before anything else starts, few at once, one request each, and each in little time.
+//! The admin port's connections: few at once, one request each, and each in little time.
 //!
 //! A client that stalls holds a socket and some kilobytes for [`ADMIN_EXCHANGE_TIMEOUT`], and nothing else.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +12,10 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use super::{Admin, Caller, router};
-use crate::config::Address;
+use crate::client::{Accepted, BoundSocket};
 use crate::config::limits::{ADMIN_EXCHANGE_TIMEOUT, ADMIN_HEAD_BYTES, MAX_ADMIN_CONNECTIONS};
 use crate::tasks::Tasks;
 
@@ -28,103 +25,21 @@ const GRACE: Duration = Duration::from_millis(250);
 /// After a failed accept, which mostly means that open files have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why the admin port cannot be had.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for the admin port: {error}")]
-pub struct BindError {
-    address: Address,
-    #[source]
-    error: io::Error,
-}
-
-/// The admin port, bound and not served yet.
-#[derive(Debug)]
-pub struct AdminListener {
-    socket: Socket,
-    address: Address,
-}
-
-#[derive(Debug)]
-enum Socket {
-    Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: RemoveFile },
-}
-
-/// The file of a unix socket leaves with its listener.
-#[derive(Debug)]
-struct RemoveFile(PathBuf);
-
-impl Drop for RemoveFile {
-    fn drop(&mut self) {
-        // Somebody else has removed it already: fine as well.
-        std::fs::remove_file(&self.0).unwrap_or_default();
-    }
-}
-
-impl AdminListener {
-    /// Takes the port. A unix socket whose listener has died is replaced.
-    ///
-    /// # Errors
-    /// [`BindError`] names the address and what the system said.
-    pub async fn bind(address: &Address) -> Result<Self, BindError> {
-        let failed = |error| BindError { address: address.clone(), error };
-        match address {
-            Address::Tcp { host, port } => {
-                let listener = TcpListener::bind((host.as_str(), *port)).await.map_err(failed)?;
-                let bound = listener.local_addr().map_err(failed)?;
-                let address = Address::tcp(bound.ip().to_string(), bound.port());
-                Ok(Self { socket: Socket::Tcp(listener), address })
-            }
-            Address::Unix(path) => {
-                let listener = match UnixListener::bind(path) {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_dead(path).await => {
-                        std::fs::remove_file(path).map_err(failed)?;
-                        UnixListener::bind(path)
-                    }
-                    bound => bound,
-                };
-                let socket = Socket::Unix { listener: listener.map_err(failed)?, _file: RemoveFile(path.clone()) };
-                Ok(Self { socket, address: address.clone() })
-            }
-        }
-    }
-
-    /// Where it listens, with the port that the system chose if it was asked to.
-    pub fn address(&self) -> &Address {
-        &self.address
-    }
-
-    /// # Cancel safety
-    /// Nothing is lost: what was not accepted stays in the system's queue.
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Caller)> {
-        match &self.socket {
-            Socket::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok((Box::new(stream), Caller(peer.to_string().into())))
-            }
-            Socket::Unix { listener, .. } => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Box::new(stream), Caller("unix socket".into())))
-            }
-        }
-    }
-}
-
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A socket file that nobody listens behind. Anything else at that path is somebody's and stays.
-async fn is_dead(path: &std::path::Path) -> bool {
-    use std::os::unix::fs::FileTypeExt as _;
-    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
-        && UnixStream::connect(path).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+fn stream_and_caller(accepted: Accepted) -> (Box<dyn Stream>, Caller) {
+    match accepted {
+        Accepted::Tcp(stream, peer) => (Box::new(stream), Caller(peer.to_string().into())),
+        Accepted::Unix(stream) => (Box::new(stream), Caller("unix socket".into())),
+    }
 }
 
 /// Serves the admin port until the tasks are cancelled.
-pub async fn serve(listener: AdminListener, admin: Arc<Admin>, tasks: Tasks) {
-    let exposed = !listener.address.is_loopback();
+pub async fn serve(listener: BoundSocket, admin: Arc<Admin>, tasks: Tasks) {
+    let exposed = !listener.address().is_loopback();
     if exposed {
-        tracing::info!(address = %listener.address, "admin port is open to others: probes and metrics only");
+        tracing::info!(address = %listener.address(), "admin port is open to others: probes and metrics only");
     }
     let service = TowerToHyperService::new(router(admin, exposed));
     let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
@@ -139,7 +54,7 @@ pub async fn serve(listener: AdminListener, admin: Arc<Admin>, tasks: Tasks) {
             () = tasks.cancelled() => return,
         };
         let (stream, caller) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(accepted) => stream_and_caller(accepted),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the admin port");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -179,12 +94,13 @@ pub async fn serve(listener: AdminListener, admin: Arc<Admin>, tasks: Tasks) {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::TcpStream;
+    use tokio::net::{TcpStream, UnixStream};
     use tokio::sync::watch;
     use tokio::time::Instant;
 
     use super::*;
     use crate::admission::MemoryBudget;
+    use crate::config::Address;
     use crate::telemetry::Metrics;
 
     fn admin() -> Arc<Admin> {
@@ -193,7 +109,7 @@ mod tests {
 
     /// A port that is served, without any cluster.
     async fn served() -> (std::net::SocketAddr, Tasks) {
-        let listener = AdminListener::bind(&Address::tcp("127.0.0.1", 0)).await.unwrap();
+        let listener = BoundSocket::bind(&Address::tcp("127.0.0.1", 0)).await.unwrap();
         let address = listener.address().to_string().parse().unwrap();
         let tasks = Tasks::new();
         tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
@@ -274,9 +190,9 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_is_named() {
         let (address, tasks) = served().await;
-        let error = AdminListener::bind(&Address::tcp("127.0.0.1", address.port())).await.unwrap_err();
+        let error = BoundSocket::bind(&Address::tcp("127.0.0.1", address.port())).await.unwrap_err();
         let said = error.to_string();
-        assert!(said.starts_with(&format!("cannot listen on {address} for the admin port: ")), "{said}");
+        assert!(said.starts_with(&format!("cannot listen on {address}: ")), "{said}");
         end(tasks).await;
     }
 
@@ -287,17 +203,17 @@ mod tests {
         let address = Address::Unix(path.clone());
         // As a process that was killed leaves it.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let listener = AdminListener::bind(&address).await.expect("the dead socket is replaced");
+        let listener = BoundSocket::bind(&address).await.expect("the dead socket is replaced");
         let tasks = Tasks::new();
         tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
         let stream = UnixStream::connect(&path).await.unwrap();
         let text = answer(stream, "GET /stats HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200"), "a unix socket counts as loopback: {text}");
-        assert!(AdminListener::bind(&address).await.is_err(), "a living socket is left alone");
+        assert!(BoundSocket::bind(&address).await.is_err(), "a living socket is left alone");
         end(tasks).await;
         assert!(!path.exists());
         std::fs::write(&path, "somebody's file").unwrap();
-        assert!(AdminListener::bind(&address).await.is_err());
+        assert!(BoundSocket::bind(&address).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's file");
     }
 }

@@ -39,6 +39,7 @@ pub struct Session<S> {
 }
 
 /// What is to be done about a message.
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and boxing it costs an allocation")]
 enum Plan {
     /// Carry it out upstream.
     Execute(Exchange),
@@ -82,6 +83,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ///
     /// A block, and one `plan` that is lent to all that happens to it: what an async function takes by value is room in
     /// the task of every client, idle or not, and often twice.
+    #[expect(clippy::manual_async_fn, reason = "an async function would hold the session twice")]
     pub fn run(mut self) -> impl Future<Output = ClientClosed> + Send
     where
         S: 'static,

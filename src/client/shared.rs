@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
+use crate::tasks::Tasks;
 use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Cluster;
@@ -51,6 +52,9 @@ impl ClientShared {
 /// How busy the clients of all clusters are, and whether the program is about to end.
 #[derive(Debug)]
 pub struct Activity {
+    /// Where sessions run. They end with their clients, and those that are left at the end of a drain with the runtime: to
+    /// tell thousands of idle ones would cost each of them memory all its life.
+    pub sessions: Tasks,
     /// Client sockets that are open.
     pub clients: AtomicUsize,
     /// Commands between their arrival and the end of their reply; hello and long polls do not count.
@@ -74,6 +78,7 @@ const CANCELS_PER_SECOND: u64 = 5;
 impl Default for Activity {
     fn default() -> Self {
         Self {
+            sessions: Tasks::new(),
             clients: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             long_polls: AtomicUsize::new(0),

@@ -391,7 +391,7 @@ mod tests {
             "proxy overloaded: waited 5.0s for one of 10 connections to db1:27017, with 37 commands waiting",
             "proxy overloaded: a request of 40000000 bytes does not fit into the 536870912 bytes for buffered messages",
             "maxTimeMS of 250 ms was over before the command was sent",
-            "the breaker of db1:27017 is open after repeated failures",
+            "127.0.0.1:1: circuit breaker open: refused",
             "cannot connect to db1:27017: connection reset",
             "no suitable server within 5.0s: connection reset",
             "db1:27017 has left the topology",

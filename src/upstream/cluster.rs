@@ -23,7 +23,10 @@ use crate::tasks::Tasks;
 use crate::telemetry::labels::ServerState;
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
 use crate::topology::monitor::Monitor;
-use crate::topology::{Criteria, SelectionFailure, Selector, ServerKind, TopologyDescription, TopologyVersion};
+use crate::topology::{
+    Criteria, SelectionFailure, Selector, ServerDescription, ServerKind, TopologyDescription, TopologyKind,
+    TopologyVersion,
+};
 
 /// While somebody waits for a server that is down or suspect, it is greeted this often: minHeartbeatFrequencyMS.
 const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -315,10 +318,15 @@ impl Cluster {
 
     /// Makes servers and pools agree with the topology.
     pub fn reconcile(&self, topology: &TopologyDescription) {
+        // Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet.
+        let wanted = |server: &ServerDescription| {
+            !server.is_known() || server.kind.is_data_bearing() || topology.kind == TopologyKind::Single
+        };
         let gone: Vec<_> = {
             let mut servers = lock(&self.servers);
-            let gone = servers.extract_if(.., |address, _| !topology.servers.contains_key(address)).collect();
-            for description in topology.servers.values().filter(|server| holds_data(server.kind)) {
+            let gone =
+                servers.extract_if(.., |address, _| !topology.servers.get(address).is_some_and(wanted)).collect();
+            for description in topology.servers.values().filter(|server| wanted(server)) {
                 servers.entry(description.address.clone()).or_insert_with(|| self.add(&description.address));
             }
             gone
@@ -378,7 +386,7 @@ impl Cluster {
 }
 
 impl Server {
-    fn follow(&self, description: &crate::topology::ServerDescription) {
+    fn follow(&self, description: &ServerDescription) {
         let now = Seen {
             failures: description.heartbeat_failures,
             timeouts: description.heartbeat_timeouts,
@@ -415,11 +423,6 @@ impl Drop for WaitsForServer<'_> {
     fn drop(&mut self) {
         self.0.waiting_for_server.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet.
-fn holds_data(kind: ServerKind) -> bool {
-    kind.is_data_bearing() || kind == ServerKind::Unknown
 }
 
 fn label(kind: ServerKind) -> ServerState {
