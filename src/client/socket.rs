@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
@@ -23,6 +23,9 @@ use crate::wire::{Frame, FrameError, MessageHeader};
 
 /// While a command is in flight no more than this is read ahead: enough to see that the client has left.
 const READ_AHEAD_BYTES: usize = 4096;
+
+/// Of a large message no more than this is read at once: it counts against the memory budget only once it is here.
+const LARGE_READ_BYTES: usize = 256 * 1024;
 
 /// Of a message that is too large for memory this much is kept: header and flags, to know how to answer.
 const HEAD_BYTES: usize = 20;
@@ -223,11 +226,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         if self.pending.is_empty() {
             self.pending = BytesMut::new();
         }
-        let reservation = self.reservation.take();
-        Ok(Some(match reservation {
-            // All but the last read of it is accounted for; the difference is one scratch buffer at most.
-            Some(reservation) => Incoming::Message(frame, reservation),
-            None => self.admit(frame),
+        let Some(mut reservation) = self.reservation.take() else { return Ok(Some(self.admit(frame))) };
+        // The last read of it was not accounted for yet.
+        let needed_bytes = frame.bytes().len();
+        let missing = needed_bytes.saturating_sub(reservation.bytes());
+        Ok(Some(if missing == 0 || reservation.grow_request(missing) {
+            Incoming::Message(frame, reservation)
+        } else {
+            Incoming::TooMuch { head: frame, needed_bytes }
         }))
     }
 
@@ -280,7 +286,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         let read = if missing > SCRATCH_BUFFER_BYTES && self.discarding.is_none() {
             // A large message goes straight to its place, which doubles as it arrives.
             self.pending.reserve(missing.min(self.pending.len().max(SCRATCH_BUFFER_BYTES)));
-            let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut self.pending);
+            let mut room = (&mut self.pending).limit(missing.min(LARGE_READ_BYTES));
+            let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut room);
             read.map_ok(|read| Ok(if read == 0 { Filled::End } else { Filled::Some }))
         } else {
             self.poll_scratch(context, SCRATCH_BUFFER_BYTES, |socket, bytes| socket.absorb(bytes))
@@ -381,19 +388,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_message_without_memory_is_thrown_away_and_the_next_one_served() {
-        let (mut socket, mut client, memory) = pair(300_000);
-        let sender = async {
-            client.write_all(Frame::build(5, 0, OpCode::Msg, &vec![2; 1_000_000]).bytes()).await.unwrap();
-            client.write_all(&ping(6)).await.unwrap();
-        };
-        let receiver = async {
-            let Incoming::TooMuch { head, needed_bytes } = socket.next().await.unwrap() else { panic!("no memory") };
-            assert_eq!((head.header().request_id, needed_bytes), (5, 1_000_016));
-            assert_eq!(head.body(), [2; 4], "the flags are kept");
-            assert_eq!(memory.used(), 0);
-            assert_eq!(next_id(&mut socket).await, 6);
-        };
-        tokio::join!(sender, receiver);
+        // Requests may use three quarters: a little of the message fits, most of it, all but its last byte.
+        for limit in [300_000, 1_000_000, 1_333_352] {
+            let (mut socket, mut client, memory) = pair(limit);
+            let sender = async {
+                client.write_all(Frame::build(5, 0, OpCode::Msg, &vec![2; 1_000_000]).bytes()).await.unwrap();
+                client.write_all(&ping(6)).await.unwrap();
+            };
+            let receiver = async {
+                let Incoming::TooMuch { head, needed_bytes } = socket.next().await.unwrap() else { panic!("{limit}") };
+                assert_eq!((head.header().request_id, needed_bytes), (5, 1_000_016));
+                assert_eq!(head.body()[..4], [2; 4], "the flags are kept");
+                assert_eq!(memory.used(), 0);
+                assert_eq!(next_id(&mut socket).await, 6);
+            };
+            tokio::join!(sender, receiver);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -407,6 +417,7 @@ mod tests {
         rest.unwrap();
         let Ok(Incoming::Message(frame, reservation)) = received else { panic!("there is memory") };
         assert_eq!(frame.bytes(), message.bytes());
+        assert_eq!(memory.used(), message.bytes().len(), "what one large read brings counts, too");
         drop(reservation);
         assert_eq!(memory.used(), 0);
     }
