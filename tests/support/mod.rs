@@ -4,6 +4,8 @@
 #![allow(unreachable_pub, reason = "a module of each test program, written like a library")]
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
 
+pub mod counts;
+pub mod hold;
 pub mod proxy;
 
 use bson::{Bson, Document, doc};

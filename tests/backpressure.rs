@@ -1,0 +1,375 @@
+//! Overload is an answer or a wait, never a lost socket: what the queue, the memory and the clients are bounded by.
+#![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
+
+mod support;
+
+use std::time::Duration;
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use mongomux::config::Address;
+use mongomux::sandbox::mongod::Mongod;
+use mongomux::sandbox::wire_client::{HEADER_BYTES, MORE_TO_COME, Request, WireClient};
+use support::hold::{Hold, eventually, hold_finds};
+use support::proxy::{Proxy, proxy};
+use support::{connect, first_batch};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
+
+/// Long enough that nothing times out where a test expects to wait.
+const PATIENT: &str = "max_pool_size = 1\nmin_pool_size = 1\nwait_queue_timeout_ms = 60000\n";
+
+/// Far below every limit of [`PATIENT`], far above what an answer takes on a busy machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// One client occupies the only connection, and `waiting` others wait behind it.
+struct Blocked<'a> {
+    hold: Hold<'a>,
+    holder: WireClient,
+    waiters: Vec<WireClient>,
+}
+
+impl<'a> Blocked<'a> {
+    async fn start(server: &'a Mongod, proxy: &Proxy, waiting: usize) -> Self {
+        let hold = hold_finds(server, "test.held").await;
+        let mut holder = connect(proxy.address()).await;
+        holder.send(&Request::new("test", doc! { "find": "held" })).await.unwrap();
+        hold.reaches(1).await;
+        let mut waiters = Vec::new();
+        for _ in 0..waiting {
+            let mut waiter = connect(proxy.address()).await;
+            waiter.send(&Request::new("test", doc! { "find": "free" })).await.unwrap();
+            waiters.push(waiter);
+        }
+        proxy.waits(waiting).await;
+        Self { hold, holder, waiters }
+    }
+
+    /// Lets the connection go; everybody gets an answer.
+    async fn release(mut self) {
+        self.hold.release().await;
+        for client in std::iter::once(&mut self.holder).chain(&mut self.waiters) {
+            client.read_message().await.unwrap();
+        }
+    }
+}
+
+fn insert(id: i32) -> Document {
+    doc! { "insert": "c", "documents": [{ "_id": id }] }
+}
+
+/// Asks the server itself, past the proxy.
+async fn ids(server: &Mongod) -> Vec<i32> {
+    let find = doc! { "find": "c", "sort": { "_id": 1 } };
+    let found = support::client(server).await.command("test", find).await.unwrap();
+    first_batch(&found).iter().map(|document| document.get_i32("_id").unwrap()).collect()
+}
+
+#[track_caller]
+fn labels(reply: &Document) -> Vec<&str> {
+    reply.get_array("errorLabels").unwrap().iter().filter_map(Bson::as_str).collect()
+}
+
+/// The answer that makes current drivers back off and send again.
+#[track_caller]
+fn assert_overloaded(reply: &Document) {
+    assert_eq!(reply.get_f64("ok").unwrap(), 0.0, "{reply}");
+    assert_eq!(reply.get_i32("code").unwrap(), 462, "{reply}");
+    assert_eq!(reply.get_str("codeName").unwrap(), "IngressRequestRateLimitExceeded");
+    for label in ["SystemOverloadedError", "RetryableError"] {
+        assert!(labels(reply).contains(&label), "{label} is not in {reply}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_answered_at_once_and_nothing_is_sent() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_size = 2")).await;
+    let blocked = Blocked::start(server, &proxy, 2).await;
+
+    let mut client = connect(proxy.address()).await;
+    for id in 1..=3 {
+        let reply = timeout(AT_ONCE, client.reply("test", insert(id))).await.expect("an answer at once").unwrap();
+        assert_overloaded(&reply);
+    }
+    assert_eq!(proxy.shed("queue_full"), 3.0);
+    assert_eq!(proxy.waiting(), 2, "who was refused waits for nothing");
+
+    blocked.release().await;
+    client.command("test", insert(4)).await.unwrap();
+    assert_eq!(ids(server).await, [4], "the refused inserts were never executed");
+    proxy.settles().await;
+}
+
+#[tokio::test]
+async fn who_waits_too_long_is_told_so_and_nothing_is_sent() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let settings = "max_pool_size = 1\nmin_pool_size = 1\nwait_queue_timeout_ms = 200";
+    let proxy = proxy(&deployment.uri(), settings).await;
+    let blocked = Blocked::start(server, &proxy, 0).await;
+
+    let mut client = connect(proxy.address()).await;
+    let began = Instant::now();
+    let reply = client.reply("test", insert(1)).await.unwrap();
+    assert_overloaded(&reply);
+    let waited = began.elapsed();
+    assert!((Duration::from_millis(200)..AT_ONCE).contains(&waited), "{waited:?}");
+    assert_eq!((proxy.shed("queue_timeout"), proxy.waiting()), (1.0, 0));
+
+    blocked.release().await;
+    client.command("test", insert(2)).await.unwrap();
+    assert_eq!(ids(server).await, [2]);
+}
+
+#[tokio::test]
+async fn a_commit_is_never_shed() {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    support::client(server).await.command("test", doc! { "create": "c" }).await.unwrap();
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_size = 1")).await;
+    let mut client = connect(proxy.address()).await;
+    let session = Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: vec![7; 16] });
+    let in_transaction = |mut command: Document, starts: bool| {
+        command.extend(doc! { "lsid": { "id": &session }, "txnNumber": 1_i64, "autocommit": false });
+        if starts {
+            command.insert("startTransaction", true);
+        }
+        command
+    };
+    client.command("test", in_transaction(insert(1), true)).await.unwrap();
+
+    let blocked = Blocked::start(server, &proxy, 1).await;
+    let refused = client.reply("test", in_transaction(insert(2), false)).await.unwrap();
+    assert_overloaded(&refused);
+    assert!(labels(&refused).contains(&"TransientTransactionError"), "{refused}");
+
+    let commit = in_transaction(doc! { "commitTransaction": 1 }, false);
+    let committing = client.send(&Request::new("admin", commit)).await.unwrap();
+    proxy.waits(2).await;
+    blocked.release().await;
+    let reply = client.receive(committing).await.unwrap().document().unwrap();
+    assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
+    assert_eq!(ids(server).await, [1]);
+    assert_eq!(proxy.pinned(), (0, 0));
+}
+
+#[tokio::test]
+async fn a_commit_overtakes_a_write_that_would_wait_for_its_lock() {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    support::client(server).await.command("test", insert(1)).await.unwrap();
+    let proxy = proxy(&deployment.uri(), PATIENT).await;
+    let mut client = connect(proxy.address()).await;
+    let session = Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: vec![8; 16] });
+    let update =
+        |value: i32| doc! { "update": "c", "updates": [{ "q": { "_id": 1 }, "u": { "$set": { "v": value } } }] };
+    let fields = doc! { "lsid": { "id": session }, "txnNumber": 1_i64, "autocommit": false };
+    let mut first = update(1);
+    first.extend(fields.clone());
+    first.insert("startTransaction", true);
+    client.command("test", first).await.unwrap();
+
+    let blocked = Blocked::start(server, &proxy, 0).await;
+    let mut outside = connect(proxy.address()).await;
+    let writing = outside.send(&Request::new("test", update(2))).await.unwrap();
+    proxy.waits(1).await;
+    let mut commit = doc! { "commitTransaction": 1 };
+    commit.extend(fields);
+    let committing = client.send(&Request::new("admin", commit)).await.unwrap();
+    proxy.waits(2).await;
+    // On one connection the write, sent first, would wait for the transaction's lock and the commit behind it.
+    blocked.release().await;
+    let both = async {
+        client.receive(committing).await.unwrap();
+        outside.receive(writing).await.unwrap();
+    };
+    timeout(AT_ONCE, both).await.expect("the commit goes first");
+    let found = outside.command("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(first_batch(&found), [doc! { "_id": 1, "v": 2 }]);
+}
+
+#[tokio::test]
+async fn unacknowledged_writes_wait_for_a_place_in_the_queue() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_size = 1")).await;
+    let blocked = Blocked::start(server, &proxy, 1).await;
+
+    let mut client = connect(proxy.address()).await;
+    client.send(&Request::new("test", unacknowledged(1)).flags(MORE_TO_COME)).await.unwrap();
+    let ping = client.send(&Request::new("test", doc! { "find": "c" })).await.unwrap();
+    // An ordinary command is refused meanwhile: the queue is full.
+    assert_overloaded(&connect(proxy.address()).await.reply("test", insert(9)).await.unwrap());
+    blocked.release().await;
+    let found = client.receive(ping).await.unwrap().document().unwrap();
+    assert_eq!(first_batch(&found), [doc! { "_id": 1 }], "the write was sent, and before the next command");
+    assert_eq!(proxy.shed("unacknowledged"), 0.0);
+}
+
+#[tokio::test]
+async fn unacknowledged_writes_are_dropped_in_the_end_and_counted() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let settings = "max_pool_size = 1\nmin_pool_size = 1\nwait_queue_timeout_ms = 200\nwait_queue_size = 1";
+    let proxy = proxy(&deployment.uri(), settings).await;
+    let blocked = Blocked::start(server, &proxy, 0).await;
+
+    let mut client = connect(proxy.address()).await;
+    for id in 1..=2 {
+        client.send(&Request::new("test", unacknowledged(id)).flags(MORE_TO_COME)).await.unwrap();
+    }
+    // Answered when both are done with, and the first thing that is answered.
+    let hello = client.send(&Request::new("admin", doc! { "hello": 1 })).await.unwrap();
+    client.receive(hello).await.unwrap();
+    assert_eq!(proxy.shed("unacknowledged"), 2.0);
+    assert_eq!(proxy.shed("queue_timeout") + proxy.shed("queue_full"), 0.0);
+    blocked.release().await;
+    client.command("test", insert(3)).await.unwrap();
+    assert_eq!(ids(server).await, [3]);
+}
+
+fn unacknowledged(id: i32) -> Document {
+    let mut command = insert(id);
+    command.insert("writeConcern", doc! { "w": 0 });
+    command
+}
+
+fn large(id: i32, bytes: usize) -> Request {
+    let data = Binary { subtype: BinarySubtype::Generic, bytes: vec![0x5A; bytes] };
+    Request::new("test", doc! { "insert": "c" }).sequence("documents", vec![doc! { "_id": id, "data": data }])
+}
+
+#[tokio::test]
+async fn a_request_without_memory_is_read_to_its_end_and_answered() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    // The least there may be; requests may use three quarters of it, 12,750,000 bytes.
+    let settings = "memory_limit_bytes = 17000000\nmax_message_bytes = 17000000";
+    let proxy = proxy(&deployment.uri(), settings).await;
+    let mut client = connect(proxy.address()).await;
+
+    for round in 1..=2 {
+        let reply = client.exchange(&large(1, 14_000_000)).await.unwrap().document().unwrap();
+        assert_overloaded(&reply);
+        assert_eq!(proxy.shed("memory"), f64::from(round));
+        assert_eq!(proxy.buffered(), 0);
+    }
+    // Without an answer, too, the socket stands at the next message.
+    client.send(&large(2, 14_000_000).flags(MORE_TO_COME)).await.unwrap();
+    let reply = client.exchange(&large(3, 5_000_000)).await.unwrap().document().unwrap();
+    assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
+    assert_eq!(proxy.shed("memory"), 3.0);
+    let found = client.command("test", doc! { "find": "c", "projection": { "_id": 1 } }).await.unwrap();
+    assert_eq!(first_batch(&found), [doc! { "_id": 3 }]);
+    proxy.settles().await;
+}
+
+#[tokio::test]
+async fn requests_of_all_clients_share_the_memory() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let settings = format!("{PATIENT}memory_limit_bytes = 17000000\nmax_message_bytes = 17000000");
+    let proxy = proxy(&deployment.uri(), &settings).await;
+    let blocked = Blocked::start(server, &proxy, 0).await;
+    let mut first = connect(proxy.address()).await;
+    let waiting = first.send(&large(1, 8_000_000)).await.unwrap();
+    proxy.waits(1).await;
+    assert!((8_000_000..8_200_000).contains(&proxy.buffered()), "{}", proxy.buffered());
+    let mut second = connect(proxy.address()).await;
+    assert_overloaded(&second.exchange(&large(2, 8_000_000)).await.unwrap().document().unwrap());
+    blocked.release().await;
+    first.receive(waiting).await.unwrap();
+    let reply = second.exchange(&large(2, 8_000_000)).await.unwrap().document().unwrap();
+    assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
+    proxy.settles().await;
+}
+
+/// A collection whose first batch is a reply of 16 MB, the largest there is.
+async fn sixteen_megabytes(server: &Mongod) {
+    let mut client = support::client(server).await;
+    for id in 0..4 {
+        let reply = client.exchange(&large(id, 4_000_000)).await.unwrap().document().unwrap();
+        assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
+    }
+}
+
+/// A socket that takes little at once, on which `find` was sent and nothing read.
+async fn slow_reader(address: &Address) -> TcpStream {
+    let Address::Tcp { host, port } = address else { panic!("a TCP proxy") };
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let mut stream = socket.connect(format!("{host}:{port}").parse().unwrap()).await.unwrap();
+    let find = Request::new("test", doc! { "find": "c", "singleBatch": true }).encode(1).unwrap();
+    stream.write_all(&find).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_no_connection_and_is_closed() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    sixteen_megabytes(server).await;
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 1000")).await;
+    let began = Instant::now();
+    let mut stream = slow_reader(proxy.address()).await;
+    // The reply has begun to arrive, so it was taken whole.
+    stream.readable().await.unwrap();
+
+    let mut other = connect(proxy.address()).await;
+    other.command("admin", doc! { "ping": 1 }).await.unwrap();
+    assert!(proxy.buffered() >= 10_000_000, "the reply still waits for its client: {}", proxy.buffered());
+    assert_eq!(proxy.pool().unwrap().counts.in_use, 0);
+    assert_eq!(proxy.created(), 1, "served over the one connection");
+
+    eventually("the slow client is closed", async || proxy.clients_closed("stalled") == 1.0).await;
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    // What was buffered by the system still arrives, then the end: less than the whole reply.
+    let mut taken = Vec::new();
+    let ended = stream.read_to_end(&mut taken).await;
+    assert!(taken.len() < 16_000_000, "{ended:?} after {} bytes", taken.len());
+    proxy.settles().await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_gets_everything() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    sixteen_megabytes(server).await;
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 500")).await;
+    let mut stream = slow_reader(proxy.address()).await;
+    let began = Instant::now();
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await.unwrap();
+    let length = usize::try_from(i32::from_le_bytes(header[..4].try_into().unwrap())).unwrap();
+    assert!(length > 16_000_000, "{length}");
+    let mut reply = vec![0; length - HEADER_BYTES];
+    // Each pause is shorter than the limit, all together are longer than it.
+    for part in reply.chunks_mut(length / 10) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        stream.read_exact(part).await.unwrap();
+    }
+    assert!(began.elapsed() > Duration::from_millis(500));
+    assert_eq!(reply.iter().filter(|byte| **byte == 0x5A).count(), 16_000_000);
+    assert_eq!(proxy.clients_closed("stalled"), 0.0);
+    proxy.settles().await;
+}
+
+#[tokio::test]
+async fn beyond_the_limit_clients_wait_in_the_backlog() {
+    let deployment = support::standalone().await;
+    let proxy = proxy(&deployment.uri(), "max_clients = 2").await;
+    let first = connect(proxy.address()).await;
+    let mut second = connect(proxy.address()).await;
+    let mut third = WireClient::connect(proxy.address()).await.expect("the system accepts");
+    let hello = third.send(&Request::new("admin", doc! { "hello": 1 })).await.unwrap();
+    assert!(timeout(Duration::from_millis(200), third.receive(hello)).await.is_err(), "there is no place for it");
+    second.command("admin", doc! { "ping": 1 }).await.unwrap();
+    assert_eq!(proxy.metric("mongomux_client_connections_opened_total"), 2.0);
+    drop(first);
+    timeout(AT_ONCE, third.receive(hello)).await.expect("a place was freed").unwrap();
+    second.command("admin", doc! { "ping": 1 }).await.unwrap();
+    assert_eq!(proxy.metric("mongomux_client_connections_opened_total"), 3.0);
+}
