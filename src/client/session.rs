@@ -150,7 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match *aside {
             Aside::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
             Aside::Compressed(frame) => self.compressed(frame).await,
-            Aside::Legacy(frame) => self.legacy(&frame).await,
+            Aside::Legacy(frame) => self.legacy(&frame, None).await,
             Aside::Bad(frame, reply_to, error) => self.bad_command(&frame, reply_to, &error).await,
             Aside::Command(command, frame, reply_to, reservation) => {
                 self.command(command, frame, reply_to, reservation).await
@@ -196,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let (frame, compressor) = inflated.map_err(|error| protocol_error(&error))?;
         if frame.header().op_code != OpCode::Msg {
-            return self.legacy(&frame).await;
+            return self.legacy(&frame, Some(compressor)).await;
         }
         match self.plan_op_msg(frame, reservation, Some(compressor)) {
             Plan::Execute(mut exchange) => self.execute(&mut exchange).await,
@@ -313,8 +313,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 None => return close,
             },
             CommandError::InvalidBson => errors::invalid_bson(),
-            CommandError::Empty => errors::command_not_found(""),
             CommandError::NoDatabase => errors::no_database(),
+            CommandError::DatabaseType => errors::database_type(),
             CommandError::InternalField(_) => errors::unauthorized(&error.to_string()),
             CommandError::ReadPreference(fault) => {
                 ErrorReply::new(Code { number: fault.code, name: fault.code_name }, &fault.message)
@@ -345,7 +345,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    async fn legacy(&mut self, frame: &Frame) -> Result<(), ReadEnd> {
+    async fn legacy(&mut self, frame: &Frame, compressor: Option<Compressor>) -> Result<(), ReadEnd> {
         let (flags, document) = match legacy::parse(frame) {
             Legacy::Command(command) => {
                 if self.kind_changed() {
@@ -358,7 +358,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let request_id = frame.header().request_id;
         let reply = op_reply(request_id, request_id, flags, &document);
-        self.write(reply.into_bytes()).await
+        let bytes = match compressor {
+            Some(compressor) => self.compress(reply.bytes(), compressor),
+            None => reply.into_bytes(),
+        };
+        self.write(bytes).await
     }
 
     async fn legacy_answer(&mut self, command: &LegacyCommand, frame: &Frame) -> Result<RawDocumentBuf, ReadEnd> {

@@ -50,12 +50,12 @@ pub enum CommandError {
     /// The document is.
     #[error("invalid BSON in the command")]
     InvalidBson,
-    /// No field at all.
-    #[error("the command document is empty")]
-    Empty,
-    /// No `$db`, or it is no string.
+    /// No `$db`, or no field at all.
     #[error("OP_MSG requests require a $db argument")]
     NoDatabase,
+    /// `$db` is no string.
+    #[error("$db is no string")]
+    DatabaseType,
     /// A field that only servers among themselves may send.
     #[error("the field `{0}` is reserved for servers")]
     InternalField(&'static str),
@@ -79,7 +79,7 @@ impl Command {
         let op_msg = OpMsg::parse(frame)?;
         let document = op_msg.document(frame);
         let mut elements = Elements::new(document)?;
-        let first = elements.next().ok_or(CommandError::Empty)??;
+        let first = elements.next().ok_or(CommandError::NoDatabase)??;
         let mut command = Self {
             spec: kind::lookup(first.name),
             unacknowledged: op_msg.more_to_come(),
@@ -91,11 +91,12 @@ impl Command {
             writes_output: false,
             op_msg,
         };
-        let (mut database, mut tailable, mut await_data) = (first.name == b"$db", false, false);
+        let mut database = (first.name == b"$db").then_some(first.kind);
+        let (mut tailable, mut await_data) = (false, false);
         for element in elements {
             let element = element?;
             match element.name {
-                b"$db" => database = element.as_str().is_some(),
+                b"$db" => database = Some(element.kind),
                 b"lsid" => command.session.session = session_id(&element),
                 b"txnNumber" => command.session.transaction_number = element.as_i64(),
                 b"startTransaction" => command.session.starts_transaction = element.as_truth() == Some(true),
@@ -116,8 +117,11 @@ impl Command {
                 _ => {}
             }
         }
-        if !database {
-            return Err(CommandError::NoDatabase);
+        // Which database it names is the server's business.
+        match database {
+            Some(document::kind::STRING) => {}
+            Some(_) => return Err(CommandError::DatabaseType),
+            None => return Err(CommandError::NoDatabase),
         }
         command.awaits_data |= tailable && await_data;
         Ok(command)
@@ -296,9 +300,9 @@ mod tests {
     #[test]
     fn faults_are_told_apart() {
         let fault = |document: Document| Command::parse(&mut frame(&document)).unwrap_err();
-        assert_eq!(fault(doc! {}), CommandError::Empty);
+        assert_eq!(fault(doc! {}), CommandError::NoDatabase);
         assert_eq!(fault(doc! {"ping": 1}), CommandError::NoDatabase);
-        assert_eq!(fault(doc! {"ping": 1, "$db": 5}), CommandError::NoDatabase);
+        assert_eq!(fault(doc! {"ping": 1, "$db": 5}), CommandError::DatabaseType);
         assert_eq!(fault(doc! {"ping": 1, "$client": {}, "$db": "a"}), CommandError::InternalField("$client"));
         let mut damaged = frame(&doc! {"ping": 1, "$db": "admin"}).bytes().to_vec();
         damaged[25] = 0x66;

@@ -37,6 +37,7 @@ pub mod code {
     pub const HOST_UNREACHABLE: Code = code(6, "HostUnreachable");
     pub const UNAUTHORIZED: Code = code(13, "Unauthorized");
     pub const TYPE_MISMATCH: Code = code(14, "TypeMismatch");
+    pub const OVERFLOW: Code = code(15, "Overflow");
     pub const PROTOCOL_ERROR: Code = code(17, "ProtocolError");
     pub const INVALID_BSON: Code = code(22, "InvalidBSON");
     pub const CURSOR_NOT_FOUND: Code = code(43, "CursorNotFound");
@@ -54,6 +55,7 @@ pub mod code {
     pub const MECHANISM_UNAVAILABLE: Code = code(334, "MechanismUnavailable");
     pub const UNSUPPORTED_OP_QUERY_COMMAND: Code = code(352, "UnsupportedOpQueryCommand");
     pub const INGRESS_REQUEST_RATE_LIMIT_EXCEEDED: Code = code(462, "IngressRequestRateLimitExceeded");
+    pub const WRONG_TYPE: Code = code(13111, "Location13111");
     pub const AWAIT_ARGUMENTS_APART: Code = code(31368, "Location31368");
     pub const MULTIPLE_BODIES: Code = code(40430, "Location40430");
     pub const UNKNOWN_SECTION: Code = code(40432, "Location40432");
@@ -226,6 +228,7 @@ pub fn op_msg(error: &OpMsgError) -> Option<ErrorReply> {
         OpMsgError::NoBody => code::NO_BODY,
         OpMsgError::UnknownSection(_) => code::UNKNOWN_SECTION,
         OpMsgError::SecurityToken => code::UNAUTHORIZED,
+        OpMsgError::Overflow => code::OVERFLOW,
         OpMsgError::InvalidBson => code::INVALID_BSON,
     };
     Some(ErrorReply::new(code, &error.to_string()))
@@ -252,6 +255,11 @@ pub fn invalid_bson() -> ErrorReply {
 /// A command without `$db`.
 pub fn no_database() -> ErrorReply {
     ErrorReply::new(code::NO_DATABASE, "OP_MSG requests require a $db argument")
+}
+
+/// A `$db` that is no string.
+pub fn database_type() -> ErrorReply {
+    ErrorReply::new(code::WRONG_TYPE, "field '$db' is the wrong type, expected string")
 }
 
 /// A command that the proxy does not know and must not pass, such as those between servers.

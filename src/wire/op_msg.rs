@@ -40,6 +40,9 @@ pub enum OpMsgError {
     /// A security token, which only servers among themselves send.
     #[error("Unsupported Security Token provided")]
     SecurityToken,
+    /// A sequence that claims more bytes than there are.
+    #[error("OP_MSG: document sequence is longer than its message")]
+    Overflow,
     /// A section or document whose length does not fit.
     #[error("OP_MSG: section or document is not terminated where its length says")]
     InvalidBson,
@@ -136,14 +139,15 @@ fn scan_sections(body: &[u8]) -> Result<(usize, usize), OpMsgError> {
     while let Some((kind, section)) = rest.split_first() {
         let length = match kind {
             0 => {
-                let length = document_length(section).map_err(|_| OpMsgError::InvalidBson)?;
-                let start = body.len().saturating_sub(section.len());
-                if document.replace((start, length)).is_some() {
+                // Before its length is looked at, as on the server.
+                if document.is_some() {
                     return Err(OpMsgError::MultipleBodies);
                 }
+                let length = document_length(section).map_err(|_| OpMsgError::InvalidBson)?;
+                document = Some((body.len().saturating_sub(section.len()), length));
                 length
             }
-            1 => sequence_length(section).ok_or(OpMsgError::InvalidBson)?,
+            1 => sequence_length(section)?,
             2 => return Err(OpMsgError::SecurityToken),
             kind => return Err(OpMsgError::UnknownSection(*kind)),
         };
@@ -153,14 +157,16 @@ fn scan_sections(body: &[u8]) -> Result<(usize, usize), OpMsgError> {
 }
 
 /// Length of the document sequence at the start of `section`, when its documents fill it exactly.
-fn sequence_length(section: &[u8]) -> Option<usize> {
-    let (length, _) = split_i32(section)?;
-    let length = usize::try_from(length).ok()?;
-    let (_, mut documents) = split_cstring(section.get(4..length)?)?;
+fn sequence_length(section: &[u8]) -> Result<usize, OpMsgError> {
+    let (length, _) = split_i32(section).ok_or(OpMsgError::Overflow)?;
+    let length = usize::try_from(length).map_err(|_| OpMsgError::Overflow)?;
+    let sequence = section.get(4..length).ok_or(OpMsgError::Overflow)?;
+    let (_, mut documents) = split_cstring(sequence).ok_or(OpMsgError::Overflow)?;
     while !documents.is_empty() {
-        documents = documents.get(document_length(documents).ok()?..)?;
+        let length = document_length(documents).map_err(|_| OpMsgError::InvalidBson)?;
+        documents = documents.get(length..).unwrap_or_default();
     }
-    Some(length)
+    Ok(length)
 }
 
 #[cfg(test)]
@@ -216,6 +222,8 @@ mod tests {
         assert_eq!(parse(0, &[&[2, 1], &body]), OpMsgError::SecurityToken);
         assert_eq!(parse(0, &[&body[..body.len() - 1]]), OpMsgError::InvalidBson);
         assert_eq!(parse(0, &[&cut, &body]), OpMsgError::InvalidBson);
+        assert_eq!(parse(0, &[&body, &sequence[..sequence.len() - 1]]), OpMsgError::Overflow);
+        assert_eq!(parse(0, &[&body, &[0]]), OpMsgError::MultipleBodies);
         assert_eq!(parse(1 << 2, &[&body]), OpMsgError::RequiredFlag(4));
         assert_eq!(parse(1 << 15, &[&body]), OpMsgError::RequiredFlag(1 << 15));
         assert_eq!(OpMsg::parse(&mut Frame::build(1, 0, OpCode::Msg, &[])).unwrap_err(), OpMsgError::Corrupt);

@@ -7,6 +7,7 @@
 pub mod counts;
 pub mod hold;
 pub mod proxy;
+pub mod raw;
 
 use bson::{Bson, Document, doc};
 use mongomux::config::Address;
