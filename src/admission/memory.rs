@@ -1,11 +1,16 @@
 //! The bound on all buffered messages together: requests that are not sent yet, replies that are not delivered yet.
 //!
-//! Requests may use three quarters of it, so that replies, which free memory by leaving, always find some.
+//! Requests may use three quarters of it, so that replies, which free memory by leaving, always find some. Small ones are
+//! counted and never refused: hello is among them, and memory that half messages of others hold must not make it fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
+
+/// A whole request up to this size always finds memory. A client has one at a time, so that the limit is exceeded by 4 KiB
+/// for each client at most.
+const SMALL_REQUEST_BYTES: usize = 4096;
 
 /// All message bytes of the process.
 #[derive(Debug)]
@@ -31,7 +36,16 @@ impl MemoryBudget {
         self.limit
     }
 
-    /// Sets bytes aside for a request, or says that there are none.
+    /// Sets bytes aside for a request that has arrived whole, or says that there are none.
+    pub fn admit_request(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
+        if bytes > SMALL_REQUEST_BYTES {
+            return self.reserve_request(bytes);
+        }
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+        Some(Reservation { budget: self.clone(), bytes })
+    }
+
+    /// Sets bytes aside for a request that is arriving, or says that there are none.
     pub fn reserve_request(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         self.take(bytes, self.limit / 4 * 3)
     }
@@ -120,6 +134,18 @@ mod tests {
         let reply = budget.try_reserve_reply(25).unwrap();
         assert!(budget.try_reserve_reply(1).is_none());
         drop((request, reply));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn small_requests_are_counted_and_never_refused() {
+        let budget = MemoryBudget::new(10_000);
+        let large = budget.admit_request(7500).unwrap();
+        assert!(budget.admit_request(SMALL_REQUEST_BYTES + 1).is_none());
+        let small = [(); 3].map(|()| budget.admit_request(SMALL_REQUEST_BYTES).unwrap());
+        assert_eq!(budget.used(), 7500 + 3 * SMALL_REQUEST_BYTES);
+        assert!(budget.try_reserve_reply(1).is_none() && budget.reserve_request(1).is_none());
+        drop((large, small));
         assert_eq!(budget.used(), 0);
     }
 

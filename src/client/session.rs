@@ -185,7 +185,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             ReadEnd::Closed(ClientClosed::ProtocolError)
         };
         let needed_bytes = op_compressed::inflated_bytes(&frame, limit).map_err(|error| protocol_error(&error))?;
-        let Some(reservation) = self.shared.cluster.memory.reserve_request(needed_bytes) else {
+        let Some(reservation) = self.shared.cluster.memory.admit_request(needed_bytes) else {
             return self.too_much(&frame, needed_bytes).await;
         };
         let inflated = if needed_bytes <= INFLATE_INLINE_BYTES {

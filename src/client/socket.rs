@@ -266,7 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
 
     fn admit(&self, frame: Frame) -> Incoming {
         let needed_bytes = frame.bytes().len();
-        match self.memory.reserve_request(needed_bytes) {
+        match self.memory.admit_request(needed_bytes) {
             Some(reservation) => Incoming::Message(frame, reservation),
             None => Incoming::TooMuch { head: frame, needed_bytes },
         }
