@@ -8,62 +8,8 @@ mod support;
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
-use mongomux::config::Address;
-use mongomux::sandbox::deployment::Deployment;
-use mongomux::sandbox::wire_client::WireClient;
-use mongomux::telemetry::labels::{ConnectionClosed, Label};
-use support::proxy::{Proxy, proxy};
+use support::pair::Pair;
 use support::raw::{self, Observed, Reply, observe};
-
-/// One connection, which no clean-up closes: whatever closes it was the bytes.
-const ONE_CONNECTION: &str = "max_pool_size = 1\nmin_pool_size = 1\nmax_idle_time_ms = 0\n";
-
-/// A server, a proxy in front of it, and a client that watches whether others suffer.
-struct Pair {
-    deployment: Deployment,
-    proxy: Proxy,
-    witness: WireClient,
-    created: u64,
-}
-
-impl Pair {
-    async fn new(settings: &str) -> Self {
-        let deployment = support::replica_set(1).await;
-        let proxy = proxy(&deployment.uri(), &format!("{ONE_CONNECTION}{settings}")).await;
-        let mut witness = support::connect(proxy.address()).await;
-        witness.command("admin", doc! { "ping": 1 }).await.unwrap();
-        let created = created(&proxy);
-        Self { deployment, proxy, witness, created }
-    }
-
-    fn direct(&self) -> Address {
-        self.deployment.members()[0].address()
-    }
-
-    /// Nobody else has noticed anything: the witness is served, over the same upstream connection as ever.
-    async fn is_calm(&mut self, after: &str) {
-        self.witness
-            .command("admin", doc! { "ping": 1 })
-            .await
-            .unwrap_or_else(|error| panic!("after {after}: {error}"));
-        assert_eq!(created(&self.proxy), self.created, "an upstream connection was lost by {after}");
-        for server in self.proxy.clusters()[0].servers() {
-            for &reason in ConnectionClosed::ALL {
-                assert_eq!(server.metrics.connections_closed[reason].get(), 0, "{reason:?} after {after}");
-            }
-            for to in ["open", "half_open"] {
-                let name = format!("mongomux_breaker_transitions_total{{server=\"{}\",to=\"{to}\"}}", server.address);
-                assert_eq!(self.proxy.metric(&name), 0.0, "the breaker is {to} after {after}");
-            }
-        }
-        let topology = self.proxy.clusters()[0].topology();
-        assert!(topology.primary().is_some_and(|server| server.is_known()), "suspect after {after}");
-    }
-}
-
-fn created(proxy: &Proxy) -> u64 {
-    proxy.clusters()[0].servers().iter().map(|server| server.pool.snapshot().created).sum()
-}
 
 /// Bytes, and whether the proxy treats them as a server does.
 struct Case {
@@ -116,6 +62,13 @@ fn lengths() -> Vec<Case> {
         .map(|length| same(format!("length {length}"), raw::header(length, raw::OP_MSG)))
         .collect();
     cases.extend([
+        differs(
+            "HTTP",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+            Observed::closed(),
+            "1.1: the server explains itself in plain text; the proxy may just close",
+        ),
+        same("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 and so on, for some time".to_vec()),
         same("OP_MSG of 16 bytes", raw::message(raw::OP_MSG, &[])),
         same("OP_MSG of 19 bytes", raw::message(raw::OP_MSG, &[0; 3])),
         same("OP_MSG of 20 bytes", raw::message(raw::OP_MSG, &[0; 4])),

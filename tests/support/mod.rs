@@ -6,6 +6,7 @@
 
 pub mod counts;
 pub mod hold;
+pub mod pair;
 pub mod proxy;
 pub mod raw;
 
