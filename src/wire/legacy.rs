@@ -82,7 +82,7 @@ impl LegacyFault {
 pub fn parse(frame: &Frame) -> Legacy {
     match frame.header().op_code {
         OpCode::Query => parse_query(frame.body()).unwrap_or(Legacy::Close),
-        OpCode::GetMore if is_get_more(frame.body()) => Legacy::Refused(LegacyFault::GetMore),
+        OpCode::GetMore if names_collection(frame.body()) => Legacy::Refused(LegacyFault::GetMore),
         OpCode::GetMore => Legacy::Close,
         OpCode::Update | OpCode::Insert | OpCode::Delete | OpCode::KillCursors => Legacy::Close,
         OpCode::Reply | OpCode::Compressed | OpCode::Msg | OpCode::Other(_) => Legacy::Close,
@@ -100,9 +100,9 @@ pub fn op_reply(request_id: i32, response_to: i32, flags: i32, document: &RawDoc
     Frame::build(request_id, response_to, OpCode::Reply, &body)
 }
 
-/// True when namespace, batch size and cursor are there.
-fn is_get_more(body: &[u8]) -> bool {
-    body.get(4..).and_then(split_cstring).is_some_and(|(_, rest)| rest.len() >= 12)
+/// True when an OP_GET_MORE is long enough for a namespace, which is as far as the server reads it.
+fn names_collection(body: &[u8]) -> bool {
+    body.get(4..).and_then(split_cstring).is_some()
 }
 
 /// `None` when the message ends before its document, which the server closes on.
@@ -202,7 +202,7 @@ mod tests {
         for namespace in ["test.things", "$cmd", "test.$cmd.sys.inprog", ""] {
             assert_eq!(parse(&query(namespace, &rawdoc! {"ismaster": 1})), Legacy::Refused(LegacyFault::Query));
         }
-        let get_more = Frame::build(1, 0, OpCode::GetMore, b"\0\0\0\0db.c\0\0\0\0\0\0\0\0\0\0\0\0\0");
+        let get_more = Frame::build(1, 0, OpCode::GetMore, b"\0\0\0\0db.c\0");
         assert_eq!(parse(&get_more), Legacy::Refused(LegacyFault::GetMore));
         assert_eq!(LegacyFault::GetMore.reply_flags(), 2);
         assert_eq!(LegacyFault::Command("ping".into()).reply_flags(), 8);
