@@ -4,13 +4,14 @@
 //! whose bytes come next. It is marked before the first byte and cleared after the last.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt as _;
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
@@ -173,26 +174,41 @@ impl Connection {
         self.between_messages = false;
     }
 
-    /// Looks, without waiting, whether the server has closed the connection or sent bytes that nobody asked for.
+    /// False when it cannot carry a command: it is in the middle of a message, it was interrupted, the server has closed
+    /// it, or has sent bytes that nobody asked for. Looks without waiting.
     pub fn is_alive(&mut self) -> bool {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
-        let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+        let look = std::future::poll_fn(|context| Pin::new(&mut self.stream).poll_read(context, &mut buffer));
+        // Unconstrained: a task that has used up its budget would be told "pending" of a dead socket too.
+        let silent = tokio::task::unconstrained(look).now_or_never().is_none();
+        silent && self.is_between_messages()
     }
 
     /// Writes one whole message, which must carry the id that [`Connection::next_request_id`] gave last.
     ///
     /// # Errors
-    /// [`SendError`]: the server cannot have executed the request, as it did not get all of it.
+    /// [`SendError`]: the server cannot have executed the request, as it did not get all of it. Also when monitoring found
+    /// the server dead while it took nothing any more.
     ///
     /// # Cancel safety
     /// None: a connection whose future was dropped is between messages only if nothing was written.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), SendError> {
         debug_assert!(self.between_messages, "one command at a time");
+        // The last reply must not be taken for the next one.
+        self.clear_reply();
         self.between_messages = false;
-        self.stream.write_all(message).await.map_err(SendError)?;
-        self.stream.flush().await.map_err(SendError)
+        let (stream, interrupt) = (&mut self.stream, &self.interrupt);
+        let mut write = pin!(async {
+            stream.write_all(message).await?;
+            stream.flush().await
+        });
+        let written = std::future::poll_fn(|context| match write.as_mut().poll(context) {
+            // Looked at second, so that an error means that not all was written.
+            Poll::Pending => interrupt.poll(context).map(|()| Err(io::ErrorKind::ConnectionAborted.into())),
+            written => written,
+        });
+        written.await.map_err(SendError)
     }
 
     /// Takes the reply to the last request whole.
@@ -325,10 +341,11 @@ impl Connection {
     /// Safe: a read that completes is in the buffer.
     async fn fill(&mut self) -> Result<usize, ReceiveError> {
         std::future::poll_fn(|context| {
-            if self.interrupt.poll(context).is_ready() {
-                return Poll::Ready(Err(ReceiveError::Interrupted));
+            match poll_read_buf(Pin::new(&mut self.stream), context, &mut self.buffer) {
+                // Looked at second, so that a reply which has come is not lost.
+                Poll::Pending => self.interrupt.poll(context).map(|()| Err(ReceiveError::Interrupted)),
+                read => read.map_err(ReceiveError::Io),
             }
-            poll_read_buf(Pin::new(&mut self.stream), context, &mut self.buffer).map_err(ReceiveError::Io)
         })
         .await
     }
@@ -343,3 +360,6 @@ impl std::fmt::Debug for Connection {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

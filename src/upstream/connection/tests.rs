@@ -1,0 +1,286 @@
+//! Replies in every wrong shape, at every split point.
+
+use std::pin::pin;
+
+use bson::rawdoc;
+use futures_util::poll;
+use tokio::io::{AsyncReadExt, DuplexStream};
+
+use super::*;
+use crate::wire::encode;
+
+/// A connection that has sent its first request, and the server's end of it.
+async fn asked(memory: &Arc<MemoryBudget>) -> (Connection, DuplexStream) {
+    let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+    let mut connection = Connection::new(Box::new(ours), memory.clone(), 1_000_000);
+    ask(&mut connection, &mut theirs).await;
+    (connection, theirs)
+}
+
+/// Sends a request and takes it from the pipe.
+async fn ask(connection: &mut Connection, server: &mut DuplexStream) {
+    let request = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1});
+    connection.send(request.bytes()).await.unwrap();
+    assert!(!connection.is_between_messages());
+    let mut taken = vec![0; request.bytes().len()];
+    server.read_exact(&mut taken).await.unwrap();
+    assert_eq!(taken, request.bytes());
+}
+
+/// A reply to request `response_to` of about `bytes` bytes.
+fn reply(response_to: i32, bytes: usize) -> Vec<u8> {
+    encode::op_msg(77, response_to, &rawdoc! {"ok": 1.0, "padding": "x".repeat(bytes)}).bytes().to_vec()
+}
+
+fn budget() -> Arc<MemoryBudget> {
+    MemoryBudget::new(10_000_000)
+}
+
+#[tokio::test]
+async fn a_reply_split_at_every_byte_is_the_same_reply() {
+    let whole = reply(1, 30);
+    for split in 0..=whole.len() {
+        let (mut connection, mut server) = asked(&budget()).await;
+        server.write_all(&whole[..split]).await.unwrap();
+        if split < whole.len() {
+            assert!(poll!(pin!(connection.receive())).is_pending(), "{split}");
+            assert!(!connection.is_between_messages());
+        }
+        server.write_all(&whole[split..]).await.unwrap();
+        connection.receive().await.unwrap();
+        assert_eq!(connection.reply(), whole);
+        assert!(connection.is_between_messages() && connection.is_alive());
+        connection.clear_reply();
+        ask(&mut connection, &mut server).await;
+        server.write_all(&reply(2, 0)).await.unwrap();
+        connection.receive().await.unwrap();
+        assert_eq!(connection.reply(), reply(2, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_reply_byte_by_byte_with_the_future_dropped_each_time() {
+    for size in [0, 40_000] {
+        let memory = budget();
+        let whole = reply(1, size);
+        let (mut connection, mut server) = asked(&memory).await;
+        for part in whole.chunks(whole.len().div_ceil(100)) {
+            assert!(poll!(pin!(connection.receive())).is_pending());
+            server.write_all(part).await.unwrap();
+        }
+        connection.receive().await.unwrap();
+        assert_eq!(connection.reply(), whole);
+        connection.clear_reply();
+        assert_eq!(memory.used(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_end_in_the_middle_of_a_reply_is_found_at_every_byte() {
+    let whole = reply(1, 30);
+    for split in 0..whole.len() {
+        let (mut connection, mut server) = asked(&budget()).await;
+        server.write_all(&whole[..split]).await.unwrap();
+        drop(server);
+        assert!(matches!(connection.receive().await, Err(ReceiveError::Closed)), "{split}");
+        assert!(!connection.is_between_messages() && !connection.is_alive());
+    }
+    // All of it and then the end: a reply, and a connection that is not used again.
+    let (mut connection, mut server) = asked(&budget()).await;
+    server.write_all(&whole).await.unwrap();
+    drop(server);
+    connection.receive().await.unwrap();
+    assert_eq!(connection.reply(), whole);
+    assert!(!connection.is_alive());
+}
+
+#[tokio::test]
+async fn more_than_one_reply_is_an_error_at_every_byte() {
+    let (whole, second) = (reply(1, 30), reply(1, 0));
+    for more in 1..=second.len() {
+        let (mut connection, mut server) = asked(&budget()).await;
+        server.write_all(&[&whole[..], &second[..more]].concat()).await.unwrap();
+        assert!(matches!(connection.receive().await, Err(ReceiveError::TrailingBytes(bytes)) if bytes == more));
+        assert!(!connection.is_between_messages());
+        // The same, when the rest arrives later.
+        let (mut connection, mut server) = asked(&budget()).await;
+        server.write_all(&whole).await.unwrap();
+        connection.receive().await.unwrap();
+        server.write_all(&second[..more]).await.unwrap();
+        assert!(!connection.is_alive());
+    }
+}
+
+#[tokio::test]
+async fn what_answers_another_request_is_an_error() {
+    let mut compressed = reply(1, 0);
+    compressed[12..16].copy_from_slice(&2012_i32.to_le_bytes());
+    for (wrong, op_code, response_to) in
+        [(reply(2, 0), 2013, 2), (reply(0, 0), 2013, 0), (reply(-1, 50_000), 2013, -1), (compressed, 2012, 1)]
+    {
+        let memory = budget();
+        let (mut connection, mut server) = asked(&memory).await;
+        server.write_all(&wrong).await.unwrap();
+        let error = connection.receive().await.unwrap_err();
+        let expected = (op_code, response_to, 1);
+        assert!(
+            matches!(error, ReceiveError::Unexpected { op_code, response_to, expected: asked }
+                if (op_code, response_to, asked) == expected),
+            "{error}"
+        );
+        assert!(!connection.is_between_messages());
+        assert_eq!(memory.used(), 0);
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_an_error_as_soon_as_it_shows() {
+    for length in [0, 15, -1, i32::MAX, 1_000_001] {
+        let (mut connection, mut server) = asked(&budget()).await;
+        server.write_all(&length.to_le_bytes()).await.unwrap();
+        assert!(matches!(connection.receive().await, Err(ReceiveError::Frame(_))), "{length}");
+        assert!(!connection.is_between_messages());
+    }
+}
+
+#[tokio::test]
+async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable() {
+    let memory = budget();
+    let (mut connection, mut server) = asked(&memory).await;
+    let large = reply(1, 300_000);
+    server.write_all(&large).await.unwrap();
+    connection.receive().await.unwrap();
+    assert_eq!(memory.used(), large.len());
+    let taken = connection.take_reply(1_000);
+    assert_eq!(taken.bytes, large[1_000..]);
+    assert!(connection.reply().is_empty());
+    assert!(connection.buffer.capacity() <= 2 * REPLY_BUFFER_BYTES);
+    assert_eq!(memory.used(), large.len(), "it is still there");
+
+    // A small one is copied, and costs no budget.
+    ask(&mut connection, &mut server).await;
+    let small = reply(2, 100);
+    server.write_all(&small).await.unwrap();
+    connection.receive().await.unwrap();
+    assert_eq!(connection.take_reply(10).bytes, small[10..]);
+    drop(taken);
+    assert_eq!(memory.used(), 0);
+
+    // One that is forgotten gives its memory back at once.
+    ask(&mut connection, &mut server).await;
+    server.write_all(&reply(3, 300_000)).await.unwrap();
+    connection.receive().await.unwrap();
+    connection.clear_reply();
+    assert_eq!(memory.used(), 0);
+    assert!(connection.buffer.capacity() <= 2 * REPLY_BUFFER_BYTES);
+    assert!(connection.is_between_messages() && connection.is_alive());
+}
+
+#[tokio::test]
+async fn a_large_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
+    let memory = MemoryBudget::new(400_000);
+    let (mut connection, mut server) = asked(&memory).await;
+    let large = reply(1, 300_000);
+    let held = memory.try_reserve_reply(200_000).unwrap();
+    server.write_all(&large).await.unwrap();
+    for _ in 0..3 {
+        assert!(poll!(pin!(connection.receive())).is_pending());
+        assert_eq!(memory.used(), 200_000, "nothing is kept of what is not enough");
+    }
+    drop(held);
+    connection.receive().await.unwrap();
+    assert_eq!((connection.reply(), memory.used()), (&large[..], large.len()));
+    connection.clear_reply();
+    assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_was_not_written_whole_ends_the_connection() {
+    let memory = budget();
+    let request = encode::op_msg(1, 0, &rawdoc! {"insert": "x".repeat(1_000)});
+    // The server goes before, or in the middle.
+    for read in [0, 100] {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let mut connection = Connection::new(Box::new(ours), memory.clone(), 1_000_000);
+        connection.next_request_id();
+        let server = async {
+            theirs.read_exact(&mut vec![0; read]).await.unwrap();
+            drop(theirs);
+        };
+        let (sent, ()) = futures_util::join!(connection.send(request.bytes()), server);
+        sent.unwrap_err();
+        assert!(!connection.is_between_messages());
+    }
+    // The caller goes in the middle.
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let mut connection = Connection::new(Box::new(ours), memory.clone(), 1_000_000);
+    assert!(connection.is_between_messages());
+    assert!(poll!(pin!(connection.send(request.bytes()))).is_pending());
+    assert!(!connection.is_between_messages());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_interrupt_ends_sending_receiving_and_every_later_use() {
+    let memory = budget();
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let mut connection = Connection::new(Box::new(ours), memory.clone(), 1_000_000);
+    let interrupt = connection.interrupt();
+    let request = encode::op_msg(1, 0, &rawdoc! {"insert": "x".repeat(1_000)});
+    {
+        let mut sending = pin!(connection.send(request.bytes()));
+        assert!(poll!(&mut sending).is_pending());
+        interrupt.raise();
+        let sent = tokio::time::timeout(Duration::from_secs(1), sending).await;
+        sent.expect("a server that does not read must not hold a command").unwrap_err();
+    }
+    assert!(!connection.is_between_messages());
+
+    let (mut connection, _server) = asked(&memory).await;
+    let interrupt = connection.interrupt();
+    let mut receiving = pin!(connection.receive());
+    assert!(poll!(&mut receiving).is_pending());
+    interrupt.raise();
+    let received = tokio::time::timeout(Duration::from_secs(1), receiving).await;
+    assert!(matches!(received, Ok(Err(ReceiveError::Interrupted))));
+
+    // One that is idle is not handed out any more.
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let mut connection = Connection::new(Box::new(ours), memory, 1_000_000);
+    assert!(connection.is_alive());
+    connection.interrupt().raise();
+    assert!(!connection.is_alive() && !connection.is_between_messages());
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_cleared_does_not_answer_the_next_request() {
+    let (mut connection, mut server) = asked(&budget()).await;
+    server.write_all(&reply(1, 10)).await.unwrap();
+    connection.receive().await.unwrap();
+    ask(&mut connection, &mut server).await;
+    assert!(poll!(pin!(connection.receive())).is_pending());
+    server.write_all(&reply(2, 20)).await.unwrap();
+    connection.receive().await.unwrap();
+    assert_eq!(connection.reply(), reply(2, 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_waits_for_the_server_a_second_at_most() {
+    for (server_takes, closed_after) in [(300, 300), (5_000, 1_000)] {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        let connection = Connection::new(Box::new(ours), budget(), 1_000_000);
+        let began = Instant::now();
+        let server = async {
+            // Bytes that still come do not end the wait early.
+            theirs.write_all(&[0; 10]).await.unwrap();
+            assert_eq!(theirs.read(&mut [0; 10]).await.unwrap(), 0);
+            tokio::time::sleep(Duration::from_millis(server_takes)).await;
+            drop(theirs);
+        };
+        let close = async {
+            connection.close().await;
+            began.elapsed()
+        };
+        let (waited, ()) = futures_util::join!(close, server);
+        assert_eq!(waited.as_millis(), closed_after);
+    }
+}
