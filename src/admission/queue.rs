@@ -36,10 +36,15 @@ impl<T> WaitQueue<T> {
 
     /// Joins at the end.
     pub fn push(&mut self, lane: Lane, now: Instant, waiter: T) -> Ticket {
-        let sequence = self.next_sequence;
+        let ticket = Ticket { lane, sequence: self.next_sequence };
         self.next_sequence += 1;
-        self.lanes[lane as usize].insert(sequence, (now, waiter));
-        Ticket { lane, sequence }
+        self.rejoin(ticket, now, waiter);
+        ticket
+    }
+
+    /// Takes the place again that [`WaitQueue::pop`] has ended: what the waiter got was of no use.
+    pub fn rejoin(&mut self, ticket: Ticket, since: Instant, waiter: T) {
+        self.lanes[ticket.lane as usize].insert(ticket.sequence, (since, waiter));
     }
 
     /// Takes whoever is next.
@@ -108,6 +113,19 @@ mod tests {
         }
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, waiter)| waiter).collect();
         assert_eq!(order, [4, 1, 2, 3]);
+    }
+
+    #[test]
+    fn who_rejoins_has_its_old_place() {
+        let mut queue = WaitQueue::new();
+        let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
+        let first = queue.push(Lane::Regular, early, 1);
+        let second = queue.push(Lane::Await, late, 2);
+        assert_eq!(queue.pop(), Some((first, 1)));
+        assert_eq!(queue.oldest(), Some(late));
+        queue.rejoin(first, early, 3);
+        assert_eq!((queue.oldest(), queue.len()), (Some(early), 2));
+        assert_eq!((queue.pop(), queue.pop()), (Some((first, 3)), Some((second, 2))));
     }
 
     proptest! {

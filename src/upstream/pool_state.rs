@@ -7,6 +7,8 @@
 //!      └──────────────────────┴───────── closed ◄── closing ◄─────────────┘
 //! ```
 //!
+//! An attempt to connect that failed after there was a socket goes from pending to closing.
+//!
 //! Invariant: available + in use + pending + closing <= `max_pool_size`. A connection keeps its place while it is
 //! closing, until the server has noticed or a second has passed: a server that hangs must not collect connections.
 //! Words and states are those of the CMAP specification ("connection-monitoring-and-pooling").
@@ -176,6 +178,18 @@ impl<C, W> PoolState<C, W> {
         self.queue.push(lane, now, waker)
     }
 
+    /// Joins the queue again at the old place, `since` then: what was handed over had died. Returns who is to be woken.
+    ///
+    /// # Errors
+    /// The status, when that is not [`PoolStatus::Ready`] any more.
+    pub fn rejoin(&mut self, ticket: Ticket, since: Instant, waker: W) -> Result<Option<W>, PoolStatus> {
+        if self.status != PoolStatus::Ready {
+            return Err(self.status);
+        }
+        self.queue.rejoin(ticket, since, waker);
+        Ok(self.hand_over())
+    }
+
     /// Looks whether a waiter's turn has come; renews its waker if not.
     pub fn poll(&mut self, ticket: Ticket, waker: impl FnOnce(&mut W)) -> Waiting<C> {
         if let Some(index) = self.handed.iter().position(|(handed, _)| *handed == ticket) {
@@ -220,15 +234,20 @@ impl<C, W> PoolState<C, W> {
     /// Takes a place for a connection to be established; returns its generation. `None` when there is no place, or
     /// no use for one more.
     pub fn start_connecting(&mut self) -> Option<u64> {
-        let wanted = self.wants_connection() && self.pending < self.bounds.max_connecting;
-        (wanted && self.counts().total() < self.bounds.max_pool_size).then(|| self.reserve_place())
+        (self.wants_connection() && self.has_room()).then(|| self.reserve_place())
     }
 
     /// As [`PoolState::start_connecting`] for a connection that nobody asked for: a probe, or the replacement of one
     /// whose lifetime is over.
     pub fn start_extra(&mut self) -> Option<u64> {
-        let room = self.counts().total() < self.bounds.max_pool_size && self.pending < self.bounds.max_connecting;
-        (room && self.status != PoolStatus::Closed).then(|| self.reserve_place())
+        self.has_room().then(|| self.reserve_place())
+    }
+
+    /// True while the bounds of this pool let one more be established.
+    pub fn has_room(&self) -> bool {
+        self.status != PoolStatus::Closed
+            && self.counts().total() < self.bounds.max_pool_size
+            && self.pending < self.bounds.max_connecting
     }
 
     /// True while more connections would be used, bounds aside.
@@ -251,9 +270,15 @@ impl<C, W> PoolState<C, W> {
         self.check_in(connection, generation)
     }
 
-    /// A place taken by `start_connecting` is free again.
+    /// A place taken by `start_connecting` is free again: there never was a socket.
     pub fn connect_failed(&mut self) {
         self.pending -= 1;
+    }
+
+    /// A place taken by `start_connecting` had a socket that is being closed. It stays taken until [`PoolState::closed`].
+    pub fn connect_broken(&mut self) {
+        self.pending -= 1;
+        self.closing += 1;
     }
 
     /// A closing connection is gone: its place is free.
@@ -268,13 +293,13 @@ impl<C, W> PoolState<C, W> {
 
     /// Discards up to `most` available connections that `expired` names, those used longest ago first, and not more
     /// than leave `least` open. Returns how many.
-    pub fn retire(&mut self, least: u32, most: u32, expired: impl Fn(&C) -> bool) -> u32 {
+    pub fn retire(&mut self, least: u32, most: u32, mut expired: impl FnMut(&mut C) -> bool) -> u32 {
         let (mut index, mut retired) = (0, 0);
         while index < self.available.len() && retired < most {
             if count(self.available.len()) + self.in_use + self.pending <= least {
                 break;
             }
-            if expired(&self.available[index]) {
+            if expired(&mut self.available[index]) {
                 let connection = self.available.remove(index);
                 self.closing += 1;
                 self.discarded.push(connection);
@@ -298,13 +323,14 @@ impl<C, W> PoolState<C, W> {
         }
     }
 
-    /// Makes all connections stale, pauses, and evicts who waits. Those in use die when they come back.
+    /// Makes all connections stale, pauses, and evicts who waits. Those in use die when they come back; those handed to a
+    /// waiter that was not polled since die at once, and it is evicted like the others.
     pub fn clear(&mut self) -> Vec<W> {
         self.generation += 1;
         if self.status == PoolStatus::Ready {
             self.status = PoolStatus::Paused;
         }
-        self.discard_available();
+        self.discard_unused();
         self.queue.drain()
     }
 
@@ -317,13 +343,15 @@ impl<C, W> PoolState<C, W> {
     pub fn close(&mut self) -> Vec<W> {
         self.status = PoolStatus::Closed;
         self.generation += 1;
-        self.discard_available();
+        self.discard_unused();
         self.queue.drain()
     }
 
-    fn discard_available(&mut self) {
-        self.closing += count(self.available.len());
+    fn discard_unused(&mut self) {
+        self.in_use -= count(self.handed.len());
+        self.closing += count(self.available.len() + self.handed.len());
         self.discarded.append(&mut self.available);
+        self.discarded.extend(self.handed.drain(..).map(|(_, connection)| connection));
     }
 
     fn hand_over(&mut self) -> Option<W> {
@@ -403,15 +431,16 @@ mod tests {
         let CheckOut::Now(connection) = pool.check_out() else { panic!("two are available") };
         let CheckOut::Now(other) = pool.check_out() else { panic!("two are available") };
         let ticket = pool.enqueue(Lane::Regular, Instant::now(), 9);
-        pool.check_in(other, 0);
-        let mut pool2 = pool;
-        let evicted = pool2.clear();
-        assert!(evicted.is_empty(), "the waiter had its connection already");
-        assert_eq!(pool2.poll(ticket, |_| {}), Waiting::Handed((0, 0)));
-        assert_eq!(pool2.check_out(), CheckOut::Unavailable(PoolStatus::Paused));
-        assert_eq!(pool2.check_in(connection, 0), None);
-        assert_eq!(pool2.take_discarded(), [(1, 0)]);
-        assert_eq!(pool2.counts(), PoolCounts { in_use: 1, closing: 1, ..PoolCounts::default() });
+        let behind = pool.enqueue(Lane::Regular, Instant::now(), 8);
+        assert_eq!(pool.check_in(other, 0), Some(9));
+        assert_eq!(pool.clear(), [8]);
+        assert_eq!(pool.poll(ticket, |_| {}), Waiting::Evicted(PoolStatus::Paused), "handed over, and not taken yet");
+        assert_eq!(pool.poll(behind, |_| {}), Waiting::Evicted(PoolStatus::Paused));
+        assert_eq!(pool.check_out(), CheckOut::Unavailable(PoolStatus::Paused));
+        assert_eq!(pool.rejoin(ticket, Instant::now(), 9), Err(PoolStatus::Paused));
+        assert_eq!(pool.check_in(connection, 0), None);
+        assert_eq!(pool.take_discarded(), [(0, 0), (1, 0)]);
+        assert_eq!(pool.counts(), PoolCounts { closing: 2, ..PoolCounts::default() });
     }
 
     #[test]
@@ -433,7 +462,7 @@ mod tests {
         #[test]
         fn no_place_and_no_connection_is_lost(
             max in 1_u32..6, in_flight in 1_u32..6, connecting in 1_u32..4,
-            operations in prop::collection::vec((0_u8..14, 0_usize..8), 1..400)
+            operations in prop::collection::vec((0_u8..15, 0_usize..8), 1..400)
         ) {
             let bounds =
                 PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight };
@@ -472,8 +501,18 @@ mod tests {
                         }
                     }
                     12 if index == 0 => drop(pool.clear()),
+                    14 if !pending.is_empty() => {
+                        pending.swap_remove(index % pending.len());
+                        pool.connect_broken();
+                        closing += 1;
+                    }
                     13 => drop(pool.retire(bounds.min_pool_size, 3, |connection| connection.0 % 2 == 0)),
                     _ => {}
+                }
+                // Waiters are polled some operations later: what was handed over may be cleared meanwhile.
+                if index > 4 {
+                    prop_assert!(pool.counts().total() <= max);
+                    continue;
                 }
                 tickets.retain(|ticket| match pool.poll(*ticket, |_| {}) {
                     Waiting::Handed(connection) => { used.push(connection); false }
