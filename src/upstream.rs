@@ -1,6 +1,7 @@
 //! The servers: their pools, their breakers, and the connections that carry commands to them.
 
 pub mod backoff;
+mod bound;
 pub mod cluster;
 pub mod connection;
 pub mod errand;
@@ -9,6 +10,8 @@ pub mod health;
 pub mod maintain;
 pub mod pool;
 pub mod pool_state;
+#[cfg(test)]
+mod scripted;
 pub mod tls;
 
 pub use cluster::{Cluster, Operation, SelectError, Server};

@@ -2,16 +2,19 @@
 //!
 //! Establishing and closing run in tasks of their own, so that a server that hangs delays neither the other.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::rawdoc;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::connection::Connection;
+use super::bound::Line;
+use super::connection::{CLOSE_TIMEOUT, Connection};
 use super::handshake::ConnectError;
-use super::pool::{Pool, PooledConnection, Shared, lock};
+use super::pool::{Pool, Shared, State, lock};
 use super::pool_state::PoolStatus;
 use crate::breaker::state::ProbeId;
 use crate::breaker::{Failure, Outcome};
@@ -24,11 +27,19 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs until the pool is closed and its last connection is gone, or the program ends.
 pub async fn run(pool: Pool) {
     let shared = pool.0.clone();
+    let bound = shared.parts.cluster_bound.clone();
+    let mut line = Line::new(bound.clone());
     let mut next_ping = Instant::now() + shared.parts.health_check;
     let mut next_sweep = Instant::now();
+    let mut no_probe_before = Instant::now();
+    let mut probe_waits = false;
     loop {
+        let mut starved = pin!(bound.starved());
+        // Listens from here on, so that who asks for room while we are busy is heard.
+        starved.as_mut().enable();
         let now = Instant::now();
-        if now >= next_sweep {
+        let swept = now >= next_sweep;
+        if swept {
             sweep(&pool, now);
             next_sweep = now + SWEEP_INTERVAL;
         }
@@ -38,15 +49,23 @@ pub async fn run(pool: Pool) {
                 ping_available(&pool, None);
             }
         }
-        if let Some(probe) = shared.parts.health.start_probe() {
-            start_probe(&pool, probe);
+        if now >= no_probe_before {
+            probe_waits = shared.parts.health.start_probe().is_some_and(|probe| !start_probe(&pool, probe));
+            if probe_waits {
+                // Without a place for it, it would be due again at once.
+                no_probe_before = now + SWEEP_INTERVAL;
+            }
         }
         if shared.recheck.swap(false, Ordering::Relaxed)
             && let Some(generation) = start_extra(&shared)
         {
             establish(&pool, generation, Purpose::Recheck);
         }
-        fill(&pool, now);
+        if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
+            line.wait(swept, shared.state().counts().total() == 0);
+        } else {
+            line.leave();
+        }
         close_discarded(&shared);
         {
             let state = shared.state();
@@ -54,39 +73,66 @@ pub async fn run(pool: Pool) {
                 return;
             }
         }
-        // Nothing is lost when an arm loses: `work` keeps a permit, and all state is looked at anew.
+        // Nothing is lost when an arm loses: `work` keeps a permit, `line` its place, and all state is looked at anew.
+        // Biased, as only a request for room would be forgotten: it comes first.
         tokio::select! {
-            () = shared.work.notified() => {}
-            () = tokio::time::sleep_until(next_wake(&shared, next_sweep.min(next_ping))) => {}
-            () = shared.parts.cluster_bound.starved.notified() => make_room(&shared),
+            biased;
+            () = starved => make_room(&shared),
             () = shared.parts.tasks.cancelled() => return,
+            place = line.place() => {
+                probe_waits = false;
+                take_place(&pool, place);
+            }
+            // Something has changed: there may be a place for a probe now.
+            () = shared.work.notified() => no_probe_before = Instant::now(),
+            () = tokio::time::sleep_until(next_wake(&shared, next_sweep.min(next_ping), no_probe_before)) => {}
         }
     }
 }
 
-fn next_wake(shared: &Shared, due: Instant) -> Instant {
-    let due = shared.parts.health.next_probe().map_or(due, |probe| due.min(probe));
+fn next_wake(shared: &Shared, due: Instant, no_probe_before: Instant) -> Instant {
+    let due = shared.parts.health.next_probe().map_or(due, |probe| due.min(probe.max(no_probe_before)));
     let not_before = lock(&shared.pace).not_before;
     if shared.state().wants_connection() && not_before > Instant::now() { due.min(not_before) } else { due }
 }
 
-/// Starts as many attempts to connect as are wanted and allowed.
-fn fill(pool: &Pool, now: Instant) {
+/// True unless the last attempt failed a short while ago, or several did.
+fn may_dial(shared: &Shared, now: Instant) -> bool {
+    now >= lock(&shared.pace).not_before && shared.parts.health.passes()
+}
+
+/// Starts as many attempts to connect as are wanted and allowed. True when commands wait and only the bound of the
+/// cluster is in the way.
+fn fill(pool: &Pool, now: Instant) -> bool {
     let shared = &pool.0;
-    if now < lock(&shared.pace).not_before || !shared.parts.health.passes() {
-        return;
-    }
-    while shared.state().wants_connection() {
+    while may_dial(shared, now) {
+        // The pool's own bounds first: room elsewhere would not help a pool that is full.
+        let Some(generation) = shared.state().start_connecting() else { return false };
         if !shared.parts.cluster_bound.acquire() {
-            if !shared.state().queue().is_empty() {
-                shared.parts.cluster_bound.starved.notify_waiters();
-            }
-            return;
+            let mut state = shared.state();
+            state.connect_failed();
+            return !state.queue().is_empty();
         }
-        let started = shared.state().start_connecting();
-        match started {
-            Some(generation) => establish(pool, generation, Purpose::Demand),
-            None => return shared.parts.cluster_bound.release(),
+        establish(pool, generation, Purpose::Demand);
+    }
+    false
+}
+
+/// Connects on a place of the cluster's bound that was waited for.
+fn take_place(pool: &Pool, place: OwnedSemaphorePermit) {
+    let shared = &pool.0;
+    let demand = shared.state().start_connecting();
+    if let Some(generation) = demand {
+        place.forget();
+        establish(pool, generation, Purpose::Demand);
+    } else if let Some(probe) = shared.parts.health.start_probe() {
+        let extra = shared.state().start_extra();
+        match extra {
+            Some(generation) => {
+                place.forget();
+                establish(pool, generation, Purpose::Probe(probe));
+            }
+            None => shared.parts.health.finish_probe(probe, None),
         }
     }
 }
@@ -104,11 +150,25 @@ enum Purpose {
     Recheck,
 }
 
-/// A place in the pool for a connection to be. Dropping it gives the place back.
+/// A place in the pool for a connection to be. Dropping it gives the place back, unless it was taken.
 struct Place {
     pool: Pool,
     generation: u64,
     taken: bool,
+}
+
+impl Place {
+    /// Keeps the place of an attempt that failed after there was a socket, until the server can have noticed the end.
+    async fn outlast_socket(mut self) {
+        self.taken = true;
+        let shared = self.pool.0.clone();
+        shared.state().connect_broken();
+        tokio::select! {
+            () = tokio::time::sleep(CLOSE_TIMEOUT) => {}
+            () = shared.parts.tasks.cancelled() => {}
+        }
+        shared.freed();
+    }
 }
 
 impl Drop for Place {
@@ -152,9 +212,12 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
                 connected(&mut place, connection, purpose);
             }
             Err(error) => {
-                drop(place);
                 if purpose != Purpose::Recheck {
                     connect_failed(&pool, &error);
+                }
+                match error {
+                    ConnectError::Dial(_) => drop(place),
+                    _ => place.outlast_socket().await,
                 }
             }
         }
@@ -174,11 +237,11 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
     {
         let mut pace = lock(&shared.pace);
         pace.backoff.reset();
+        pace.not_before = Instant::now();
         pace.last_error = None;
     }
     place.taken = true;
-    let waker = shared.state().connected(connection, generation);
-    waker.into_iter().for_each(std::task::Waker::wake);
+    pool.give_back(connection, State::connected);
     if purpose == Purpose::Replacement {
         retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| now >= connection.expires);
     }
@@ -208,15 +271,22 @@ fn connect_failed(pool: &Pool, error: &ConnectError) {
     shared.work.notify_one();
 }
 
-/// Retires what is idle too long (above the minimum) or too old (replacement first, where there is room for both).
+/// Retires what has died, what is idle too long (above the minimum) or too old (replacement first, where there is room
+/// for both).
 fn sweep(pool: &Pool, now: Instant) {
     let shared = &pool.0;
     let config = &shared.parts.config;
+    // So that the minimum is warm indeed. A look at an idle socket only asks the runtime, not the kernel.
+    retire(shared, 0, u32::MAX, ConnectionClosed::Error, |connection, _| !connection.is_alive());
     retire(shared, config.min_pool_size, u32::MAX, ConnectionClosed::Idle, |connection, now| {
         now.duration_since(connection.last_used) >= config.max_idle_time
     });
-    let expired = shared.state().count_available(|connection| now >= connection.expires);
-    if expired == 0 {
+    let (expired, pending) = {
+        let state = shared.state();
+        (state.count_available(|connection| now >= connection.expires), state.counts().pending)
+    };
+    // One at a time, and none while it could not be replaced: an old connection is better than none.
+    if expired == 0 || pending > 0 || !may_dial(shared, now) {
         return;
     }
     match start_extra(shared) {
@@ -230,7 +300,7 @@ fn retire(
     least: u32,
     most: u32,
     reason: ConnectionClosed,
-    expired: impl Fn(&Connection, Instant) -> bool,
+    expired: impl Fn(&mut Connection, Instant) -> bool,
 ) {
     let now = Instant::now();
     let retired = shared.state().retire(least, most, |connection| expired(connection, now));
@@ -255,15 +325,18 @@ fn close_discarded(shared: &Arc<Shared>) {
     }
 }
 
-/// Finds out whether the server is back: over a connection that is there, else over a new one.
-fn start_probe(pool: &Pool, probe: ProbeId) {
+/// Finds out whether the server is back: over a connection that is there, else over a new one. False when no bound
+/// leaves a place for one.
+fn start_probe(pool: &Pool, probe: ProbeId) -> bool {
     if ping_available(pool, Some(probe)) {
-        return;
+        return true;
     }
-    match start_extra(&pool.0) {
+    let started = start_extra(&pool.0);
+    match started {
         Some(generation) => establish(pool, generation, Purpose::Probe(probe)),
         None => pool.0.parts.health.finish_probe(probe, None),
     }
+    started.is_some()
 }
 
 /// A place, where all bounds leave one, for a connection that no command asked for.
@@ -280,13 +353,16 @@ fn start_extra(shared: &Shared) -> Option<u64> {
 
 /// Pings over an available connection; false when there is none.
 fn ping_available(pool: &Pool, probe: Option<ProbeId>) -> bool {
-    let Some(connection) = pool.0.state().borrow_available() else { return false };
-    let mut connection = PooledConnection::new(connection, pool.clone());
+    let Some(mut connection) = pool.borrow_available() else { return false };
     let pool = pool.clone();
     pool.0.parts.tasks.clone().spawn("ping", async move {
         let parts = &pool.0.parts;
         let ping = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1, "$db": "admin"});
-        let answer = tokio::time::timeout(parts.config.connect_timeout, connection.exchange(ping.bytes())).await;
+        let answer = tokio::select! {
+            answer = tokio::time::timeout(parts.config.connect_timeout, connection.exchange(ping.bytes())) => answer,
+            // Ends the program without waiting for a server that does not answer.
+            () = parts.tasks.cancelled() => return,
+        };
         let outcome = match answer {
             Ok(Ok(_)) => Outcome::Success,
             Ok(Err(_)) | Err(_) => Outcome::Failure(Failure::Network),

@@ -3,7 +3,7 @@
 //! Establishing and closing take time and belong to `maintain`; nothing here waits except for a turn.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+pub use super::bound::ClusterBound;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
@@ -91,9 +92,11 @@ pub struct PoolParts {
 #[derive(Clone)]
 pub struct Pool(pub(super) Arc<Shared>);
 
+pub(super) type State = PoolState<Box<Connection>, Waker>;
+
 pub(super) struct Shared {
     pub(super) parts: PoolParts,
-    state: Mutex<PoolState<Box<Connection>, Waker>>,
+    state: Mutex<State>,
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
@@ -160,30 +163,30 @@ impl Pool {
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the queue, and passes on what was handed to it meanwhile.
     pub async fn check_out(&self, lane: Lane, deadline: Instant) -> Result<PooledConnection, CheckOutError> {
-        loop {
-            let ticket = {
-                let mut state = self.0.state();
-                match state.check_out() {
-                    CheckOut::Now(connection) => Ok(connection),
-                    // Under the same lock as the look, so that no connection comes back unnoticed in between.
-                    CheckOut::Wait => Err(state.enqueue(lane, Instant::now(), Waker::noop().clone())),
-                    CheckOut::Unavailable(status) => return Err(unavailable(status)),
-                }
+        let since = Instant::now();
+        let ticket = loop {
+            let mut state = self.0.state();
+            let taken = match state.check_out() {
+                CheckOut::Now(connection) => connection,
+                // Under the same lock as the look, so that no connection comes back unnoticed in between.
+                CheckOut::Wait => break state.enqueue(lane, since, Waker::noop().clone()),
+                CheckOut::Unavailable(status) => return Err(unavailable(status)),
             };
-            let connection = match ticket {
-                Ok(connection) => connection,
-                Err(ticket) => {
-                    self.0.work.notify_one();
-                    let turn = Turn { pool: self, ticket };
-                    match tokio::time::timeout_at(deadline, turn.wait()).await {
-                        Ok(turn) => turn?,
-                        Err(_) => return Err(CheckOutError::Timeout),
-                    }
-                }
-            };
-            if let Some(connection) = self.vet(connection) {
+            drop(state);
+            if let Some(connection) = self.vet(taken) {
                 return Ok(connection);
             }
+        };
+        let turn = Turn { pool: self, ticket };
+        loop {
+            self.0.work.notify_one();
+            let handed = tokio::time::timeout_at(deadline, turn.wait()).await.map_err(|_| CheckOutError::Timeout)??;
+            if let Some(connection) = self.vet(handed) {
+                return Ok(connection);
+            }
+            // Whose connection died on the way does not start over at the end of the queue.
+            let woken = self.0.state().rejoin(ticket, since, Waker::noop().clone()).map_err(unavailable)?;
+            woken.into_iter().for_each(Waker::wake);
         }
     }
 
@@ -212,8 +215,7 @@ impl Pool {
     /// Makes all connections stale and evicts who waits, to be routed anew. `interrupt_in_use` also fails the commands in
     /// flight: for a server that monitoring found hanging.
     pub fn clear(&self, interrupt_in_use: bool) {
-        let evicted = self.0.state().clear();
-        self.wake(evicted);
+        self.end_generation(ConnectionClosed::Stale, |state| Some(state.clear()));
         if interrupt_in_use {
             lock(&self.0.interrupts).iter().for_each(|(_, interrupt)| interrupt.raise());
         }
@@ -221,9 +223,8 @@ impl Pool {
 
     /// As [`Pool::clear`], unless the failed connection was of an older generation: that failure is known already.
     pub fn clear_generation(&self, generation: u64) {
-        if self.is_current(generation) {
-            self.clear(false);
-        }
+        // One look and one clear under one lock: of two failures side by side, the second is not news.
+        self.end_generation(ConnectionClosed::Stale, |state| (state.generation() == generation).then(|| state.clear()));
     }
 
     /// True while a connection of that generation is not stale.
@@ -239,8 +240,7 @@ impl Pool {
 
     /// Ends the pool; connections in use end when they come back.
     pub fn close(&self) {
-        let evicted = self.0.state().close();
-        self.wake(evicted);
+        self.end_generation(ConnectionClosed::PoolClosed, |state| Some(state.close()));
     }
 
     /// How the pool stands.
@@ -259,22 +259,79 @@ impl Pool {
         }
     }
 
+    /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
+    /// [`PoolState::connected`], and wakes who gets it. A stale one ends here.
+    pub(super) fn give_back(
+        &self,
+        connection: Box<Connection>,
+        by: fn(&mut State, Box<Connection>, u64) -> Option<Waker>,
+    ) {
+        let generation = connection.generation;
+        let (waker, stale) = {
+            let mut state = self.0.state();
+            let reason = match state.status() {
+                PoolStatus::Closed => ConnectionClosed::PoolClosed,
+                PoolStatus::Paused | PoolStatus::Ready => ConnectionClosed::Stale,
+            };
+            let stale = (generation != state.generation()).then_some(reason);
+            (by(&mut state, connection, generation), stale)
+        };
+        waker.into_iter().for_each(Waker::wake);
+        if let Some(reason) = stale {
+            self.0.parts.server_metrics.connections_closed[reason].inc();
+            self.0.work.notify_one();
+        }
+    }
+
+    /// True when a pool without any connection needs a place of the cluster's bound and this one can spare it. Not asked
+    /// twice for the same place.
+    fn owes_place(&self) -> bool {
+        let bound = &self.0.parts.cluster_bound;
+        bound.owes_place() && self.0.state().counts().total() > 1 && bound.give_place()
+    }
+
+    fn end_generation(&self, reason: ConnectionClosed, end: impl FnOnce(&mut State) -> Option<Vec<Waker>>) {
+        let (evicted, closed) = {
+            let mut state = self.0.state();
+            let before = state.counts().closing;
+            let evicted = end(&mut state);
+            (evicted, state.counts().closing - before)
+        };
+        self.0.parts.server_metrics.connections_closed[reason].inc_by(u64::from(closed));
+        self.wake(evicted.unwrap_or_default());
+    }
+
     fn wake(&self, evicted: Vec<Waker>) {
         evicted.into_iter().for_each(Waker::wake);
         self.0.work.notify_one();
     }
 
-    /// Wraps a connection that was just taken, or discards it because the server has closed it meanwhile.
+    /// Wraps a connection that was just taken for a command, or discards it because it has died meanwhile.
     fn vet(&self, connection: Box<Connection>) -> Option<PooledConnection> {
+        let guard = self.guard_alive(connection)?;
+        if !self.0.used.load(Ordering::Relaxed) {
+            self.0.used.store(true, Ordering::Relaxed);
+        }
+        Some(guard)
+    }
+
+    fn guard_alive(&self, connection: Box<Connection>) -> Option<PooledConnection> {
         let mut guard = PooledConnection { connection: Some(connection), pool: self.clone() };
         if guard.is_alive() {
-            if !self.0.used.load(Ordering::Relaxed) {
-                self.0.used.store(true, Ordering::Relaxed);
-            }
             return Some(guard);
         }
         guard.discard(ConnectionClosed::Error);
         None
+    }
+
+    /// Takes an available connection that is alive for the pool's own use: a probe or a ping.
+    pub(super) fn borrow_available(&self) -> Option<PooledConnection> {
+        loop {
+            let connection = self.0.state().borrow_available()?;
+            if let Some(guard) = self.guard_alive(connection) {
+                return Some(guard);
+            }
+        }
     }
 }
 
@@ -285,7 +342,7 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Shared {
-    pub(super) fn state(&self) -> MutexGuard<'_, PoolState<Box<Connection>, Waker>> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
 
@@ -299,6 +356,11 @@ impl Shared {
     /// The connection is gone.
     pub(super) fn forget(&self, id: u64) {
         lock(&self.interrupts).retain(|(registered, _)| *registered != id);
+        self.freed();
+    }
+
+    /// A place is free that something which is closed now had taken.
+    pub(super) fn freed(&self) {
         self.state().closed();
         self.parts.cluster_bound.release();
         self.work.notify_one();
@@ -325,7 +387,7 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    async fn wait(self) -> Result<Box<Connection>, CheckOutError> {
+    async fn wait(&self) -> Result<Box<Connection>, CheckOutError> {
         std::future::poll_fn(|context| {
             let waiting = self.pool.0.state().poll(self.ticket, |waker| waker.clone_from(context.waker()));
             match waiting {
@@ -354,10 +416,6 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
-    pub(super) fn new(connection: Box<Connection>, pool: Pool) -> Self {
-        Self { connection: Some(connection), pool }
-    }
-
     /// Gives the connection up.
     pub fn discard(mut self, reason: ConnectionClosed) {
         if let Some(connection) = self.connection.take() {
@@ -397,18 +455,12 @@ impl Drop for PooledConnection {
         if now >= connection.expires {
             return self.give_up(connection, ConnectionClosed::Lifetime);
         }
+        if self.pool.owes_place() {
+            return self.give_up(connection, ConnectionClosed::Idle);
+        }
         connection.clear_reply();
         connection.last_used = now;
-        let generation = connection.generation;
-        let mut state = self.pool.0.state();
-        let stale = generation != state.generation();
-        let waker = state.check_in(connection, generation);
-        drop(state);
-        waker.into_iter().for_each(Waker::wake);
-        if stale {
-            self.pool.0.parts.server_metrics.connections_closed[ConnectionClosed::Stale].inc();
-            self.pool.0.work.notify_one();
-        }
+        self.pool.give_back(connection, State::check_in);
     }
 }
 
@@ -418,33 +470,5 @@ impl std::fmt::Debug for PooledConnection {
     }
 }
 
-/// `max_upstream_connections`: the bound over all servers of a cluster.
-#[derive(Debug)]
-pub struct ClusterBound {
-    open: AtomicU32,
-    limit: u32,
-    /// Told when a pool could use a connection that the bound does not allow: idle ones elsewhere should make room.
-    pub(super) starved: Notify,
-}
-
-impl ClusterBound {
-    /// Allows `limit` connections; `None` leaves it to the pools.
-    pub fn new(limit: Option<u32>) -> Arc<Self> {
-        Arc::new(Self { open: AtomicU32::new(0), limit: limit.unwrap_or(u32::MAX), starved: Notify::new() })
-    }
-
-    /// Connections of all servers that are open, being opened or being closed.
-    pub fn open(&self) -> u32 {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn acquire(&self) -> bool {
-        let more = |open: u32| (open < self.limit).then(|| open + 1);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
-    }
-
-    pub(super) fn release(&self) {
-        let before = self.open.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before > 0, "released what was acquired");
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! `max_upstream_connections`: the bound over all servers of a cluster, and the line for a place of it.
+//!
+//! Who is in line gets the next place that is given back. For that, other pools give up idle connections; where there are
+//! none, a pool without any connection gets that of the next command to end elsewhere, so that no server is left out.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::FutureExt as _;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+/// Places for connections to all servers of a cluster.
+#[derive(Debug)]
+pub struct ClusterBound {
+    places: Arc<Semaphore>,
+    limit: u32,
+    /// Told when somebody is in line: idle connections elsewhere should make room.
+    starved: Notify,
+    /// A pool without any connection is in line: the next connection to be checked in elsewhere makes room.
+    owed: AtomicBool,
+}
+
+impl ClusterBound {
+    /// Allows `limit` connections; `None` leaves it to the pools.
+    pub fn new(limit: Option<u32>) -> Arc<Self> {
+        // The most that a semaphore takes on any platform.
+        let limit = limit.unwrap_or(u32::MAX).min(u32::MAX >> 3);
+        let places = Arc::new(Semaphore::new(limit as usize));
+        Arc::new(Self { places, limit, starved: Notify::new(), owed: AtomicBool::new(false) })
+    }
+
+    /// Connections of all servers that are open, being opened or being closed.
+    pub fn open(&self) -> u32 {
+        let free = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
+        self.limit.saturating_sub(free)
+    }
+
+    /// Takes a place if there is one and nobody is in line.
+    pub(super) fn acquire(&self) -> bool {
+        self.places.try_acquire().map(SemaphorePermit::forget).is_ok()
+    }
+
+    /// Gives a place back, to whoever is first in line.
+    pub(super) fn release(&self) {
+        self.places.add_permits(1);
+        debug_assert!(self.places.available_permits() <= self.limit as usize, "released what was acquired");
+    }
+
+    /// Resolves when somebody asks for room.
+    pub(super) fn starved(&self) -> Notified<'_> {
+        self.starved.notified()
+    }
+
+    /// True when a connection that comes back should make room. Costs one load.
+    pub(super) fn owes_place(&self) -> bool {
+        self.owed.load(Ordering::Relaxed)
+    }
+
+    /// As [`ClusterBound::owes_place`], for one caller only.
+    pub(super) fn give_place(&self) -> bool {
+        self.owed.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// Where one pool stands in line for a place.
+pub(super) struct Line {
+    bound: Arc<ClusterBound>,
+    turn: Option<Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>>,
+}
+
+impl Line {
+    /// Not in line.
+    pub(super) fn new(bound: Arc<ClusterBound>) -> Self {
+        Self { bound, turn: None }
+    }
+
+    /// Joins, or stays where it is. Asks the others for room when it joins, and `again` on demand: nobody may have had any
+    /// before. `empty` says that the pool has no connection at all.
+    pub(super) fn wait(&mut self, again: bool, empty: bool) {
+        if self.turn.is_none() || again {
+            self.bound.starved.notify_waiters();
+            self.bound.owed.fetch_or(empty, Ordering::Relaxed);
+        }
+        self.turn.get_or_insert_with(|| {
+            let place = self.bound.places.clone().acquire_owned();
+            Box::pin(place.map(|place| place.expect("the semaphore is never closed")))
+        });
+    }
+
+    /// Leaves; a place that came meanwhile passes on.
+    pub(super) fn leave(&mut self) {
+        if self.turn.take().is_some() {
+            // Others who need it ask again.
+            self.bound.owed.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for a place, for ever when not in line, and leaves with it. It is taken once the permit is forgotten.
+    ///
+    /// # Cancel safety
+    /// Safe: the pool stays in line.
+    pub(super) async fn place(&mut self) -> OwnedSemaphorePermit {
+        let Some(turn) = &mut self.turn else { return std::future::pending().await };
+        let place = turn.await;
+        self.leave();
+        place
+    }
+}
