@@ -471,4 +471,6 @@ impl std::fmt::Debug for PooledConnection {
 }
 
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod tests;
