@@ -376,3 +376,6 @@ fn ping_available(pool: &Pool, probe: Option<ProbeId>) -> bool {
     });
     true
 }
+
+#[cfg(test)]
+mod tests;
