@@ -245,7 +245,6 @@ fn large(id: i32, bytes: usize) -> Request {
 #[tokio::test]
 async fn a_request_without_memory_is_read_to_its_end_and_answered() {
     let deployment = support::standalone().await;
-    let server = &deployment.members()[0];
     // The least there may be; requests may use three quarters of it, 12,750,000 bytes.
     let settings = "memory_limit_bytes = 17000000\nmax_message_bytes = 17000000";
     let proxy = proxy(&deployment.uri(), settings).await;

@@ -2,6 +2,7 @@
 //!
 //! A missing `mongod` is a failure that says what to do, never a test that skips.
 #![allow(unreachable_pub, reason = "a module of each test program, written like a library")]
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails the test that way")]
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
 
 pub mod counts;
