@@ -175,6 +175,21 @@ pub async fn connect(address: &Address) -> TcpStream {
     socket
 }
 
+/// Sends a message and returns the document of the next reply, OP_MSG or OP_REPLY.
+pub async fn exchange(socket: &mut TcpStream, bytes: &[u8]) -> Document {
+    socket.write_all(bytes).await.unwrap();
+    timeout(PATIENCE, next_document(socket)).await.expect("a reply")
+}
+
+/// The document of the next reply, OP_MSG or OP_REPLY.
+pub async fn next_document(socket: &mut TcpStream) -> Document {
+    let length = usize::try_from(socket.read_i32_le().await.unwrap()).unwrap();
+    let mut message = vec![0; length - 4];
+    socket.read_exact(&mut message).await.unwrap();
+    let skip = if message[8..12] == OP_MSG.to_le_bytes() { 5 } else { 20 };
+    Document::from_reader(&message[12 + skip..]).unwrap()
+}
+
 /// Resolves with true when the peer closes, with false when it sends something.
 pub async fn ends(socket: &mut TcpStream) -> bool {
     let read = timeout(PATIENCE, socket.read(&mut [0; 16])).await.expect("the socket ends or brings something");
