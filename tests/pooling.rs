@@ -178,9 +178,9 @@ async fn a_short_read_whose_client_left_ends_and_its_connection_stays() {
     let server = &deployment.members()[0];
     let proxy = proxy(&deployment.uri(), ONE).await;
     for round in 1.. {
-        let created = proxy.created();
         let began = Instant::now();
         let (hold, client) = occupy(server, proxy.address()).await;
+        let created = proxy.created();
         drop(client);
         eventually("the client is gone", async || proxy.clients_closed("client_left") == f64::from(round)).await;
         hold.release().await;
