@@ -8,14 +8,24 @@
 pub mod counts;
 pub mod hold;
 pub mod pair;
+pub mod program;
 pub mod proxy;
 pub mod raw;
+pub mod relay;
+pub mod scripted;
 
 use bson::{Bson, Document, doc};
 use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::{Mongod, MongodError};
 use mongomux::sandbox::wire_client::WireClient;
+use tokio::time::{Duration, Instant, sleep};
+
+/// Longest wait for anything that is bound to happen; a busy machine is slow.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// How often something is looked at that has no event.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A standalone with test commands.
 pub async fn standalone() -> Deployment {
@@ -99,4 +109,52 @@ pub async fn connections(server: &Mongod, application: &str) -> usize {
         .get(application)
         .copied()
         .unwrap_or(0)
+}
+
+/// Looks until there is something, for what has no event to wait for.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
+    let place = std::panic::Location::caller();
+    async move {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "waited in vain at {place}: {what}");
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Codes by which a server says that it is no longer what it was: no client of ours may ever read one.
+const STATE_CHANGES: [i32; 8] = [189, 10107, 11602, 13435, 13436, 10058, 11600, 91];
+
+/// Fails when a reply tells of a change of the server's state.
+#[track_caller]
+pub fn assert_cloaked(reply: &Document) {
+    assert!(!reply.contains_key("topologyVersion"), "topologyVersion in {reply}");
+    let of = |document: &Document| document.get_i32("code").unwrap_or_default();
+    let write_errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document).map(of);
+    let concern = reply.get_document("writeConcernError").map(of).ok();
+    for code in write_errors.chain(concern).chain([of(reply)]) {
+        assert!(!STATE_CHANGES.contains(&code), "a change of state in {reply}");
+    }
+}
+
+/// The labels of an error reply.
+pub fn labels(reply: &Document) -> Vec<String> {
+    let labels = reply.get_array("errorLabels").into_iter().flatten();
+    labels.filter_map(|label| label.as_str().map(ToOwned::to_owned)).collect()
+}
+
+/// Code and labels of an error reply, 0 where it is none.
+pub fn code_and_labels(reply: &Document) -> (i32, Vec<String>) {
+    (reply.get_i32("code").unwrap_or_default(), labels(reply))
+}
+
+/// A session's id as drivers make it.
+pub fn new_lsid() -> Document {
+    let id = rand::random::<[u8; 16]>().to_vec();
+    doc! { "id": bson::Binary { subtype: bson::spec::BinarySubtype::Uuid, bytes: id } }
 }
