@@ -1,0 +1,603 @@
+//! Trouble upstream is, to a client, a slow command or one labelled error on a socket that stays open.
+#![allow(clippy::unwrap_used, reason = "a test, its helpers included")]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+
+use bson::{Document, doc};
+use futures_util::future::{join, join_all};
+use mongodb::event::EventHandler;
+use mongodb::event::cmap::CmapEvent;
+use mongodb::event::sdam::SdamEvent;
+use mongodb::options::ClientOptions;
+use mongomux::config::Address;
+use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::mongod::Mongod;
+use mongomux::sandbox::wire_client::{Request, WireClient};
+use support::proxy::{Proxy, proxy};
+use support::relay::{Fault, Relay};
+use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid, until};
+use tokio::time::{Duration, Instant, timeout};
+
+const RETRYABLE_WRITE: &str = "RetryableWriteError";
+const TRANSIENT: &str = "TransientTransactionError";
+
+/// What a driver in front of the proxy must never notice.
+#[derive(Default)]
+struct Noticed {
+    pools_cleared: AtomicUsize,
+    servers_lost: AtomicUsize,
+}
+
+/// The Rust driver, which tells what it noticed.
+async fn driver(proxy: &Proxy) -> (mongodb::Client, Arc<Noticed>) {
+    let noticed = Arc::<Noticed>::default();
+    let mut options = ClientOptions::parse(proxy.uri()).await.unwrap();
+    options.max_pool_size = Some(25);
+    let of_pool = noticed.clone();
+    options.cmap_event_handler = Some(EventHandler::callback(move |event| {
+        if matches!(event, CmapEvent::PoolCleared(_)) {
+            of_pool.pools_cleared.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    let of_servers = noticed.clone();
+    options.sdam_event_handler = Some(EventHandler::callback(move |event| {
+        if let SdamEvent::ServerDescriptionChanged(change) = event
+            && change.new_description.server_type() == mongodb::ServerType::Unknown
+        {
+            of_servers.servers_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    (mongodb::Client::with_options(options).unwrap(), noticed)
+}
+
+/// As drivers do: a write that carries the label is sent once more as it is, a read with a network code, too.
+async fn with_one_retry(client: &mut WireClient, database: &str, command: &Document) -> Document {
+    let reply = client.reply(database, command.clone()).await.expect("no socket is ever closed");
+    assert_cloaked(&reply);
+    let (code, labels) = code_and_labels(&reply);
+    let is_read = command.contains_key("find");
+    if code == 0 || !(is_read && code == 6 || labels.iter().any(|label| label == RETRYABLE_WRITE)) {
+        return reply;
+    }
+    let reply = client.reply(database, command.clone()).await.expect("no socket is ever closed");
+    assert_cloaked(&reply);
+    reply
+}
+
+/// A connection string that tells the driver inside the proxy to look often.
+const ATTENTIVE: &str = "heartbeat_frequency_ms = 500\nconnect_timeout_ms = 500\nserver_selection_timeout_ms = 30_000";
+
+#[tokio::test]
+async fn a_step_down_is_nobodys_business() {
+    let deployment = support::replica_set(3).await;
+    let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000").await;
+    let (client, noticed) = driver(&proxy).await;
+    let (over, done) = (AtomicBool::new(false), AtomicI64::new(0));
+    let drivers = join_all((0..25_i64).map(|worker| {
+        let things = client.database("test").collection::<Document>("things");
+        let (over, done) = (&over, &done);
+        async move {
+            let mut round = 0_i64;
+            while !over.load(Ordering::Relaxed) {
+                let id = worker * 1_000_000 + round;
+                things.insert_one(doc! { "_id": id }).await.unwrap_or_else(|error| panic!("insert {id}: {error}"));
+                let found = things.find_one(doc! { "_id": id }).await.unwrap_or_else(|error| panic!("find: {error}"));
+                assert!(found.is_some(), "{id} was acknowledged");
+                round += 1;
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            round
+        }
+    }));
+    let raw = join_all((0..25_i64).map(|worker| {
+        let (over, done, address) = (&over, &done, proxy.address());
+        async move {
+            let (mut client, lsid, mut number) = (connect(address).await, new_lsid(), 0_i64);
+            while !over.load(Ordering::Relaxed) {
+                number += 1;
+                let update = doc! {
+                    "update": "counters", "lsid": &lsid, "txnNumber": number,
+                    "updates": [{ "q": { "_id": worker }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
+                };
+                let reply = with_one_retry(&mut client, "test", &update).await;
+                assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
+                let find = doc! { "find": "counters", "filter": { "_id": worker } };
+                let reply = with_one_retry(&mut client, "test", &find).await;
+                assert_eq!(first_batch(&reply)[0].get_i64("n").unwrap(), number, "read what was written");
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            (worker, number)
+        }
+    }));
+    let trouble = async {
+        for _ in 0..2 {
+            let before = done.load(Ordering::Relaxed);
+            until("traffic", async || (done.load(Ordering::Relaxed) >= before + 300).then_some(())).await;
+            let primary = deployment.await_primary().await.unwrap();
+            let mut admin = support::client(&deployment.members()[primary]).await;
+            let step_down = doc! { "replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 5, "force": true };
+            admin.command("admin", step_down).await.unwrap();
+            let next = deployment.await_primary().await.unwrap();
+            assert_ne!(next, primary);
+        }
+        let before = done.load(Ordering::Relaxed);
+        until("traffic", async || (done.load(Ordering::Relaxed) >= before + 300).then_some(())).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let (inserted, counted, ()) = tokio::join!(drivers, raw, trouble);
+    let things = client.database("test").collection::<Document>("things");
+    assert_eq!(things.count_documents(doc! {}).await.unwrap(), inserted.iter().sum::<i64>() as u64);
+    let counters = client.database("test").collection::<Document>("counters");
+    for (worker, number) in counted {
+        let counter = counters.find_one(doc! { "_id": worker }).await.unwrap().unwrap();
+        assert_eq!(counter.get_i64("n").unwrap(), number, "each increment once");
+    }
+    assert_eq!(noticed.pools_cleared.load(Ordering::Relaxed), 0, "no pool of the driver was cleared");
+    assert_eq!(noticed.servers_lost.load(Ordering::Relaxed), 0, "the driver never lost its server");
+}
+
+/// What became of the increments of one writer.
+#[derive(Debug, Default)]
+struct Increments {
+    acknowledged: i64,
+    failed: i64,
+}
+
+/// Increments a document of its own without a `txnNumber`, over one socket, until told to stop.
+async fn increment(address: &Address, worker: i64, concern: &Document, over: &AtomicBool, done: &AtomicU64) -> Increments {
+    let mut client = connect(address).await;
+    let mut increments = Increments::default();
+    while !over.load(Ordering::Relaxed) {
+        let update = doc! {
+            "update": "counters", "writeConcern": concern,
+            "updates": [{ "q": { "_id": worker }, "u": { "$inc": { "n": 1_i64 } } }],
+        };
+        let reply = client.reply("test", update).await.expect("no socket is ever closed");
+        assert_cloaked(&reply);
+        match (reply.get_i32("n"), reply.get_document("writeConcernError")) {
+            (Ok(1), Err(_)) => increments.acknowledged += 1,
+            // Done, but perhaps not to last.
+            (Ok(1), Ok(_)) => increments.failed += 1,
+            _ => {
+                let (code, labels) = code_and_labels(&reply);
+                assert!([6, 64, 11601].contains(&code), "{reply}");
+                assert!(labels.is_empty(), "nothing says that it may be sent again: {reply}");
+                increments.failed += 1;
+            }
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    increments
+}
+
+const WRITERS: i64 = 20;
+
+/// Lets writers increment while `trouble` happens, and holds them against what the survivors have.
+async fn count_through(proxy: &Proxy, concern: Document, trouble: impl AsyncFnOnce(&AtomicU64)) {
+    let mut client = connect(proxy.address()).await;
+    let counters: Vec<Document> = (0..WRITERS).map(|worker| doc! { "_id": worker, "n": 0_i64 }).collect();
+    let insert = doc! { "insert": "counters", "documents": counters, "writeConcern": concern.clone() };
+    client.command("test", insert).await.unwrap();
+    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
+    let writers = join_all((0..WRITERS).map(|worker| increment(proxy.address(), worker, &concern, &over, &done)));
+    let trouble = async {
+        trouble(&done).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let (increments, ()) = join(writers, trouble).await;
+    let reply = client.command("test", doc! { "find": "counters", "batchSize": 1000 }).await.unwrap();
+    for counter in first_batch(&reply) {
+        let (worker, n) = (counter.get_i64("_id").unwrap(), counter.get_i64("n").unwrap());
+        let Increments { acknowledged, failed } = increments[usize::try_from(worker).unwrap()];
+        assert!(n >= acknowledged, "writer {worker}: {acknowledged} acknowledged, {n} there");
+        assert!(n <= acknowledged + failed, "writer {worker}: {acknowledged} acknowledged, {failed} failed, {n} there");
+        assert!(acknowledged > 0, "writer {worker} wrote");
+    }
+    // At most what was in flight: the others waited.
+    let failed: i64 = increments.iter().map(|it| it.failed).sum();
+    assert!(failed <= WRITERS, "{failed} failed");
+}
+
+async fn more(done: &AtomicU64, by: u64) {
+    let before = done.load(Ordering::Relaxed);
+    until("progress", async || (done.load(Ordering::Relaxed) >= before + by).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_killed_primary_costs_what_was_in_flight_and_no_more() {
+    let mut deployment = support::replica_set(3).await;
+    let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000").await;
+    let primary = deployment.primary().await.unwrap();
+    let concern = doc! { "w": "majority", "wtimeout": 30_000 };
+    count_through(&proxy, concern, async |done| {
+        more(done, 100).await;
+        deployment.member(primary).kill().await.unwrap();
+        more(done, 200).await;
+        deployment.member(primary).restart().await.unwrap();
+        more(done, 200).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_standalone_is_waited_for() {
+    let mut deployment = support::standalone().await;
+    let settings = "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000";
+    let proxy = proxy(&deployment.uri(), settings).await;
+    count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
+        more(done, 100).await;
+        deployment.member(0).kill().await.unwrap();
+        // Sent while nobody is there: it waits and runs.
+        let mut client = connect(proxy.address()).await;
+        let insert = Request::new("test", doc! { "insert": "waited", "documents": [{ "_id": 1 }] });
+        let id = client.send(&insert).await.unwrap();
+        assert!(timeout(Duration::from_millis(300), client.receive(id)).await.is_err(), "there is nobody to ask");
+        deployment.member(0).restart().await.unwrap();
+        let restarted = Instant::now();
+        let reply = client.receive(id).await.unwrap().document().unwrap();
+        assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
+        assert!(restarted.elapsed() < Duration::from_secs(5), "noticed after {:?}", restarted.elapsed());
+        more(done, 200).await;
+    })
+    .await;
+}
+
+const POOL: u32 = 4;
+
+/// Fails when a pool ever has more connections than it may, for as long as it is polled.
+async fn hold_the_bound(proxy: &Proxy) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(2));
+    loop {
+        ticks.tick().await;
+        for server in proxy.clusters()[0].servers() {
+            let counts = server.pool.snapshot().counts;
+            assert!(counts.total() <= POOL, "{}: {counts:?}", server.address);
+        }
+    }
+}
+
+/// Opens all connections that the pool of `server` may have.
+async fn fill_pool(proxy: &Proxy, server: &Mongod) {
+    until("a full pool", async || {
+        let servers = proxy.clusters()[0].servers();
+        let pool = &servers.iter().find(|it| *it.address == server.address())?.pool;
+        (pool.snapshot().counts.available == POOL).then_some(())
+    })
+    .await;
+}
+
+/// Sends what will not be answered, and returns what is, with how long it took.
+async fn freed(clients: &mut [WireClient], commands: &[Document]) -> Vec<(Document, Duration)> {
+    let sent = Instant::now();
+    join_all(clients.iter_mut().zip(commands).map(|(client, command)| async move {
+        let reply = timeout(support::PATIENCE, client.reply("test", command.clone())).await;
+        (reply.expect("an answer").expect("an open socket"), sent.elapsed())
+    }))
+    .await
+}
+
+#[tokio::test]
+async fn commands_on_a_primary_that_hangs_are_freed() {
+    let deployment = support::replica_set(3).await;
+    let settings = format!("{ATTENTIVE}\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}\nmax_connecting = 2");
+    let proxy = proxy(&deployment.uri(), &settings).await;
+    let primary = deployment.primary().await.unwrap();
+    let hung = &deployment.members()[primary];
+    let mut clients = join_all((0..4).map(|_| connect(proxy.address()))).await;
+    fill_pool(&proxy, hung).await;
+    let commands = [
+        doc! { "find": "c" },
+        doc! { "insert": "c", "documents": [{ "_id": 1 }] },
+        doc! { "insert": "c", "documents": [{ "_id": 2 }], "lsid": new_lsid(), "txnNumber": 1_i64 },
+        doc! { "getMore": 77_i64, "collection": "c" },
+    ];
+    let scenario = async {
+        hung.pause().await.unwrap();
+        // The last of them belongs to no cursor that the proxy knows: answered by itself.
+        let freed = freed(&mut clients, &commands).await;
+        let expected = [(6, vec![]), (6, vec![]), (6, vec![RETRYABLE_WRITE.to_owned()]), (43, vec![])];
+        for ((reply, took), expected) in freed.iter().zip(expected) {
+            assert_eq!(code_and_labels(reply), expected, "{reply}");
+            assert!(*took < Duration::from_secs(10), "{took:?} for {reply}");
+        }
+        for client in &mut clients {
+            let insert = doc! { "insert": "later", "documents": [{ "x": 1 }] };
+            client.command("test", insert).await.expect("the others have elected one of them");
+        }
+        hung.resume().unwrap();
+        deployment.await_members().await.unwrap();
+        fill_pool(&proxy, hung).await;
+        let connections = support::connections(hung, "mongomux").await;
+        assert!(connections <= POOL as usize, "{connections} connections");
+        let secondary = doc! { "find": "later", "$readPreference": { "mode": "nearest" } };
+        join_all(clients.iter_mut().map(|client| client.command("test", secondary.clone()))).await;
+    };
+    // Fails when the bound does not hold, ends with the scenario.
+    tokio::select! {
+        () = scenario => {}
+        () = hold_the_bound(&proxy) => {}
+    }
+}
+
+#[tokio::test]
+async fn commands_on_a_standalone_that_hangs_are_freed() {
+    let deployment = support::standalone().await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let settings = format!("{ATTENTIVE}\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}");
+    let proxy = proxy(&deployment.uri(), &settings).await;
+    let mut clients = join_all((0..3).map(|_| connect(proxy.address()))).await;
+    fill_pool(&proxy, server).await;
+    let scenario = async {
+        server.pause().await.unwrap();
+        let commands = [doc! { "find": "c" }, doc! { "insert": "c", "documents": [{ "_id": 1 }] }, doc! { "ping": 1 }];
+        for (reply, took) in freed(&mut clients, &commands).await {
+            assert_eq!(code_and_labels(&reply), (6, vec![]), "{reply}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+        }
+        // Waits for the server, and nobody hears of it.
+        let id = clients[0].send(&Request::new("test", doc! { "count": "c" })).await.unwrap();
+        server.resume().unwrap();
+        let reply = clients[0].receive(id).await.unwrap().document().unwrap();
+        assert_eq!(code_and_labels(&reply).0, 0, "{reply}");
+        fill_pool(&proxy, server).await;
+        assert!(support::connections(server, "mongomux").await <= POOL as usize);
+    };
+    tokio::select! {
+        () = scenario => {}
+        () = hold_the_bound(&proxy) => {}
+    }
+}
+
+/// A one-member set behind a relay.
+async fn relayed(settings: &str) -> (Deployment, Relay, Proxy) {
+    let deployment = support::replica_set(1).await;
+    let relay = Relay::start(deployment.members()[0].address());
+    let proxy = proxy(&relay.uri(), settings).await;
+    (deployment, relay, proxy)
+}
+
+/// How a connection may break once the server has the whole request.
+const AFTER_THE_REQUEST: [Fault; 6] = [
+    Fault::NoReply,
+    Fault::HalfReply,
+    Fault::WrongResponseTo,
+    Fault::TrailingBytes,
+    Fault::WrongOpCode,
+    Fault::WrongLength,
+];
+
+#[tokio::test]
+async fn a_reply_that_got_lost_is_told_with_the_right_labels() {
+    let (deployment, relay, proxy) = relayed("").await;
+    let mut client = connect(proxy.address()).await;
+    let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
+    client.command("test", doc! { "insert": "many", "documents": documents }).await.unwrap();
+    client.command("test", doc! { "create": "c" }).await.unwrap();
+    let plain = |code: i32| (code, Vec::<String>::new());
+    let labelled = |code: i32, label: &str| (code, vec![label.to_owned()]);
+    for (round, fault) in (0_i64..).zip(AFTER_THE_REQUEST) {
+        let lsid = new_lsid();
+        let mut lose = async |database: &str, command: Document| {
+            let name = command.keys().next().unwrap().clone();
+            relay.next(&name, fault, 1);
+            let reply = client.reply(database, command).await.expect("an open socket");
+            assert_eq!(relay.forget_faults(), 0, "{fault:?} was met by {name}");
+            let text = reply.get_str("errmsg").unwrap().to_owned();
+            if reply.get_i32("code").ok() == Some(6) {
+                assert!(text.starts_with("mongomux: ") && text.contains(&relay.address().to_string()), "{text}");
+            }
+            code_and_labels(&reply)
+        };
+        assert_eq!(lose("test", doc! { "find": "many" }).await, plain(6), "{fault:?}");
+        let plain_insert = doc! { "insert": "c", "documents": [{ "_id": format!("plain {round}") }] };
+        assert_eq!(lose("test", plain_insert).await, plain(6), "{fault:?}");
+        let insert = doc! {
+            "insert": "c", "documents": [{ "_id": round }], "lsid": &lsid, "txnNumber": 1_i64,
+        };
+        assert_eq!(lose("test", insert.clone()).await, labelled(6, RETRYABLE_WRITE), "{fault:?}");
+        assert_eq!(lose("admin", doc! { "fancy": 1 }).await, plain(6), "{fault:?}");
+        // Executed the first time, and once.
+        let again = client.command("test", insert).await.unwrap();
+        assert_eq!(again.get_i32("n").ok(), Some(1), "{again}");
+        let count = doc! { "count": "c", "query": { "_id": { "$in": [round, format!("plain {round}")] } } };
+        assert_eq!(client.command("test", count).await.unwrap().get_i32("n").ok(), Some(2));
+
+        lost_get_more(&deployment, &relay, &mut client, fault).await;
+        lost_statement(&relay, &mut client, fault, round).await;
+    }
+    assert_eq!(proxy.metric("mongomux_client_connections_closed_total{reason=\"proxy\"}"), 0.0);
+}
+
+async fn lost_get_more(deployment: &Deployment, relay: &Relay, client: &mut WireClient, fault: Fault) {
+    let found = client.command("test", doc! { "find": "many", "batchSize": 2 }).await.unwrap();
+    let cursor = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    relay.next("getMore", fault, 1);
+    let more = doc! { "getMore": cursor, "collection": "many", "batchSize": 2 };
+    let reply = client.reply("test", more.clone()).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (43, vec![]), "{fault:?}: {reply}");
+    // Nobody can go on with it, so it is not left behind.
+    let mut direct = support::client(&deployment.members()[0]).await;
+    until("the end of the lost cursor", async || {
+        let open = doc! { "aggregate": 1, "pipeline": [
+            { "$currentOp": { "idleCursors": true, "allUsers": true } },
+            { "$match": { "cursor.cursorId": cursor } },
+        ], "cursor": {} };
+        let reply = direct.command("admin", open).await.unwrap();
+        first_batch(&reply).is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(client.command("test", more).await.unwrap_err().code(), Some(43));
+}
+
+async fn lost_statement(relay: &Relay, client: &mut WireClient, fault: Fault, round: i64) {
+    let lsid = new_lsid();
+    let id = format!("in transaction {round}");
+    let mut statement = doc! {
+        "insert": "c", "documents": [{ "_id": &id }],
+        "lsid": &lsid, "txnNumber": 1_i64, "startTransaction": true, "autocommit": false,
+    };
+    let end = |name: &str, number: i64| {
+        let lsid = lsid.clone();
+        doc! { name: 1, "lsid": lsid, "txnNumber": number, "autocommit": false }
+    };
+    relay.next("insert", fault, 1);
+    let reply = client.reply("test", statement.clone()).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (251, vec![TRANSIENT.to_owned()]), "{fault:?}: {reply}");
+    // What drivers do then; the server may or may not know it any more.
+    assert_cloaked(&client.reply("admin", end("abortTransaction", 1)).await.unwrap());
+
+    statement.insert("txnNumber", 2_i64);
+    client.command("test", statement).await.unwrap();
+    relay.next("commitTransaction", fault, 1);
+    let reply = client.reply("admin", end("commitTransaction", 2)).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![RETRYABLE_WRITE.to_owned()]), "{fault:?}: {reply}");
+    client.command("admin", end("commitTransaction", 2)).await.expect("committed, once");
+    let count = doc! { "count": "c", "query": { "_id": id } };
+    assert_eq!(client.command("test", count).await.unwrap().get_i32("n").ok(), Some(1));
+}
+
+/// Larger than what sockets take without a reader: its rest has nowhere to go when the connection breaks.
+const LARGE: usize = 12 << 20;
+
+#[tokio::test]
+async fn a_request_that_was_not_written_whole_is_sent_again() {
+    let (_deployment, relay, proxy) = relayed("retry = \"driver\"").await;
+    let mut client = connect(proxy.address()).await;
+    let large = |id: i32| doc! { "_id": id, "text": "x".repeat(LARGE) };
+    let insert = |id: i32| doc! { "insert": "large", "documents": [large(id)] };
+    relay.next("insert", Fault::CutRequest, 1);
+    assert_eq!(client.command("test", insert(1)).await.unwrap().get_i32("n").ok(), Some(1));
+    assert_eq!(relay.forget_faults(), 0);
+    assert_eq!(proxy.metric("mongomux_retries_total{reason=\"not_sent\"}"), 1.0);
+
+    relay.next("insert", Fault::CutRequest, 100);
+    let reply = client.reply("test", insert(2)).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![]), "{}", reply.get_str("errmsg").unwrap());
+    assert!(reply.get_str("errmsg").unwrap().contains(&relay.address().to_string()), "{reply}");
+    let mut retryable = insert(3);
+    retryable.extend(doc! { "lsid": new_lsid(), "txnNumber": 1_i64 });
+    let reply = client.reply("test", retryable).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![RETRYABLE_WRITE.to_owned()]));
+    assert_eq!(relay.forget_faults(), 100 - 6, "three attempts each");
+    let reply = client.command("test", doc! { "find": "large", "projection": { "_id": 1 } }).await.unwrap();
+    let ids: Vec<i32> = first_batch(&reply).iter().map(|it| it.get_i32("_id").unwrap()).collect();
+    assert_eq!(ids, [1], "the others never arrived");
+}
+
+#[tokio::test]
+async fn the_proxy_sends_again_itself_only_what_is_safe() {
+    let (_deployment, relay, proxy) = relayed("retry = \"proxy\"").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "insert": "c", "documents": [{ "_id": 0, "n": 0 }] }).await.unwrap();
+    relay.next("find", Fault::HalfReply, 1);
+    client.command("test", doc! { "find": "c" }).await.expect("read again");
+    let inc = doc! { "update": "c", "updates": [{ "q": { "_id": 0 }, "u": { "$inc": { "n": 1 } } }] };
+    relay.next("update", Fault::HalfReply, 1);
+    let mut retryable = inc.clone();
+    retryable.extend(doc! { "lsid": new_lsid(), "txnNumber": 1_i64 });
+    client.command("test", retryable).await.expect("the server knows the second copy");
+    relay.next("update", Fault::HalfReply, 1);
+    let reply = client.reply("test", inc).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![]), "{reply}");
+    let found = client.command("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(first_batch(&found)[0].get_i32("n").ok(), Some(2), "each once");
+    relay.next("find", Fault::HalfReply, 2);
+    let reply = client.reply("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![]), "once more, not again and again: {reply}");
+}
+
+#[tokio::test]
+async fn one_broken_connection_ends_neither_cursors_nor_transactions() {
+    let (_deployment, relay, proxy) = relayed("").await;
+    let (mut client, mut other) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
+    client.command("test", doc! { "insert": "many", "documents": documents }).await.unwrap();
+    let found = client.command("test", doc! { "find": "many", "batchSize": 2 }).await.unwrap();
+    let cursor = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let lsid = new_lsid();
+    let mut statement = doc! {
+        "insert": "many", "documents": [{ "_id": 100 }],
+        "lsid": &lsid, "txnNumber": 1_i64, "startTransaction": true, "autocommit": false,
+    };
+    client.command("test", statement.clone()).await.unwrap();
+
+    relay.next("count", Fault::NoReply, 1);
+    other.command("test", doc! { "count": "many" }).await.unwrap_err();
+    let more = doc! { "getMore": cursor, "collection": "many", "batchSize": 2 };
+    client.command("test", more).await.expect("the cursor is where it was");
+    relay.next("count", Fault::NoReply, 1);
+    other.command("test", doc! { "count": "many" }).await.unwrap_err();
+    statement.remove("startTransaction");
+    statement.insert("documents", vec![doc! { "_id": 101 }]);
+    client.command("test", statement).await.expect("the transaction is where it was");
+    relay.next("count", Fault::NoReply, 1);
+    other.command("test", doc! { "count": "many" }).await.unwrap_err();
+    let commit = doc! { "commitTransaction": 1, "lsid": &lsid, "txnNumber": 1_i64, "autocommit": false };
+    client.command("admin", commit).await.expect("and commits");
+}
+
+#[tokio::test]
+async fn a_false_alarm_is_forgotten_at_once() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let proxy = proxy(&deployment.uri(), "").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "find": "c" }).await.unwrap();
+    let alarms = [
+        doc! { "failCommands": ["find"], "errorCode": 10107 },
+        doc! { "failCommands": ["find"], "errorCode": 11602 },
+        doc! { "failCommands": ["find"], "errorCode": 91 },
+        doc! { "failCommands": ["find"], "errorCode": 11600 },
+        doc! { "failCommands": ["find"], "closeConnection": true },
+    ];
+    for alarm in alarms {
+        support::fail_command(server, 1, alarm.clone()).await;
+        let reply = client.reply("test", doc! { "find": "c" }).await.unwrap();
+        assert_cloaked(&reply);
+        assert_eq!(code_and_labels(&reply), (6, vec![]), "{alarm}: {reply}");
+        let asked = Instant::now();
+        client.command("test", doc! { "find": "c" }).await.unwrap_or_else(|error| panic!("{alarm}: {error}"));
+        assert!(asked.elapsed() < Duration::from_secs(2), "{alarm}: {:?}", asked.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn labels_of_the_server_stay_when_its_codes_go() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let proxy = proxy(&deployment.uri(), "").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "create": "c" }).await.unwrap();
+    for (number, code) in (1_i64..).zip([189, 10107, 13435, 13436, 11602, 91, 11600]) {
+        let insert = doc! { "insert": "c", "documents": [{ "_id": number }] };
+        let mut retryable = insert.clone();
+        retryable.extend(doc! { "lsid": new_lsid(), "txnNumber": number });
+        support::fail_command(server, 1, doc! { "failCommands": ["insert"], "errorCode": code }).await;
+        let reply = client.reply("test", retryable.clone()).await.unwrap();
+        assert_cloaked(&reply);
+        assert_eq!(code_and_labels(&reply), (6, vec![RETRYABLE_WRITE.to_owned()]), "{code}: {reply}");
+        assert_eq!(client.command("test", retryable).await.unwrap().get_i32("n").ok(), Some(1));
+
+        let mut statement = insert;
+        statement.extend(doc! {
+            "lsid": new_lsid(), "txnNumber": 1_i64, "startTransaction": true, "autocommit": false,
+        });
+        support::fail_command(server, 1, doc! { "failCommands": ["insert"], "errorCode": code }).await;
+        let reply = client.reply("test", statement).await.unwrap();
+        assert_cloaked(&reply);
+        assert_eq!(code_and_labels(&reply), (6, vec![TRANSIENT.to_owned()]), "{code}: {reply}");
+    }
+    // A write that was done, and whose durability is in doubt.
+    let concern = doc! { "code": 91, "codeName": "ShutdownInProgress", "errmsg": "not master or node is recovering" };
+    support::fail_command(server, 1, doc! { "failCommands": ["insert"], "writeConcernError": concern }).await;
+    let reply = client.reply("test", doc! { "insert": "c", "documents": [{ "_id": 1000 }] }).await.unwrap();
+    assert_cloaked(&reply);
+    let concern = reply.get_document("writeConcernError").unwrap();
+    assert_eq!(concern.get_i32("code").ok(), Some(6), "{reply}");
+    let text = concern.get_str("errmsg").unwrap();
+    assert!(!text.contains("not master") && !text.contains("node is recovering"), "{text}");
+    assert_eq!(reply.get_i32("n").ok(), Some(1));
+}
