@@ -532,6 +532,7 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
     let topology = cluster.topology();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
     match route {
+        Route::Await(_) => Ok(None),
         Route::Server(address) => match cluster.operation_on(&address) {
             Some(operation) => Ok(Some(operation)),
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
@@ -563,7 +564,10 @@ async fn acquire(shared: &ClientShared, exchange: &mut Exchange) -> Result<(Oper
     loop {
         let operation = match find_server(shared, exchange)? {
             Some(operation) => operation,
-            None => wait_for_server(shared, exchange, began).await?,
+            None => match wait_for_server(shared, exchange, began).await? {
+                Some(operation) => operation,
+                None => continue,
+            },
         };
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
@@ -612,24 +616,29 @@ async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Ref
     }
 }
 
-async fn wait_for_server(shared: &ClientShared, exchange: &Exchange, began: Instant) -> Result<Operation, Refusal> {
+/// `None` when there is news of the server that the command is bound to: it is to be routed anew.
+async fn wait_for_server(
+    shared: &ClientShared,
+    exchange: &Exchange,
+    began: Instant,
+) -> Result<Option<Operation>, Refusal> {
     let cluster = &shared.cluster;
     let deadline = exchange.within(cluster.config.server_selection_timeout.saturating_sub(began.elapsed()));
     let topology = cluster.topology();
     let now = Instant::now();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
-    let Route::Select(criteria) = route else {
-        // Its server has just left: the look before this one told, and the next one will.
-        return Err(Situation::NoSuitableServer { waited: began.elapsed(), why: cluster.problem(&topology) }.into());
+    let found = match route {
+        Route::Select(criteria) => cluster.select(criteria, exchange.failed.as_deref(), deadline).await.map(Some),
+        Route::Await(server) => cluster.await_news(&server, deadline).await.map(|()| None),
+        // The topology has changed since the look before this one.
+        Route::Server(_) | Route::Lost(_) => Ok(None),
     };
-    match cluster.select(criteria, exchange.failed.as_deref(), deadline).await {
-        Ok(operation) => Ok(operation),
-        Err(SelectError::BreakerOpen(why)) => Err(Situation::BreakerOpen { why }.into()),
-        Err(SelectError::NoSuitableServer(why)) => Err(exchange
-            .expired()
-            .unwrap_or_else(|| Situation::NoSuitableServer { waited: began.elapsed(), why })
-            .into()),
-    }
+    found.map_err(|error| match error {
+        SelectError::BreakerOpen(why) => Situation::BreakerOpen { why }.into(),
+        SelectError::NoSuitableServer(why) => {
+            exchange.expired().unwrap_or_else(|| Situation::NoSuitableServer { waited: began.elapsed(), why }).into()
+        }
+    })
 }
 
 /// No connection in time: because all are busy, or because none can be made.

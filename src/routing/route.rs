@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::pins::Pins;
 use crate::command::{Command, Handling};
 use crate::config::Address;
-use crate::topology::{Criteria, ServerKind, TopologyDescription};
+use crate::topology::{Criteria, ServerDescription, ServerKind, TopologyDescription};
 use crate::wire::Frame;
 
 /// Where a command goes.
@@ -15,6 +15,8 @@ use crate::wire::Frame;
 pub enum Route<'a> {
     /// To this server and no other.
     Server(Arc<Address>),
+    /// To this server, unless it turns out in a moment that it is gone: it is suspect.
+    Await(Arc<Address>),
     /// To whichever server suits.
     Select(Criteria<'a>),
     /// Nowhere: what it belongs to is gone.
@@ -46,8 +48,11 @@ pub fn route<'a>(
         && !command.session.starts_transaction
         && let Some(server) = pins.transaction(transaction, now)
     {
-        return match (takes_writes(topology, &server), command.spec.handling) {
+        let usable = |it: &ServerDescription| topology.is_usable(it) && it.kind != ServerKind::RsSecondary;
+        let in_doubt = suspected_as(topology, &server).is_some_and(|kind| kind != ServerKind::RsSecondary);
+        return match (topology.servers.get(&server).is_some_and(usable), command.spec.handling) {
             (true, _) => Route::Server(server),
+            (false, _) if in_doubt => Route::Await(server),
             // Another primary, or mongos, knows how the transaction ended, or that it did not.
             (false, Handling::EndTransaction) => Route::Select(Criteria::Write),
             (false, _) => Route::Lost(Lost::Transaction(server)),
@@ -64,6 +69,7 @@ fn cursor_route<'a>(pinned: Option<Arc<Address>>, topology: &TopologyDescription
         Some(server) if topology.servers.get(&server).is_some_and(|server| topology.is_usable(server)) => {
             Route::Server(server)
         }
+        Some(server) if suspected_as(topology, &server).is_some() => Route::Await(server),
         Some(_) => Route::Lost(Lost::Cursor),
         // Made before we started, or not at all: where there is one server only, that one knows.
         None if topology.servers.len() == 1 => Route::Select(Criteria::Write),
@@ -71,11 +77,9 @@ fn cursor_route<'a>(pinned: Option<Arc<Address>>, topology: &TopologyDescription
     }
 }
 
-fn takes_writes(topology: &TopologyDescription, server: &Address) -> bool {
-    topology
-        .servers
-        .get(server)
-        .is_some_and(|server| topology.is_usable(server) && server.kind != ServerKind::RsSecondary)
+/// What a server was that our own connections doubt and monitoring does not.
+fn suspected_as(topology: &TopologyDescription, server: &Address) -> Option<ServerKind> {
+    topology.servers.get(server)?.suspected.filter(|kind| kind.is_data_bearing())
 }
 
 #[cfg(test)]
@@ -85,7 +89,7 @@ mod tests {
     use super::*;
     use crate::command::TransactionId;
     use crate::routing::CursorPin;
-    use crate::topology::{ServerDescription, TopologyKind};
+    use crate::topology::TopologyKind;
     use crate::wire::encode;
 
     fn address(port: u16) -> Address {
@@ -109,6 +113,7 @@ mod tests {
         let command = Command::parse(&mut frame).unwrap();
         match route(&command, &frame, pins, topology, Instant::now()) {
             Route::Server(server) => server.to_string(),
+            Route::Await(server) => format!("wait for {server}"),
             Route::Select(Criteria::Write) => "write".to_owned(),
             Route::Select(Criteria::Read(_)) => "read".to_owned(),
             Route::Lost(Lost::Cursor) => "lost cursor".to_owned(),
@@ -151,6 +156,31 @@ mod tests {
         let mut start = statement("find");
         start.insert("startTransaction", true);
         assert_eq!(where_to(start, &mut pins, &set), "write");
+    }
+
+    #[test]
+    fn what_lives_on_a_suspect_server_waits_for_it() {
+        let mut pins = Pins::default();
+        let pin =
+            CursorPin { server: Arc::new(address(1)), awaits_data: false, change_stream: false, in_session: true };
+        pins.pin_cursor(77, pin, Instant::now()).unwrap();
+        let transaction = TransactionId { session: [4; 16], number: 3 };
+        pins.pin_transaction(transaction, Arc::new(address(1)), Instant::now()).unwrap();
+        let more = || doc! {"getMore": 77_i64, "collection": "c", "$db": "d"};
+        let statement = |name: &str| {
+            let session = bson::Uuid::from_bytes([4; 16]);
+            doc! {name: "c", "$db": "d", "lsid": {"id": session}, "txnNumber": 3_i64, "autocommit": false}
+        };
+        let mut suspect = |kind| {
+            let mut set = topology(&[(1, ServerKind::Unknown), (2, ServerKind::RsPrimary)]);
+            set.servers.get_mut(&address(1)).unwrap().suspected = Some(kind);
+            [more(), statement("find"), statement("commitTransaction")].map(|it| where_to(it, &mut pins, &set))
+        };
+        assert_eq!(suspect(ServerKind::RsPrimary), ["wait for 127.0.0.1:1"; 3]);
+        let demoted = suspect(ServerKind::RsSecondary);
+        assert_eq!(demoted[0], "wait for 127.0.0.1:1");
+        assert!(demoted[1].starts_with("Transaction"), "{}", demoted[1]);
+        assert_eq!(demoted[2], "write");
     }
 
     #[test]

@@ -132,6 +132,9 @@ pub struct ServerDescription {
     pub topology_version: Option<TopologyVersion>,
     /// Why it is unknown.
     pub error: Option<String>,
+    /// Unknown only because our own connections have reason to doubt it: what monitoring still takes it for. It will be
+    /// known again, or lost, in a moment.
+    pub suspected: Option<ServerKind>,
     /// Times that monitoring lost this server. A pool clears itself when this rises.
     pub heartbeat_failures: u64,
     /// Those of them where the server did not answer in time: also connections in use are then dead.
@@ -157,6 +160,7 @@ impl ServerDescription {
             last_update: None,
             topology_version: None,
             error: None,
+            suspected: None,
             heartbeat_failures: 0,
             heartbeat_timeouts: 0,
         }

@@ -188,6 +188,7 @@ impl Observed {
             let address = server.address.clone();
             *server = ServerDescription {
                 error: Some(suspicion.reason.clone()),
+                suspected: Some(server.kind),
                 heartbeat_failures: self.failures,
                 heartbeat_timeouts: self.timeouts,
                 ..ServerDescription::unknown(address)
@@ -275,10 +276,12 @@ mod tests {
         // Neither the other server's heartbeat nor an unchanged description clears it.
         state.heartbeat_succeeded(&address(2), hello(ServerKind::RsSecondary, 5), Instant::now());
         state.discovered(state.discovered.clone());
-        assert_eq!(kind_of(&state, 1), ServerKind::Unknown);
+        let server = state.effective().servers[&address(1)].clone();
+        assert_eq!((server.kind, server.suspected), (ServerKind::Unknown, Some(ServerKind::RsPrimary)));
 
         state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
         let seen = state.effective();
+        assert_eq!(seen.servers[&address(1)].suspected, None);
         assert_eq!((seen.kind, kind_of(&state, 1)), (TopologyKind::ReplicaSetWithPrimary, ServerKind::RsPrimary));
     }
 

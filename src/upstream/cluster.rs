@@ -264,6 +264,25 @@ impl Cluster {
         }
     }
 
+    /// Waits until there is news of a server that is suspect; returns at once for all others.
+    ///
+    /// # Errors
+    /// [`SelectError::NoSuitableServer`] when there was none in time.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is held but counts that drop with the future.
+    pub async fn await_news(&self, address: &Address, deadline: Instant) -> Result<(), SelectError> {
+        let mut topology = self.monitor.subscribe();
+        let _monitor_hurries = self.monitor.waiting();
+        let _waiting = WaitsForServer::new(self);
+        let told = topology.wait_for(|now| now.servers.get(address).is_none_or(|server| server.suspected.is_none()));
+        if !matches!(tokio::time::timeout_at(deadline, told).await, Ok(Ok(_))) {
+            return Err(SelectError::NoSuitableServer(self.problem(&self.monitor.current())));
+        }
+        self.reconcile(&self.monitor.current());
+        Ok(())
+    }
+
     /// A connection broke in the middle of a command. The server is suspect until it is heard of again.
     pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
         tracing::info!(server = %server.address, reason, "connection broke");

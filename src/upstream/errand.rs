@@ -43,15 +43,17 @@ impl Cluster {
     /// # Cancel safety
     /// A future that is dropped after it has sent closes its connection.
     pub async fn run(&self, errand: Errand, lane: Lane, command: &RawDocument) -> Option<RawDocumentBuf> {
-        let now = Instant::now();
+        let selected_by = Instant::now() + self.config.server_selection_timeout;
         let operation = match errand {
-            Errand::Server(address) => self.operation_on(&address)?,
-            Errand::Primary => {
-                self.select(Criteria::Write, None, now + self.config.server_selection_timeout).await.ok()?
+            Errand::Server(address) => {
+                // What is to be cleaned up was often left behind by the very failure that made the server suspect.
+                self.await_news(&address, selected_by).await.ok()?;
+                self.operation_on(&address)?
             }
+            Errand::Primary => self.select(Criteria::Write, None, selected_by).await.ok()?,
         };
-        let pool = &operation.server().pool;
-        let mut connection = pool.check_out(lane, now + self.config.wait_queue_timeout).await.ok()?;
+        let checked_out_by = Instant::now() + self.config.wait_queue_timeout;
+        let mut connection = operation.server().pool.check_out(lane, checked_out_by).await.ok()?;
         let message = encode::op_msg(connection.next_request_id(), 0, command);
         let generation = connection.generation;
         match connection.exchange(message.bytes()).await {
