@@ -30,6 +30,8 @@ struct Observed {
     suspicion: Option<Suspicion>,
     /// Moving average of our own connections' samples since the server became known.
     round_trip_time: Option<Duration>,
+    /// Answered since it was lost last.
+    reached: bool,
     failures: u64,
     timeouts: u64,
 }
@@ -74,16 +76,18 @@ impl TopologyState {
             observed.suspicion = None;
         }
         observed.hello = Some((hello, now));
+        observed.reached = true;
     }
 
-    /// A monitor lost its server. Only the loss of a known server counts: the others have nothing more to lose.
+    /// A monitor lost its server. The first failure counts, those after it have nothing more to lose. What kind the
+    /// server has is no matter: a primary that hangs is unknown to the driver as soon as the others have elected a new
+    /// one, and commands may still wait for the old one.
     pub fn heartbeat_failed(&mut self, address: &Address, timed_out: bool) {
-        if !self.discovered.servers.get(address).is_some_and(ServerDescription::is_known) {
-            return;
-        }
         let Some(observed) = self.observed.get_mut(address) else { return };
-        observed.failures += 1;
-        observed.timeouts += u64::from(timed_out);
+        if std::mem::take(&mut observed.reached) {
+            observed.failures += 1;
+            observed.timeouts += u64::from(timed_out);
+        }
     }
 
     /// A connection of ours failed, or its server reported a change of state. Ignored when the error is not newer than
@@ -323,7 +327,17 @@ mod tests {
     }
 
     #[test]
-    fn losses_are_counted_once_per_known_server_and_survive_descriptions() {
+    fn a_hung_primary_is_lost_although_a_new_one_made_it_unknown_first() {
+        let mut state = replica_set();
+        let members = [(1, ServerKind::Unknown), (2, ServerKind::RsPrimary)];
+        state.discovered(description(TopologyKind::ReplicaSetWithPrimary, &members));
+        state.heartbeat_failed(&address(1), true);
+        state.heartbeat_failed(&address(1), true);
+        assert_eq!(state.effective().servers[&address(1)].heartbeat_timeouts, 1);
+    }
+
+    #[test]
+    fn losses_are_counted_once_per_loss_and_survive_descriptions() {
         let mut state = replica_set();
         state.heartbeat_failed(&address(1), true);
         state.discovered(description(
