@@ -28,11 +28,17 @@ use support::{connect, first_batch};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-const CLIENTS: usize = 300;
-const STEPS: usize = 12;
 const POOL: usize = 5;
+
+/// Clients and how often each of them does something. First a crowd, most of which hangs up while it waits. Then so few
+/// that most commands are under way when their client leaves, and yet more than there are connections: what one leaves
+/// behind in a connection meets the next client at once.
+const PHASES: [(usize, usize); 2] = [(300, 12), (12, 120)];
+
+/// Many times what a step takes on a busy machine.
+const NO_REPLY: Duration = Duration::from_secs(30);
 
 /// Nobody is to be refused here, and nobody to be given up: what goes wrong is wrong.
 const SETTINGS: &str = "max_pool_size = 5\nmin_pool_size = 1\nwait_queue_timeout_ms = 120000";
@@ -43,17 +49,26 @@ struct Report {
     replies: AtomicU64,
     hang_ups: AtomicU64,
     slow: AtomicU64,
-    /// The first few of everything that must not be.
-    wrong: Mutex<Vec<String>>,
+    /// The first few.
+    faults: Mutex<Vec<Fault>>,
 }
 
 impl Report {
-    fn wrong(&self, what: String) {
-        let mut wrong = self.wrong.lock().unwrap();
-        if wrong.len() < 20 {
-            wrong.push(what);
+    fn fault(&self, fault: Fault) {
+        let mut faults = self.faults.lock().unwrap();
+        if faults.len() < 20 {
+            faults.push(fault);
         }
     }
+}
+
+/// What must not be.
+#[derive(Debug, Clone)]
+enum Fault {
+    /// A reply that answers somebody else, or is not whole.
+    WrongReply(#[expect(dead_code, reason = "printed")] String),
+    /// An error, a lost socket, or no reply at all: everybody was to be served.
+    Failed(#[expect(dead_code, reason = "printed")] String),
 }
 
 /// What a reply must hold.
@@ -85,35 +100,37 @@ fn payload(token: &str, bytes: usize) -> Binary {
 
 impl Ask {
     /// What the reply is, if it is what was asked for: the cursor in it, or 0.
-    fn check(&self, header: &Header, bytes: &[u8]) -> Result<i64, String> {
+    fn check(&self, header: &Header, bytes: &[u8]) -> Result<i64, Fault> {
         let token = &self.token;
         if header.response_to != self.request_id {
-            return Err(format!("{token}: responseTo {} where {} was asked", header.response_to, self.request_id));
+            let (other, own) = (header.response_to, self.request_id);
+            return Err(Fault::WrongReply(format!("{token}: responseTo {other} where {own} was asked")));
         }
         let message = Message { header: *header, bytes: Bytes::copy_from_slice(bytes) };
-        let reply = message.document().map_err(|error| format!("{token}: {error}"))?;
-        let short = || reply.to_string().chars().take(300).collect::<String>();
-        let document = |batch: &str, bytes: usize| {
-            let cursor = reply.get_document("cursor").map_err(|_| format!("{token}: {}", short()))?;
-            let documents = cursor.get_array(batch).map_err(|_| format!("{token}: {}", short()))?;
-            let found = documents.first().and_then(|document| document.as_document());
-            let same = found.is_some_and(|found| {
-                found.get_str("_id").is_ok_and(|id| id == token)
-                    && matches!(found.get("data"), Some(Bson::Binary(data)) if *data == payload(token, bytes))
-            });
-            let id = cursor.get_i64("id").unwrap_or_default();
-            if same && documents.len() == 1 { Ok(id) } else { Err(format!("{token}: {}", short())) }
-        };
+        let reply = message.document().map_err(|error| Fault::WrongReply(format!("{token}: {error}")))?;
+        self.found_in(&reply).ok_or_else(|| {
+            let text = format!("{token}: {}", reply.to_string().chars().take(300).collect::<String>());
+            let failed = reply.get_i32("ok").is_ok_and(|ok| ok == 0) || reply.get_f64("ok").is_ok_and(|ok| ok == 0.0);
+            // An error names nobody, unless it was somebody's token that was the error.
+            if failed && !text.contains("no such command") { Fault::Failed(text) } else { Fault::WrongReply(text) }
+        })
+    }
+
+    fn found_in(&self, reply: &Document) -> Option<i64> {
         match self.expected {
-            Expected::Document { batch, bytes } => document(batch, bytes),
-            Expected::Cursor { bytes } => match document("firstBatch", bytes)? {
-                0 => Err(format!("{token}: no cursor in {}", short())),
-                cursor => Ok(cursor),
-            },
-            Expected::Error if reply.get_str("errmsg").is_ok_and(|text| text.contains(token.as_str())) => Ok(0),
-            Expected::Inserted if reply.get_i32("n").is_ok_and(|n| n == 1) => Ok(0),
-            Expected::Error | Expected::Inserted => Err(format!("{token}: {}", short())),
+            Expected::Document { batch, bytes } => self.cursor_in(reply, batch, bytes),
+            Expected::Cursor { bytes } => self.cursor_in(reply, "firstBatch", bytes).filter(|id| *id != 0),
+            Expected::Error => reply.get_str("errmsg").ok()?.contains(&self.token).then_some(0),
+            Expected::Inserted => (reply.get_i32("n").ok()? == 1).then_some(0),
         }
+    }
+
+    fn cursor_in(&self, reply: &Document, batch: &str, bytes: usize) -> Option<i64> {
+        let cursor = reply.get_document("cursor").ok()?;
+        let [Bson::Document(found)] = &cursor.get_array(batch).ok()?[..] else { return None };
+        let Some(Bson::Binary(data)) = found.get("data") else { return None };
+        let same = found.get_str("_id").ok()? == self.token && *data == payload(&self.token, bytes);
+        same.then(|| cursor.get_i64("id").ok())?
     }
 }
 
@@ -155,7 +172,7 @@ async fn take<R: AsyncRead + Unpin>(
     let header = decode(&message);
     let length = usize::try_from(header.message_length).unwrap_or_default();
     if !(HEADER_BYTES..48_000_000).contains(&length) {
-        report.wrong(format!("{}: a message of {} bytes", ask.token, header.message_length));
+        report.fault(Fault::WrongReply(format!("{}: a message of {} bytes", ask.token, header.message_length)));
         return Err(io::ErrorKind::InvalidData.into());
     }
     message.resize(length, 0);
@@ -172,8 +189,8 @@ async fn take<R: AsyncRead + Unpin>(
     }
     stream.read_exact(rest).await?;
     report.replies.fetch_add(1, Ordering::Relaxed);
-    Ok(ask.check(&header, &message).unwrap_or_else(|wrong| {
-        report.wrong(wrong);
+    Ok(ask.check(&header, &message).unwrap_or_else(|fault| {
+        report.fault(fault);
         0
     }))
 }
@@ -187,18 +204,22 @@ impl Client {
         Self { name, address, random, stream, last_request_id, report }
     }
 
-    async fn run(mut self) {
-        for _ in 0..STEPS {
-            let step = match self.random.random_range(0..100) {
-                0..35 => self.plain().await,
-                35..48 => self.pipelined().await,
-                48..60 => self.written_and_read_back().await,
-                _ => self.hang_up().await,
-            };
-            if let Err(error) = step {
-                self.report.wrong(format!("client {} lost its socket: {error}", self.name));
+    async fn run(mut self, steps: usize) {
+        for _ in 0..steps {
+            let step = timeout(NO_REPLY, self.step()).await;
+            if let Err(error) = step.unwrap_or_else(|elapsed| Err(elapsed.into())) {
+                self.report.fault(Fault::Failed(format!("client {}: {error}", self.name)));
                 self.reconnect().await;
             }
+        }
+    }
+
+    async fn step(&mut self) -> io::Result<()> {
+        match self.random.random_range(0..100) {
+            0..35 => self.plain().await,
+            35..48 => self.pipelined().await,
+            48..60 => self.written_and_read_back().await,
+            _ => self.hang_up().await,
         }
     }
 
@@ -362,8 +383,8 @@ impl Client {
         } else {
             ask.check(&header, received)
         };
-        if let Err(wrong) = verdict {
-            self.report.wrong(wrong);
+        if let Err(fault) = verdict {
+            self.report.fault(fault);
         }
     }
 }
@@ -385,19 +406,23 @@ async fn every_reply_reaches_its_own_client_or_nobody() {
     let proxy = proxy(&deployment.uri(), SETTINGS).await;
     let bound = Bound::watch(server).await;
     let report = Arc::new(Report::default());
-    let mut clients = JoinSet::new();
-    for name in 1..=CLIENTS {
-        let (address, report) = (proxy.address().clone(), report.clone());
-        clients.spawn(async move { Client::new(name, seed, address, report).await.run().await });
+    let mut name = 0;
+    for (count, steps) in PHASES {
+        let mut clients = JoinSet::new();
+        for _ in 0..count {
+            name += 1;
+            let client = Client::new(name, seed, proxy.address().clone(), report.clone());
+            clients.spawn(async move { client.await.run(steps).await });
+        }
+        while let Some(ended) = clients.join_next().await {
+            ended.unwrap();
+        }
     }
-    while let Some(ended) = clients.join_next().await {
-        ended.unwrap();
-    }
-    let Report { replies, hang_ups, slow, wrong } = &*report;
+    let Report { replies, hang_ups, slow, faults } = &*report;
     let (replies, hang_ups) = (replies.load(Ordering::Relaxed), hang_ups.load(Ordering::Relaxed));
     eprintln!("{replies} replies checked, {} of them read slowly, {hang_ups} hang-ups", slow.load(Ordering::Relaxed));
-    let wrong = wrong.lock().unwrap().clone();
-    assert!(wrong.is_empty(), "ISOLATION_SEED={seed}: {wrong:#?}");
+    let faults = faults.lock().unwrap().clone();
+    assert!(faults.is_empty(), "ISOLATION_SEED={seed}: {faults:#?}");
     assert!(replies > 2_000 && hang_ups > 1_000, "too little happened to prove anything");
 
     everything_is_back(server, &proxy).await;
