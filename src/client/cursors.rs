@@ -16,7 +16,7 @@ use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Inspected, Labels, local};
+use crate::reply::{Inspected, Labels, StateChangeKind, local};
 use crate::routing::CursorPin;
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
@@ -138,6 +138,7 @@ async fn kill_on_each(
     groups: Vec<(Option<Arc<Address>>, Vec<i64>)>,
 ) -> RawDocumentBuf {
     let mut results: [RawArrayBuf; KILL_RESULTS.len()] = std::array::from_fn(|_| RawArrayBuf::new());
+    let mut refused = None;
     for (server, ids) in groups {
         let reply = match server {
             Some(server) => {
@@ -158,9 +159,14 @@ async fn kill_on_each(
                     pins.unpin_cursor(id, Instant::now());
                 }
             }
+            // The command itself is wrong, for instance one of its other fields.
+            Some(reply) if !is_state_change(&reply) => refused = Some(reply),
             // Unknown to us, or on a server that is gone and took them along.
             _ => ids.iter().for_each(|id| results[1].push(*id)),
         }
+    }
+    if let Some(refused) = refused {
+        return refused;
     }
     let mut document = RawDocumentBuf::new();
     let [killed, not_found, alive, unknown] = results;
@@ -170,6 +176,11 @@ async fn kill_on_each(
     document.append(cstr!("cursorsUnknown"), unknown);
     document.append(cstr!("ok"), 1.0);
     document
+}
+
+/// Of which a client must not hear.
+fn is_state_change(reply: &RawDocument) -> bool {
+    reply.get_i32("code").is_ok_and(|code| StateChangeKind::of(code).is_some())
 }
 
 /// The command with other cursors in it.
@@ -190,6 +201,28 @@ fn cursor_ids(document: &[u8]) -> Vec<i64> {
     let array = find(document, b"cursors").and_then(|element| element.as_document());
     let items = array.and_then(|array| Elements::new(array).ok()).into_iter().flatten().map_while(Result::ok);
     items.filter_map(|item| item.as_i64()).collect()
+}
+
+/// A cursor in a reply that is on its way to the client.
+pub(super) struct OpenCursor {
+    server: Arc<Address>,
+    namespace: (String, String),
+    id: i64,
+}
+
+impl OpenCursor {
+    /// The cursor that a reply leaves open.
+    pub(super) fn of(server: &Server, inspected: &Inspected, reply: &[u8]) -> Option<Box<Self>> {
+        let id = inspected.facts.cursor_id.filter(|id| *id != 0 && inspected.facts.ok)?;
+        let namespace = reply_document(reply).and_then(|(_, document)| cursor_namespace(document))?;
+        Some(Box::new(Self { server: server.address.clone(), namespace, id }))
+    }
+
+    /// The client will never read this reply: its batch is lost, and with it the position.
+    pub(super) fn kill(self, shared: &ClientShared) {
+        lock(&shared.cluster.pins).unpin_cursor(self.id, Instant::now());
+        kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
+    }
 }
 
 /// Kills a cursor that nobody can continue.

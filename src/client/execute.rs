@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
+use super::cursors::OpenCursor;
 use super::session::{ReplyTo, Session};
 use super::shared::{BusyClient, ClientShared, InFlight};
 use super::socket::ReadEnd;
@@ -235,9 +236,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Err(error) = received {
             return self.no_reply(exchange, &operation, &connection, &error);
         }
-        let delivered = match self.judge(exchange, &operation, &mut connection)? {
+        let mut undelivered = None;
+        let delivered = match self.judge(exchange, &operation, &mut connection, &mut undelivered)? {
             Verdict::Again => return Ok(Attempt::Again),
-            Verdict::Nothing => Ok(()),
+            Verdict::Nothing => {
+                // The client will never know its id.
+                if let Some(cursor) = undelivered.take() {
+                    cursor.kill(&self.shared);
+                }
+                Ok(())
+            }
             Verdict::AsItCame => self.deliver(connection).await,
             Verdict::Instead(message) => {
                 // Free before anybody waits for the client.
@@ -246,7 +254,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         };
         self.observe(exchange.label(), exchange.started, exchange.upstream);
-        delivered.map(|()| Attempt::Delivered).map_err(Failed::Client)
+        if let Err(end) = delivered {
+            if let Some(cursor) = undelivered {
+                cursor.kill(&self.shared);
+            }
+            return Err(Failed::Client(end));
+        }
+        Ok(Attempt::Delivered)
     }
 
     /// Makes the message ready for this connection, and pins a transaction that begins with it.
@@ -348,12 +362,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.shared.cluster.network_error(server, connection.generation, why);
     }
 
-    /// Looks at a whole reply, acts on what it says, and decides what the client reads.
+    /// Looks at a whole reply, acts on what it says, and decides what the client reads. A cursor that the reply leaves
+    /// open goes into `undelivered`.
     fn judge(
         &self,
         exchange: &mut Exchange,
         operation: &Operation,
         connection: &mut PooledConnection,
+        undelivered: &mut Option<Box<OpenCursor>>,
     ) -> Result<Verdict, Failed> {
         let server = operation.server();
         let inspected = match inspect(connection.reply()) {
@@ -377,6 +393,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Err(Failed::Refused(Refusal::Reply(error)));
         }
         self.follow_transaction(exchange, &inspected);
+        *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { Outcome::Completed } else { Outcome::Failed };
         self.shared.metrics.commands[(exchange.label(), outcome)].inc();
         if exchange.command.unacknowledged {
