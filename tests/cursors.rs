@@ -1,0 +1,377 @@
+//! Cursors belong to a server, not to a socket: any client socket and any upstream connection continues them.
+#![allow(clippy::unwrap_used, reason = "a test, its helpers included")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use bson::spec::BinarySubtype;
+use bson::{Binary, Bson, Document, doc};
+use futures_util::future::join_all;
+use mongomux::config::Address;
+use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::mongod::Mongod;
+use mongomux::sandbox::wire_client::{EXHAUST_ALLOWED, MORE_TO_COME, Request, WireClient, WireError};
+use support::proxy::{Proxy, proxy};
+use tokio::time::{Duration, Instant, timeout};
+
+/// Longest wait for something that is expected.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const DATABASE: &str = "cursors";
+
+async fn pair(settings: &str) -> (Deployment, Proxy) {
+    let deployment = support::replica_set(1).await;
+    let proxy = proxy(&deployment.uri(), settings).await;
+    (deployment, proxy)
+}
+
+async fn fill(address: &Address, collection: &str, count: i32, bytes: usize) {
+    let documents: Vec<Document> = (0..count).map(|id| doc! { "_id": id, "a": "x".repeat(bytes) }).collect();
+    let insert = Request::new(DATABASE, doc! { "insert": collection }).sequence("documents", documents);
+    let reply = support::connect(address).await.exchange(&insert).await.unwrap().document().unwrap();
+    assert_eq!(reply.get_i32("n").unwrap(), count, "{reply}");
+}
+
+fn cursor_id(reply: &Document) -> i64 {
+    reply.get_document("cursor").unwrap().get_i64("id").unwrap()
+}
+
+async fn open(client: &mut WireClient, find: Document) -> i64 {
+    let id = cursor_id(&client.command(DATABASE, find).await.unwrap());
+    assert_ne!(id, 0, "the cursor has more than one batch");
+    id
+}
+
+fn get_more(id: i64, collection: &str, batch: i32) -> Document {
+    doc! { "getMore": id, "collection": collection, "batchSize": batch }
+}
+
+/// Cursors that the server holds open, asked of it directly.
+async fn open_cursors(server: &Mongod) -> i64 {
+    let status = support::client(server).await.command("admin", doc! { "serverStatus": 1 }).await.unwrap();
+    let open = status.get_document("metrics").unwrap().get_document("cursor").unwrap().get_document("open").unwrap();
+    open.get_i64("total").unwrap()
+}
+
+/// Waits until the server and the proxy know of `count` cursors.
+async fn await_cursors(server: &Mongod, proxy: &Proxy, count: usize, what: &str) {
+    let mut seen = (0, 0);
+    let reached = timeout(PATIENCE, async {
+        loop {
+            seen = (open_cursors(server).await, pins(proxy));
+            if seen == (i64::try_from(count).unwrap(), count) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let reached = reached.await.is_ok();
+    assert!(reached, "{what}: {} cursors on the server and {} pins, not {count}", seen.0, seen.1);
+}
+
+fn pins(proxy: &Proxy) -> usize {
+    proxy.clusters()[0].pins.lock().unwrap().count().0
+}
+
+#[tokio::test]
+async fn a_cursor_goes_on_over_any_socket_and_ends_for_all() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 1000, 10).await;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(support::connect(proxy.address()).await);
+    }
+    let first = clients[0].command(DATABASE, doc! { "find": "c", "batchSize": 7 }).await.unwrap();
+    let id = cursor_id(&first);
+    let mut seen: BTreeSet<i32> = support::first_batch(&first).iter().map(|d| d.get_i32("_id").unwrap()).collect();
+    // The one that opened it leaves.
+    clients.remove(0);
+    for turn in 0.. {
+        let reply = clients[turn % 3].command(DATABASE, get_more(id, "c", 100)).await.unwrap();
+        seen.extend(support::next_batch(&reply).iter().map(|d| d.get_i32("_id").unwrap()));
+        if cursor_id(&reply) == 0 {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 1000);
+    await_cursors(server, &proxy, 0, "an exhausted cursor").await;
+    let gone = clients[0].command(DATABASE, get_more(id, "c", 1)).await.unwrap_err();
+    assert_eq!(gone.code(), Some(43), "{gone}");
+}
+
+#[tokio::test]
+async fn unknown_and_killed_cursors_are_told_apart() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 100, 10).await;
+    let mut client = support::connect(proxy.address()).await;
+    let mut other = support::connect(proxy.address()).await;
+    for id in [1, i64::MAX, i64::MIN, 0, -1] {
+        let direct = support::client(server).await.reply(DATABASE, get_more(id, "c", 1)).await.unwrap();
+        let reply = client.reply(DATABASE, get_more(id, "c", 1)).await.unwrap();
+        assert_eq!(reply.get_i32("code").ok(), direct.get_i32("code").ok(), "{id}: {reply}");
+    }
+    // Made behind our back, as before a restart of ours: with one server there is no doubt where it is.
+    let find = doc! { "find": "c", "batchSize": 2 };
+    let foreign = open(&mut support::client(server).await, find.clone()).await;
+    client.command(DATABASE, get_more(foreign, "c", 5)).await.unwrap();
+    let killed = client.command(DATABASE, doc! { "killCursors": "c", "cursors": [foreign] }).await.unwrap();
+    assert_eq!(killed.get_array("cursorsKilled").unwrap(), &[Bson::from(foreign)]);
+
+    let ids = [open(&mut client, find.clone()).await, open(&mut client, find.clone()).await];
+    let kill = doc! { "killCursors": "c", "cursors": [ids[0], 4711_i64, ids[1]], "comment": "all" };
+    let mixed = other.command(DATABASE, kill.clone()).await.unwrap();
+    let set = |name: &str| -> BTreeSet<i64> {
+        mixed.get_array(name).unwrap().iter().map(|id| id.as_i64().unwrap()).collect()
+    };
+    assert_eq!(set("cursorsKilled"), BTreeSet::from(ids));
+    assert_eq!(set("cursorsNotFound"), BTreeSet::from([4711]));
+    assert!(set("cursorsAlive").is_empty() && set("cursorsUnknown").is_empty());
+    await_cursors(server, &proxy, 0, "killed cursors").await;
+    let again = other.command(DATABASE, kill).await.unwrap();
+    assert_eq!(again.get_array("cursorsNotFound").unwrap().len(), 3);
+    let gone = client.command(DATABASE, get_more(ids[0], "c", 1)).await.unwrap_err();
+    assert_eq!(gone.code(), Some(43), "{gone}");
+
+    // What the server refuses is not called "not found".
+    let id = open(&mut client, find).await;
+    for nonsense in [doc! { "maxTimeMS": "soon" }, doc! { "noSuchField": 1 }, doc! { "lsid": 5 }] {
+        let mut kill = doc! { "killCursors": "c", "cursors": [id] };
+        kill.extend(nonsense.clone());
+        let direct = support::client(server).await.reply(DATABASE, kill.clone()).await.unwrap();
+        let reply = client.reply(DATABASE, kill).await.unwrap();
+        assert_eq!(code(&reply), code(&direct), "{nonsense}: {reply} and {direct}");
+    }
+    client.command(DATABASE, get_more(id, "c", 1)).await.unwrap();
+}
+
+fn code(reply: &Document) -> i32 {
+    reply.get_i32("code").unwrap_or_default()
+}
+
+/// The session that a cursor was made in has to be named, and no other.
+#[tokio::test]
+async fn session_mismatches_are_told_as_by_the_server() {
+    let (deployment, proxy) = pair("").await;
+    let server = deployment.members()[0].address();
+    fill(proxy.address(), "c", 100, 10).await;
+    let lsid = |byte: u8| doc! { "id": Binary { subtype: BinarySubtype::Uuid, bytes: vec![byte; 16] } };
+    let mut replies = Vec::new();
+    for address in [&server, proxy.address()] {
+        let mut client = support::connect(address).await;
+        let plain = open(&mut client, doc! { "find": "c", "batchSize": 2 }).await;
+        let bound = open(&mut client, doc! { "find": "c", "batchSize": 2, "lsid": lsid(1) }).await;
+        let mut codes = Vec::new();
+        let attempts = [
+            (plain, Some(lsid(1)), doc! {}),
+            (bound, None, doc! {}),
+            (bound, Some(lsid(2)), doc! {}),
+            (bound, Some(lsid(1)), doc! { "collection": "another" }),
+            (bound, Some(lsid(1)), doc! { "batchSize": -1 }),
+            (bound, Some(lsid(1)), doc! { "maxTimeMS": 5 }),
+            (bound, Some(lsid(1)), doc! { "txnNumber": 5_i64 }),
+            (bound, Some(lsid(1)), doc! {}),
+            (plain, None, doc! {}),
+        ];
+        for (id, lsid, extra) in attempts {
+            let mut command = get_more(id, "c", 1);
+            command.extend(lsid.map(|lsid| doc! { "lsid": lsid }).unwrap_or_default());
+            command.extend(extra);
+            let reply = client.reply(DATABASE, command).await.unwrap();
+            codes.push((code(&reply), reply.get_str("codeName").unwrap_or_default().to_owned()));
+        }
+        replies.push(codes);
+    }
+    assert_eq!(replies[0], replies[1]);
+    assert_eq!(replies[0].iter().filter(|(code, _)| *code == 0).count(), 2, "{:?}", replies[0]);
+}
+
+#[tokio::test]
+async fn a_tailable_cursor_waits_for_data_and_wakes() {
+    let (_deployment, proxy) = pair("max_pool_size = 3").await;
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, doc! { "create": "log", "capped": true, "size": 100_000 }).await.unwrap();
+    client.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 0 }] }).await.unwrap();
+    let id = open(&mut client, doc! { "find": "log", "tailable": true, "awaitData": true }).await;
+    // Nothing new: an empty batch after the wait that the client asked for, and the cursor lives on.
+    let started = Instant::now();
+    let mut wait = get_more(id, "log", 10);
+    wait.insert("maxTimeMS", 300);
+    let reply = client.command(DATABASE, wait.clone()).await.unwrap();
+    let waited = started.elapsed();
+    assert!(support::next_batch(&reply).is_empty() && cursor_id(&reply) == id, "{reply}");
+    assert!(waited >= Duration::from_millis(290) && waited < Duration::from_secs(5), "{waited:?}");
+
+    wait.insert("maxTimeMS", 60_000);
+    let request = client.send(&Request::new(DATABASE, wait)).await.unwrap();
+    let mut writer = support::connect(proxy.address()).await;
+    writer.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 1 }] }).await.unwrap();
+    let woken = timeout(PATIENCE, client.receive(request)).await.expect("woken by the insert").unwrap();
+    assert_eq!(support::next_batch(&woken.document().unwrap()), [doc! { "_id": 1 }]);
+}
+
+#[tokio::test]
+async fn an_exhaust_request_is_answered_one_batch_at_a_time() {
+    let (deployment, proxy) = pair("max_pool_size = 1\nmin_pool_size = 1").await;
+    fill(proxy.address(), "c", 500, 10).await;
+    let mut client = support::connect(proxy.address()).await;
+    let find = Request::new(DATABASE, doc! { "find": "c", "batchSize": 100 }).flags(EXHAUST_ALLOWED);
+    let first = client.exchange(&find).await.unwrap();
+    let id = cursor_id(&first.document().unwrap());
+    let exhaust = Request::new(DATABASE, get_more(id, "c", 100)).flags(EXHAUST_ALLOWED);
+    for _ in 0..3 {
+        let reply = client.exchange(&exhaust).await.unwrap();
+        assert_eq!(reply.flags().unwrap() & MORE_TO_COME, 0, "nothing follows unasked");
+        assert_eq!(support::next_batch(&reply.document().unwrap()).len(), 100);
+    }
+    // What the server does with the same request, to know that the bit was taken away on purpose.
+    let mut direct = support::client(&deployment.members()[0]).await;
+    let id = open(&mut direct, doc! { "find": "c", "batchSize": 100 }).await;
+    let exhaust = Request::new(DATABASE, get_more(id, "c", 100)).flags(EXHAUST_ALLOWED);
+    assert_ne!(direct.exchange(&exhaust).await.unwrap().flags().unwrap() & MORE_TO_COME, 0);
+    // No batch of the first is left in the only upstream connection for somebody else to find.
+    let mut other = support::connect(proxy.address()).await;
+    let count = other.command(DATABASE, doc! { "count": "c" }).await.unwrap();
+    assert_eq!(count.get_i32("n").unwrap(), 500);
+}
+
+#[tokio::test]
+async fn a_thousand_open_cursors_share_two_connections() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 50, 10).await;
+    let clients = join_all((0..20).map(|_| async {
+        let mut client = support::connect(proxy.address()).await;
+        let mut ids = Vec::new();
+        for _ in 0..50 {
+            ids.push(open(&mut client, doc! { "find": "c", "batchSize": 10, "sort": { "_id": 1 } }).await);
+        }
+        (client, ids)
+    }));
+    let mut clients = clients.await;
+    await_cursors(server, &proxy, 1000, "open cursors").await;
+    assert!(support::connections(server, "mongomux").await <= 2);
+    // Everybody goes on with the cursors of the next one.
+    let ids: Vec<Vec<i64>> = clients.iter().map(|(_, ids)| ids.clone()).collect();
+    join_all(clients.iter_mut().enumerate().map(|(index, (client, _))| {
+        let theirs = &ids[(index + 1) % ids.len()];
+        async move {
+            for id in theirs {
+                let reply = client.command(DATABASE, get_more(*id, "c", 40)).await.unwrap();
+                let batch = support::next_batch(&reply);
+                assert_eq!(
+                    batch.first().map(|first| first.get_i32("_id").unwrap()),
+                    Some(10),
+                    "each has its own place"
+                );
+                assert_eq!(batch.len(), 40);
+            }
+        }
+    }))
+    .await;
+    // They stand at their end and do not know it yet.
+    await_cursors(server, &proxy, 1000, "cursors at their end").await;
+    let (client, _) = &mut clients[0];
+    for ids in ids {
+        let killed = client.command(DATABASE, doc! { "killCursors": "c", "cursors": ids }).await.unwrap();
+        assert_eq!(killed.get_array("cursorsKilled").unwrap().len(), 50);
+    }
+    await_cursors(server, &proxy, 0, "killed cursors").await;
+}
+
+/// Nobody can continue a cursor whose batch was lost, so none is left open for the ten minutes a server would keep it.
+#[tokio::test]
+async fn the_cursor_of_a_client_that_left_mid_reply_is_killed() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    // More than the buffers of both sockets take: part of a reply is still with the proxy when its client goes.
+    fill(proxy.address(), "large", 40, 900_000).await;
+    let mut client = support::connect(proxy.address()).await;
+    client.send(&Request::new(DATABASE, doc! { "find": "large", "batchSize": 15 })).await.unwrap();
+    // Until it has been read whole from the server the client stays.
+    await_cursors(server, &proxy, 1, "a cursor whose first batch is on its way").await;
+    drop(client);
+    await_cursors(server, &proxy, 0, "a client that left in the middle of its first batch").await;
+
+    let mut client = support::connect(proxy.address()).await;
+    let id = open(&mut client, doc! { "find": "large", "batchSize": 1 }).await;
+    client.send(&Request::new(DATABASE, get_more(id, "large", 15))).await.unwrap();
+    let sent = || proxy.metric("mongomux_commands_total{command=\"getMore\",outcome=\"completed\"}");
+    timeout(PATIENCE, async {
+        while sent() < 1.0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await
+    .expect("the server has answered");
+    client.reset().unwrap();
+    await_cursors(server, &proxy, 0, "a client that left in the middle of a later batch").await;
+}
+
+#[tokio::test]
+async fn a_cursor_that_nobody_asked_to_hear_of_is_killed() {
+    let (deployment, proxy) = pair("").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 100, 10).await;
+    let mut client = support::connect(proxy.address()).await;
+    let find = Request::new(DATABASE, doc! { "find": "c", "batchSize": 2 }).flags(MORE_TO_COME);
+    client.send(&find).await.unwrap();
+    client.command(DATABASE, doc! { "ping": 1 }).await.unwrap();
+    await_cursors(server, &proxy, 0, "a find without a reply").await;
+}
+
+/// As above, before the server has answered.
+#[tokio::test]
+async fn the_cursor_of_a_client_that_left_before_the_reply_is_killed() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 100, 10).await;
+    let slow = |name: &str| doc! { "failCommands": [name], "blockConnection": true, "blockTimeMS": 400, "appName": "mongomux" };
+    let mut staying = support::connect(proxy.address()).await;
+    for (name, times) in [("find", 5), ("getMore", 5)] {
+        let mut leaving = Vec::new();
+        for _ in 0..times {
+            let mut client = support::connect(proxy.address()).await;
+            let id = if name == "getMore" { open(&mut client, doc! { "find": "c", "batchSize": 2 }).await } else { 0 };
+            leaving.push((client, id));
+        }
+        support::fail_command(server, 2, slow(name)).await;
+        for (client, id) in &mut leaving {
+            let command = if *id == 0 {
+                doc! { "find": "c", "batchSize": 2 }
+            } else {
+                get_more(*id, "c", 2)
+            };
+            client.send(&Request::new(DATABASE, command)).await.unwrap();
+        }
+        // Two are blocked on the server, which the one that stays can see.
+        timeout(PATIENCE, async {
+            while in_use(&mut staying).await < 2 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await
+        .expect("both connections are busy");
+        drop(leaving);
+        support::fail_nothing(server).await;
+        if name == "find" {
+            await_cursors(server, &proxy, 0, "clients that left before their first batch").await;
+        } else {
+            // Those of the commands that never went out are the servers' to time out, as without us.
+            let left = timeout(PATIENCE, async {
+                while open_cursors(server).await > 3 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            left.await.expect("the cursors whose batch was lost are killed");
+        }
+    }
+    staying.command(DATABASE, doc! { "find": "c" }).await.unwrap();
+}
+
+async fn in_use(client: &mut WireClient) -> i32 {
+    let stats: Result<Document, WireError> = client.command("admin", doc! { "connPoolStats": 1 }).await;
+    stats.unwrap().get_i32("totalInUse").unwrap()
+}
