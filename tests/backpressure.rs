@@ -295,14 +295,17 @@ async fn sixteen_megabytes(server: &Mongod) {
     }
 }
 
-/// A socket that takes little at once, on which `find` was sent and nothing read.
-async fn slow_reader(address: &Address) -> TcpStream {
+fn all() -> Document {
+    doc! { "find": "c", "singleBatch": true }
+}
+
+/// A socket that takes little at once, on which a command was sent and nothing read.
+async fn slow_reader(address: &Address, command: Document) -> TcpStream {
     let Address::Tcp { host, port } = address else { panic!("a TCP proxy") };
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(64 * 1024).unwrap();
     let mut stream = socket.connect(format!("{host}:{port}").parse().unwrap()).await.unwrap();
-    let find = Request::new("test", doc! { "find": "c", "singleBatch": true }).encode(1).unwrap();
-    stream.write_all(&find).await.unwrap();
+    stream.write_all(&Request::new("test", command).encode(1).unwrap()).await.unwrap();
     stream
 }
 
@@ -313,7 +316,7 @@ async fn a_client_that_does_not_read_holds_no_connection_and_is_closed() {
     sixteen_megabytes(server).await;
     let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 1000")).await;
     let began = Instant::now();
-    let mut stream = slow_reader(proxy.address()).await;
+    let mut stream = slow_reader(proxy.address(), all()).await;
     // The reply has begun to arrive, so it was taken whole.
     stream.readable().await.unwrap();
 
@@ -333,12 +336,35 @@ async fn a_client_that_does_not_read_holds_no_connection_and_is_closed() {
 }
 
 #[tokio::test]
+async fn a_cursor_whose_reply_did_not_arrive_is_killed() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    sixteen_megabytes(server).await;
+    let proxy = proxy(&deployment.uri(), PATIENT).await;
+    let stream = slow_reader(proxy.address(), doc! { "find": "c", "batchSize": 3 }).await;
+    stream.readable().await.unwrap();
+    assert_eq!(proxy.pinned(), (1, 0));
+    stream.set_zero_linger().unwrap();
+    drop(stream);
+    let idle = [doc! { "$currentOp": { "idleCursors": true } }, doc! { "$match": { "type": "idleCursor" } }];
+    let count = doc! { "aggregate": 1, "pipeline": &idle[..], "cursor": {} };
+    let mut client = support::client(server).await;
+    eventually("the server has killed it", async || {
+        first_batch(&client.command("admin", count.clone()).await.unwrap()).is_empty()
+    })
+    .await;
+    assert_eq!(proxy.pinned(), (0, 0));
+    assert_eq!(proxy.created(), 1);
+    proxy.settles().await;
+}
+
+#[tokio::test]
 async fn a_client_that_reads_slowly_gets_everything() {
     let deployment = support::standalone().await;
     let server = &deployment.members()[0];
     sixteen_megabytes(server).await;
     let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 500")).await;
-    let mut stream = slow_reader(proxy.address()).await;
+    let mut stream = slow_reader(proxy.address(), all()).await;
     let began = Instant::now();
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.unwrap();
