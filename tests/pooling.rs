@@ -12,7 +12,7 @@ use mongomux::config::Address;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{MORE_TO_COME, Request, WireClient, WireError};
 use support::counts::Bound;
-use support::hold::{Hold, eventually, hold_finds, hold_inserts};
+use support::hold::{Hold, eventually, hold_finds, hold_finds_whatever_happens, hold_inserts};
 use support::proxy::proxy;
 use support::{connect, fail_command, fail_nothing, first_batch, next_batch};
 use tokio::task::JoinSet;
@@ -170,6 +170,26 @@ async fn a_read_whose_client_left_is_interrupted_and_its_connection_replaced() {
     assert_eq!(proxy.pool().unwrap().counts.available, 1);
     assert_eq!(support::connections(server, "mongomux").await, 1);
     hold.release().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_cut_off_keeps_its_place_until_the_server_can_have_noticed() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), ONE).await;
+    let hold = hold_finds_whatever_happens(server, "test.held").await;
+    let mut client = connect(proxy.address()).await;
+    let sent = Instant::now();
+    client.send(&Request::new("test", doc! { "find": "held" })).await.unwrap();
+    hold.reaches(1).await;
+    client.reset().unwrap();
+    let mut other = connect(proxy.address()).await;
+    other.command("admin", doc! { "ping": 1 }).await.unwrap();
+    // Half a second of patience with the read, and one second for the server: it hangs, and must not collect connections.
+    assert!(sent.elapsed() >= Duration::from_millis(1500), "{:?}", sent.elapsed());
+    assert_eq!((hold.count().await, proxy.created()), (1, 2));
+    hold.release().await;
+    eventually("the server has noticed", async || support::connections(server, "mongomux").await == 1).await;
 }
 
 #[tokio::test]

@@ -34,22 +34,27 @@ pub struct Hold<'a> {
 
 /// Holds every `find` on `namespace`.
 pub async fn hold_finds<'a>(server: &'a Mongod, namespace: &str) -> Hold<'a> {
-    hold(server, "waitInFindBeforeMakingBatch", namespace).await
+    hold(server, "waitInFindBeforeMakingBatch", namespace, true).await
+}
+
+/// As [`hold_finds`], and nothing interrupts them: the server does not even notice that a connection was closed.
+pub async fn hold_finds_whatever_happens<'a>(server: &'a Mongod, namespace: &str) -> Hold<'a> {
+    hold(server, "waitInFindBeforeMakingBatch", namespace, false).await
 }
 
 /// Holds every `insert` into `namespace`.
 pub async fn hold_inserts<'a>(server: &'a Mongod, namespace: &str) -> Hold<'a> {
-    hold(server, "hangDuringBatchInsert", namespace).await
+    hold(server, "hangDuringBatchInsert", namespace, true).await
 }
 
-async fn hold<'a>(server: &'a Mongod, point: &'static str, namespace: &str) -> Hold<'a> {
+async fn hold<'a>(server: &'a Mongod, point: &'static str, namespace: &str, interruptible: bool) -> Hold<'a> {
     let (database, collection) = namespace.split_once('.').expect("a database and a collection");
     // Of a collection that does not exist nothing is read, and nothing held.
     match client(server).await.command(database, doc! { "create": collection }).await {
         Ok(_) => {}
         Err(error) => assert_eq!(error.code(), Some(NAMESPACE_EXISTS), "{error}"),
     }
-    let data = doc! { "nss": namespace, "shouldCheckForInterrupt": true };
+    let data = doc! { "nss": namespace, "shouldCheckForInterrupt": interruptible };
     fail_point(server, point, Bson::from("alwaysOn"), data).await;
     Hold { server, point }
 }
