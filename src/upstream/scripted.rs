@@ -13,7 +13,7 @@ use bson::{RawDocument, rawdoc};
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::{Connection, ReceiveError};
 use super::handshake::{ConnectError, Dialer};
@@ -465,7 +465,8 @@ pub(super) async fn work(connection: &mut Connection, number: i32, work: Work) -
     let take = i64::try_from(work.take.as_millis()).unwrap();
     let id = connection.next_request_id();
     let command = rawdoc! {"work": number, "take": take, "then": work.then, "padding": work.padding, "$db": "test"};
-    let reply = connection.exchange(encode::op_msg(id, 0, &command).bytes()).await?;
+    let message = encode::op_msg(id, 0, &command);
+    let reply = timeout(ms(3_600_000), connection.exchange(message.bytes())).await.expect("neither reply nor error")?;
     let number = RawDocument::from_bytes(op_msg::reply_document(reply).unwrap().1).unwrap().get_i32("work").unwrap();
     connection.clear_reply();
     Ok(number)

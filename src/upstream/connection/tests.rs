@@ -27,6 +27,11 @@ async fn ask(connection: &mut Connection, server: &mut DuplexStream) {
     assert_eq!(taken, request.bytes());
 }
 
+/// Takes the reply; one that does not come fails instead of hanging.
+async fn receive(connection: &mut Connection) -> Result<(), ReceiveError> {
+    tokio::time::timeout(Duration::from_secs(1), connection.receive()).await.expect("neither a reply nor an error")
+}
+
 /// A reply to request `response_to` of about `bytes` bytes.
 fn reply(response_to: i32, bytes: usize) -> Vec<u8> {
     encode::op_msg(77, response_to, &rawdoc! {"ok": 1.0, "padding": "x".repeat(bytes)}).bytes().to_vec()
@@ -36,7 +41,7 @@ fn budget() -> Arc<MemoryBudget> {
     MemoryBudget::new(10_000_000)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reply_split_at_every_byte_is_the_same_reply() {
     let whole = reply(1, 30);
     for split in 0..=whole.len() {
@@ -47,18 +52,18 @@ async fn a_reply_split_at_every_byte_is_the_same_reply() {
             assert!(!connection.is_between_messages());
         }
         server.write_all(&whole[split..]).await.unwrap();
-        connection.receive().await.unwrap();
+        receive(&mut connection).await.unwrap();
         assert_eq!(connection.reply(), whole);
         assert!(connection.is_between_messages() && connection.is_alive());
         connection.clear_reply();
         ask(&mut connection, &mut server).await;
         server.write_all(&reply(2, 0)).await.unwrap();
-        connection.receive().await.unwrap();
+        receive(&mut connection).await.unwrap();
         assert_eq!(connection.reply(), reply(2, 0));
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reply_byte_by_byte_with_the_future_dropped_each_time() {
     for size in [0, 40_000] {
         let memory = budget();
@@ -68,50 +73,50 @@ async fn a_reply_byte_by_byte_with_the_future_dropped_each_time() {
             assert!(poll!(pin!(connection.receive())).is_pending());
             server.write_all(part).await.unwrap();
         }
-        connection.receive().await.unwrap();
+        receive(&mut connection).await.unwrap();
         assert_eq!(connection.reply(), whole);
         connection.clear_reply();
         assert_eq!(memory.used(), 0);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_end_in_the_middle_of_a_reply_is_found_at_every_byte() {
     let whole = reply(1, 30);
     for split in 0..whole.len() {
         let (mut connection, mut server) = asked(&budget()).await;
         server.write_all(&whole[..split]).await.unwrap();
         drop(server);
-        assert!(matches!(connection.receive().await, Err(ReceiveError::Closed)), "{split}");
+        assert!(matches!(receive(&mut connection).await, Err(ReceiveError::Closed)), "{split}");
         assert!(!connection.is_between_messages() && !connection.is_alive());
     }
     // All of it and then the end: a reply, and a connection that is not used again.
     let (mut connection, mut server) = asked(&budget()).await;
     server.write_all(&whole).await.unwrap();
     drop(server);
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     assert_eq!(connection.reply(), whole);
     assert!(!connection.is_alive());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn more_than_one_reply_is_an_error_at_every_byte() {
     let (whole, second) = (reply(1, 30), reply(1, 0));
     for more in 1..=second.len() {
         let (mut connection, mut server) = asked(&budget()).await;
         server.write_all(&[&whole[..], &second[..more]].concat()).await.unwrap();
-        assert!(matches!(connection.receive().await, Err(ReceiveError::TrailingBytes(bytes)) if bytes == more));
+        assert!(matches!(receive(&mut connection).await, Err(ReceiveError::TrailingBytes(bytes)) if bytes == more));
         assert!(!connection.is_between_messages());
         // The same, when the rest arrives later.
         let (mut connection, mut server) = asked(&budget()).await;
         server.write_all(&whole).await.unwrap();
-        connection.receive().await.unwrap();
+        receive(&mut connection).await.unwrap();
         server.write_all(&second[..more]).await.unwrap();
         assert!(!connection.is_alive());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_answers_another_request_is_an_error() {
     let mut compressed = reply(1, 0);
     compressed[12..16].copy_from_slice(&2012_i32.to_le_bytes());
@@ -121,7 +126,7 @@ async fn what_answers_another_request_is_an_error() {
         let memory = budget();
         let (mut connection, mut server) = asked(&memory).await;
         server.write_all(&wrong).await.unwrap();
-        let error = connection.receive().await.unwrap_err();
+        let error = receive(&mut connection).await.unwrap_err();
         let expected = (op_code, response_to, 1);
         assert!(
             matches!(error, ReceiveError::Unexpected { op_code, response_to, expected: asked }
@@ -133,23 +138,23 @@ async fn what_answers_another_request_is_an_error() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_is_no_message_is_an_error_as_soon_as_it_shows() {
     for length in [0, 15, -1, i32::MAX, 1_000_001] {
         let (mut connection, mut server) = asked(&budget()).await;
         server.write_all(&length.to_le_bytes()).await.unwrap();
-        assert!(matches!(connection.receive().await, Err(ReceiveError::Frame(_))), "{length}");
+        assert!(matches!(receive(&mut connection).await, Err(ReceiveError::Frame(_))), "{length}");
         assert!(!connection.is_between_messages());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable() {
     let memory = budget();
     let (mut connection, mut server) = asked(&memory).await;
     let large = reply(1, 300_000);
     server.write_all(&large).await.unwrap();
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     assert_eq!(memory.used(), large.len());
     let taken = connection.take_reply(1_000);
     assert_eq!(taken.bytes, large[1_000..]);
@@ -161,7 +166,7 @@ async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable()
     ask(&mut connection, &mut server).await;
     let small = reply(2, 100);
     server.write_all(&small).await.unwrap();
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     assert_eq!(connection.take_reply(10).bytes, small[10..]);
     drop(taken);
     assert_eq!(memory.used(), 0);
@@ -169,14 +174,14 @@ async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable()
     // One that is forgotten gives its memory back at once.
     ask(&mut connection, &mut server).await;
     server.write_all(&reply(3, 300_000)).await.unwrap();
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     connection.clear_reply();
     assert_eq!(memory.used(), 0);
     assert!(connection.buffer.capacity() <= 2 * REPLY_BUFFER_BYTES);
     assert!(connection.is_between_messages() && connection.is_alive());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_large_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
     let memory = MemoryBudget::new(400_000);
     let (mut connection, mut server) = asked(&memory).await;
@@ -188,13 +193,13 @@ async fn a_large_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
         assert_eq!(memory.used(), 200_000, "nothing is kept of what is not enough");
     }
     drop(held);
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     assert_eq!((connection.reply(), memory.used()), (&large[..], large.len()));
     connection.clear_reply();
     assert_eq!(memory.used(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_request_that_was_not_written_whole_ends_the_connection() {
     let memory = budget();
     let request = encode::op_msg(1, 0, &rawdoc! {"insert": "x".repeat(1_000)});
@@ -251,15 +256,15 @@ async fn an_interrupt_ends_sending_receiving_and_every_later_use() {
     assert!(!connection.is_alive() && !connection.is_between_messages());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_reply_that_nobody_cleared_does_not_answer_the_next_request() {
     let (mut connection, mut server) = asked(&budget()).await;
     server.write_all(&reply(1, 10)).await.unwrap();
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     ask(&mut connection, &mut server).await;
     assert!(poll!(pin!(connection.receive())).is_pending());
     server.write_all(&reply(2, 20)).await.unwrap();
-    connection.receive().await.unwrap();
+    receive(&mut connection).await.unwrap();
     assert_eq!(connection.reply(), reply(2, 20));
 }
 

@@ -12,7 +12,7 @@ use crate::config::BackoffConfig;
 use crate::upstream::scripted::{Dial, Gauge, Ping, Rig, Server, Setup, Work, ms, within_ten_seconds, work};
 
 /// Storms in one run of the tests; with them it takes some seconds.
-const STORMS: u64 = 100;
+const STORMS: u64 = 60;
 /// Clients of one pool.
 const CLIENTS: u64 = 10;
 /// Commands of one client.

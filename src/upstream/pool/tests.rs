@@ -345,6 +345,7 @@ async fn a_connection_closed_in_the_middle_keeps_its_place_until_the_server_has_
         assert!(tokio::time::timeout(ms(1), work(&mut connection, 1, command)).await.is_err());
         let began = Instant::now();
         drop(connection);
+        assert_eq!((rig.counts().available, rig.counts().closing), (0, 1));
         let next = rig.check_out().await.unwrap();
         let waited = began.elapsed();
         assert!(waited + ms(2) >= freed_after && waited <= freed_after + ms(2), "{command:?}: {waited:?}");
