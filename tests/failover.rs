@@ -16,9 +16,10 @@ use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
+use support::hold::eventually;
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
-use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid, until};
+use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid};
 use tokio::time::{Duration, Instant, timeout};
 
 const RETRYABLE_WRITE: &str = "RetryableWriteError";
@@ -67,8 +68,8 @@ async fn with_one_retry(client: &mut WireClient, database: &str, command: &Docum
     reply
 }
 
-/// A connection string that tells the driver inside the proxy to look often.
-const ATTENTIVE: &str = "heartbeat_frequency_ms = 500\nconnect_timeout_ms = 500\nserver_selection_timeout_ms = 30_000";
+/// A monitor waits this long for a late heartbeat.
+const HASTY: &str = "connect_timeout_ms = 500\nserver_selection_timeout_ms = 30_000";
 
 #[tokio::test]
 async fn a_step_down_is_nobodys_business() {
@@ -115,7 +116,7 @@ async fn a_step_down_is_nobodys_business() {
     let trouble = async {
         for _ in 0..2 {
             let before = done.load(Ordering::Relaxed);
-            until("traffic", async || (done.load(Ordering::Relaxed) >= before + 300).then_some(())).await;
+            eventually("traffic", async || done.load(Ordering::Relaxed) >= before + 300).await;
             let primary = deployment.await_primary().await.unwrap();
             let mut admin = support::client(&deployment.members()[primary]).await;
             let step_down = doc! { "replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 5, "force": true };
@@ -124,7 +125,7 @@ async fn a_step_down_is_nobodys_business() {
             assert_ne!(next, primary);
         }
         let before = done.load(Ordering::Relaxed);
-        until("traffic", async || (done.load(Ordering::Relaxed) >= before + 300).then_some(())).await;
+        eventually("traffic", async || done.load(Ordering::Relaxed) >= before + 300).await;
         over.store(true, Ordering::Relaxed);
     };
     let (inserted, counted, ()) = tokio::join!(drivers, raw, trouble);
@@ -147,7 +148,13 @@ struct Increments {
 }
 
 /// Increments a document of its own without a `txnNumber`, over one socket, until told to stop.
-async fn increment(address: &Address, worker: i64, concern: &Document, over: &AtomicBool, done: &AtomicU64) -> Increments {
+async fn increment(
+    address: &Address,
+    worker: i64,
+    concern: &Document,
+    over: &AtomicBool,
+    done: &AtomicU64,
+) -> Increments {
     let mut client = connect(address).await;
     let mut increments = Increments::default();
     while !over.load(Ordering::Relaxed) {
@@ -203,7 +210,7 @@ async fn count_through(proxy: &Proxy, concern: Document, trouble: impl AsyncFnOn
 
 async fn more(done: &AtomicU64, by: u64) {
     let before = done.load(Ordering::Relaxed);
-    until("progress", async || (done.load(Ordering::Relaxed) >= before + by).then_some(())).await;
+    eventually("progress", async || done.load(Ordering::Relaxed) >= before + by).await;
 }
 
 #[tokio::test]
@@ -261,10 +268,10 @@ async fn hold_the_bound(proxy: &Proxy) {
 
 /// Opens all connections that the pool of `server` may have.
 async fn fill_pool(proxy: &Proxy, server: &Mongod) {
-    until("a full pool", async || {
+    eventually("a full pool", async || {
         let servers = proxy.clusters()[0].servers();
-        let pool = &servers.iter().find(|it| *it.address == server.address())?.pool;
-        (pool.snapshot().counts.available == POOL).then_some(())
+        let server = servers.iter().find(|it| *it.address == server.address());
+        server.is_some_and(|server| server.pool.snapshot().counts.available == POOL)
     })
     .await;
 }
@@ -282,7 +289,8 @@ async fn freed(clients: &mut [WireClient], commands: &[Document]) -> Vec<(Docume
 #[tokio::test]
 async fn commands_on_a_primary_that_hangs_are_freed() {
     let deployment = support::replica_set(3).await;
-    let settings = format!("{ATTENTIVE}\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}\nmax_connecting = 2");
+    // The next primary is elected long before this monitor gives the hung one up.
+    let settings = format!("{HASTY}\nheartbeat_frequency_ms = 4_000\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}");
     let proxy = proxy(&deployment.uri(), &settings).await;
     let primary = deployment.primary().await.unwrap();
     let hung = &deployment.members()[primary];
@@ -326,7 +334,7 @@ async fn commands_on_a_primary_that_hangs_are_freed() {
 async fn commands_on_a_standalone_that_hangs_are_freed() {
     let deployment = support::standalone().await;
     let [server] = deployment.members() else { panic!("one server") };
-    let settings = format!("{ATTENTIVE}\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}");
+    let settings = format!("{HASTY}\nheartbeat_frequency_ms = 500\nmax_pool_size = {POOL}\nmin_pool_size = {POOL}");
     let proxy = proxy(&deployment.uri(), &settings).await;
     let mut clients = join_all((0..3).map(|_| connect(proxy.address()))).await;
     fill_pool(&proxy, server).await;
@@ -420,13 +428,13 @@ async fn lost_get_more(deployment: &Deployment, relay: &Relay, client: &mut Wire
     assert_eq!(code_and_labels(&reply), (43, vec![]), "{fault:?}: {reply}");
     // Nobody can go on with it, so it is not left behind.
     let mut direct = support::client(&deployment.members()[0]).await;
-    until("the end of the lost cursor", async || {
+    eventually("the end of the lost cursor", async || {
         let open = doc! { "aggregate": 1, "pipeline": [
             { "$currentOp": { "idleCursors": true, "allUsers": true } },
             { "$match": { "cursor.cursorId": cursor } },
         ], "cursor": {} };
         let reply = direct.command("admin", open).await.unwrap();
-        first_batch(&reply).is_empty().then_some(())
+        first_batch(&reply).is_empty()
     })
     .await;
     assert_eq!(client.command("test", more).await.unwrap_err().code(), Some(43));
@@ -537,6 +545,26 @@ async fn one_broken_connection_ends_neither_cursors_nor_transactions() {
     other.command("test", doc! { "count": "many" }).await.unwrap_err();
     let commit = doc! { "commitTransaction": 1, "lsid": &lsid, "txnNumber": 1_i64, "autocommit": false };
     client.command("admin", commit).await.expect("and commits");
+}
+
+#[tokio::test]
+async fn an_old_connection_that_breaks_late_says_nothing_new() {
+    let (deployment, relay, proxy) = relayed("").await;
+    let (mut client, mut other) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    let slow = doc! { "failCommands": ["distinct"], "blockConnection": true, "blockTimeMS": 2_000 };
+    support::fail_command(&deployment.members()[0], 1, slow).await;
+    relay.next("distinct", Fault::NoReply, 1);
+    relay.next("count", Fault::NoReply, 1);
+    let distinct = Request::new("test", doc! { "distinct": "c", "key": "x" });
+    let id = client.send(&distinct).await.unwrap();
+    eventually("the slow command", async || proxy.clusters()[0].servers()[0].pool.snapshot().counts.in_use == 1).await;
+    other.command("test", doc! { "count": "c" }).await.unwrap_err();
+    other.command("test", doc! { "find": "c" }).await.expect("known again");
+    let topology = proxy.clusters()[0].monitor().subscribe();
+    let reply = client.receive(id).await.unwrap().document().unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec![]), "{reply}");
+    let topology = topology.borrow();
+    assert!(topology.servers.values().all(|server| server.suspected.is_none()), "{}", topology.summary());
 }
 
 #[tokio::test]

@@ -12,8 +12,9 @@ use bson::{Bson, Document, doc};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::wire_client::WireClient;
 use mongomux::tasks::Tasks;
+use support::hold::eventually;
 use support::proxy::{Proxy, proxy};
-use support::{code_and_labels, connect, first_batch, new_lsid, next_batch, scripted, until};
+use support::{code_and_labels, connect, first_batch, new_lsid, next_batch, scripted};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -51,10 +52,10 @@ impl Set {
         deployment.await_members().await.unwrap();
         assert_eq!(deployment.primary().await, Some(primary), "no election has a reason here");
         let proxy = proxy(&deployment.uri(), SETTINGS).await;
-        until("all members with their tags", async || {
+        eventually("all members with their tags", async || {
             let topology = proxy.clusters()[0].topology();
             let tagged = topology.data_bearing().filter(|server| !server.tags.is_empty()).count();
-            (tagged == 3 && topology.primary().is_some()).then_some(())
+            tagged == 3 && topology.primary().is_some()
         })
         .await;
         Self { deployment, proxy, primary }
@@ -346,7 +347,7 @@ async fn a_mongos_gets_commands_as_they_are_and_keeps_its_transactions() {
     let hello = client.command("admin", doc! { "hello": 1 }).await.unwrap();
     assert_eq!(hello.get_str("msg").unwrap(), "isdbgrid");
     assert!(!hello.contains_key("setName") && !hello.contains_key("topologyVersion"), "{hello}");
-    until("both mongos", async || (proxy.clusters()[0].topology().data_bearing().count() == 2).then_some(())).await;
+    eventually("both mongos", async || proxy.clusters()[0].topology().data_bearing().count() == 2).await;
 
     // What a mongos does with a preference is its own business.
     let preference = doc! {
@@ -373,8 +374,7 @@ async fn a_mongos_gets_commands_as_they_are_and_keeps_its_transactions() {
     let home = client.command("test", begin.clone()).await.unwrap().get_i32("mongos").unwrap();
     let gone = mongos.iter().find(|mongos| i32::from(mongos.port) == home).unwrap();
     gone.end();
-    until("the loss of a mongos", async || (proxy.clusters()[0].topology().data_bearing().count() == 1).then_some(()))
-        .await;
+    eventually("the loss of a mongos", async || proxy.clusters()[0].topology().data_bearing().count() == 1).await;
     begin.remove("startTransaction");
     let lost = client.reply("test", begin.clone()).await.unwrap();
     assert_eq!(code_and_labels(&lost), (251, vec!["TransientTransactionError".to_owned()]), "{lost}");

@@ -551,7 +551,8 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
     match route {
         Route::Await(_) => Ok(None),
         Route::Server(address) => match cluster.operation_on(&address) {
-            Some(operation) => Ok(Some(operation)),
+            Some(operation) if operation.server().health.passes() => Ok(Some(operation)),
+            Some(_) => Err(Situation::BreakerOpen { why: cluster.refusal() }.into()),
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
         },
         Route::Select(criteria) => {

@@ -283,8 +283,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection broke in the middle of a command. The server is suspect until it is heard of again.
+    /// A connection broke in the middle of a command. The server is suspect until it is heard of again, unless the
+    /// connection is of an older generation: then the failure that made it stale was heard of already.
     pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
+        if !server.pool.is_current(generation) {
+            tracing::debug!(server = %server.address, reason, "stale connection broke");
+            return;
+        }
         tracing::info!(server = %server.address, reason, "connection broke");
         server.pool.clear_generation(generation);
         self.monitor.suspect(&server.address, reason, None);
@@ -327,7 +332,8 @@ impl Cluster {
         }
     }
 
-    fn refusal(&self) -> String {
+    /// Which breakers are not closed, and why.
+    pub fn refusal(&self) -> String {
         let refused = self.servers().into_iter().filter(|server| !server.health.passes()).map(|server| {
             let why = server.pool.snapshot().last_connect_error.unwrap_or_else(|| "too many failures".to_owned());
             format!("{}: circuit breaker open: {why}", server.address)

@@ -19,13 +19,10 @@ use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::{Mongod, MongodError};
 use mongomux::sandbox::wire_client::WireClient;
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::Duration;
 
 /// Longest wait for anything that is bound to happen; a busy machine is slow.
 pub const PATIENCE: Duration = Duration::from_secs(40);
-
-/// How often something is looked at that has no event.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// A standalone with test commands.
 pub async fn standalone() -> Deployment {
@@ -109,22 +106,6 @@ pub async fn connections(server: &Mongod, application: &str) -> usize {
         .get(application)
         .copied()
         .unwrap_or(0)
-}
-
-/// Looks until there is something, for what has no event to wait for.
-#[track_caller]
-pub fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> impl Future<Output = T> {
-    let place = std::panic::Location::caller();
-    async move {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            assert!(Instant::now() < deadline, "waited in vain at {place}: {what}");
-            sleep(LOOK).await;
-        }
-    }
 }
 
 /// Codes by which a server says that it is no longer what it was: no client of ours may ever read one.

@@ -40,7 +40,7 @@ impl Program {
         tasks.spawn("output", async move {
             let mut bytes = Vec::new();
             stdout.read_to_end(&mut bytes).await.expect("a pipe");
-            *text.lock().unwrap() = String::from_utf8_lossy(&bytes).into_owned();
+            *text.lock().expect("nobody panics holding it") = String::from_utf8_lossy(&bytes).into_owned();
         });
         Self { child, log, output }
     }
@@ -78,7 +78,7 @@ impl Program {
         // Everything was said once the pipe is closed.
         while self.log.changed().await.is_ok() {}
         let code = status.code().unwrap_or_else(|| panic!("ended by signal {:?}:\n{}", status.signal(), self.log()));
-        (code, self.log(), self.output.lock().unwrap().clone())
+        (code, self.log(), self.output.lock().expect("nobody panics holding it").clone())
     }
 }
 

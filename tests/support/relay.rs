@@ -111,12 +111,12 @@ impl Relay {
 
     /// Treats the next `times` commands of this name like this.
     pub fn next(&self, command: &str, fault: Fault, times: usize) {
-        self.shared.faults.lock().unwrap().push_back((command.to_owned(), fault, times));
+        self.shared.faults.lock().expect("nobody panics holding it").push_back((command.to_owned(), fault, times));
     }
 
     /// Forgets the faults that have not happened yet; returns how many.
     pub fn forget_faults(&self) -> usize {
-        self.shared.faults.lock().unwrap().drain(..).map(|(_, _, times)| times).sum()
+        self.shared.faults.lock().expect("nobody panics holding it").drain(..).map(|(_, _, times)| times).sum()
     }
 
     /// Data connections accepted so far.
@@ -200,7 +200,7 @@ async fn dial(server: &Address) -> std::io::Result<TcpStream> {
 /// Keeps the connection without a word, and counts how many the proxy holds like that at once.
 async fn hang(mut proxy: TcpStream, shared: &Shared) {
     {
-        let mut hanging = shared.hanging.lock().unwrap();
+        let mut hanging = shared.hanging.lock().expect("nobody panics holding it");
         // Those that the proxy has given up do not count: asked of the system, as their tasks may not know yet.
         hanging.retain(|socket| !matches!(socket.peek(&mut [std::mem::MaybeUninit::uninit()]), Ok(0)));
         let fd = proxy.as_fd().try_clone_to_owned().expect("a descriptor");
@@ -248,7 +248,7 @@ async fn relay(proxy: &mut TcpStream, server: &mut TcpStream, first: Vec<u8>, sh
 
 impl Shared {
     fn fault_for(&self, command: &str) -> Option<Fault> {
-        let mut faults = self.faults.lock().unwrap();
+        let mut faults = self.faults.lock().expect("nobody panics holding it");
         let index = faults.iter().position(|(name, _, times)| name == command && *times > 0)?;
         let (_, fault, times) = &mut faults[index];
         let fault = *fault;
