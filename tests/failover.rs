@@ -130,7 +130,7 @@ async fn a_step_down_is_nobodys_business() {
     };
     let (inserted, counted, ()) = tokio::join!(drivers, raw, trouble);
     let things = client.database("test").collection::<Document>("things");
-    assert_eq!(things.count_documents(doc! {}).await.unwrap(), inserted.iter().sum::<i64>() as u64);
+    assert_eq!(things.count_documents(doc! {}).await.unwrap(), inserted.iter().sum::<i64>().cast_unsigned());
     let counters = client.database("test").collection::<Document>("counters");
     for (worker, number) in counted {
         let counter = counters.find_one(doc! { "_id": worker }).await.unwrap().unwrap();
