@@ -14,7 +14,7 @@ use crate::command::Handling;
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;
 use crate::upstream::pool::lock;
-use crate::upstream::{Operation, PooledConnection};
+use crate::upstream::{LongPoll, Operation, PooledConnection};
 use crate::wire::op_msg::reply_document;
 
 /// A read that has run for this long without its client is interrupted.
@@ -26,12 +26,19 @@ pub(super) struct Abandoned {
     connection: PooledConnection,
     sent: Instant,
     interruptible: bool,
+    /// A place among those who wait for data is taken until the server is done.
+    long_poll: Option<LongPoll>,
     /// The cursor that a getMore was for, with its namespace.
     cursor: Option<(i64, (String, String))>,
 }
 
 impl Abandoned {
-    pub(super) fn new(exchange: &Exchange, operation: Operation, connection: PooledConnection, sent: Instant) -> Self {
+    pub(super) fn new(
+        exchange: &mut Exchange,
+        operation: Operation,
+        connection: PooledConnection,
+        sent: Instant,
+    ) -> Self {
         let command = &exchange.command;
         let cursor = (command.spec.handling == Handling::GetMore)
             .then(|| Some((command.cursor_id(&exchange.frame)?, get_more_namespace(command, &exchange.frame)?)))
@@ -39,7 +46,8 @@ impl Abandoned {
         // Of the others the server goes on whatever we do.
         let interruptible = exchange.kind == OperationKind::Read
             && matches!(command.spec.name, "find" | "aggregate" | "count" | "distinct");
-        Self { operation, connection, sent, interruptible, cursor }
+        let long_poll = exchange.long_poll.take();
+        Self { operation, connection, sent, interruptible, long_poll, cursor }
     }
 }
 
@@ -47,7 +55,7 @@ impl Abandoned {
 pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
     let shared = shared.clone();
     shared.cluster.tasks.clone().spawn("abandoned command", async move {
-        let Abandoned { operation, mut connection, sent, interruptible, cursor } = abandoned;
+        let Abandoned { operation, mut connection, sent, interruptible, long_poll: _until_done, cursor } = abandoned;
         let patience = async {
             tokio::time::sleep_until(sent + CANCEL_AFTER).await;
             while !interruptible || !shared.activity.may_cancel() {

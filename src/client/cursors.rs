@@ -28,6 +28,9 @@ use crate::wire::{Elements, Frame};
 /// The arrays of a killCursors reply.
 const KILL_RESULTS: [&str; 4] = ["cursorsKilled", "cursorsNotFound", "cursorsAlive", "cursorsUnknown"];
 
+/// A document, or an array, of nothing: its length and the closing NUL.
+const EMPTY_DOCUMENT_BYTES: usize = 5;
+
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Remembers where a new cursor lives, and forgets one that has ended. An error means that the cursor cannot be
     /// continued: it was killed, and the client must not hear of it.
@@ -223,6 +226,15 @@ impl OpenCursor {
         lock(&shared.cluster.pins).unpin_cursor(self.id, Instant::now());
         kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
     }
+}
+
+/// True for a batch without documents of a cursor that lives on.
+pub(super) fn brought_nothing(inspected: &Inspected, reply: &[u8]) -> bool {
+    let cursor = || find(reply_document(reply)?.1, b"cursor")?.as_document();
+    let batch = || find(cursor()?, b"nextBatch")?.as_document();
+    inspected.facts.ok
+        && inspected.facts.cursor_id.is_some_and(|id| id != 0)
+        && batch().is_some_and(|batch| batch.len() == EMPTY_DOCUMENT_BYTES)
 }
 
 /// Kills a cursor that nobody can continue.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
-use super::cursors::OpenCursor;
+use super::cursors::{OpenCursor, brought_nothing};
 use super::session::{ReplyTo, Session};
 use super::shared::{BusyClient, ClientShared, InFlight};
 use super::socket::ReadEnd;
@@ -25,7 +25,7 @@ use crate::routing::{Lost, Route, route};
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, RetryReason, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, Operation, PooledConnection, ReceiveError, Reply, SelectError};
+use crate::upstream::{CheckOutError, LongPoll, Operation, PooledConnection, ReceiveError, Reply, SelectError};
 use crate::wire::{Frame, encode};
 
 /// How often a command is tried that could not be written whole.
@@ -53,6 +53,8 @@ pub(super) struct Exchange {
     /// The server that the last attempt failed on.
     failed: Option<Arc<Address>>,
     upstream: Duration,
+    /// The right to wait for data, while it does.
+    pub(super) long_poll: Option<LongPoll>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
     _held: (Reservation, InFlight, BusyClient),
 }
@@ -107,12 +109,19 @@ impl Exchange {
             resent: false,
             failed: None,
             upstream: Duration::ZERO,
+            long_poll: None,
             _held: (reservation, in_flight, BusyClient::new(shared)),
         }
     }
 
     fn label(&self) -> CommandLabel {
         CommandLabel::of(self.command.spec.name)
+    }
+
+    /// How long it wants to wait for data still.
+    fn waits_further(&self) -> Option<Duration> {
+        let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
+        wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
     }
 
     /// The earlier of the command's own deadline and `limit` from now.
@@ -233,6 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         };
         exchange.upstream += sent.elapsed();
+        exchange.long_poll = None;
         if let Err(error) = received {
             return self.no_reply(exchange, &operation, &connection, &error);
         }
@@ -276,6 +286,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Situation::MaxTimeExpiredInQueue { max_time: deadline - exchange.started }.into());
             }
             exchange.command.shrink_max_time(&mut exchange.frame, remaining);
+        }
+        if let Some(remaining) = exchange.waits_further() {
+            let slice = operation.server().long_polls.slice();
+            exchange.command.shrink_max_time(&mut exchange.frame, remaining.min(slice));
         }
         if exchange.command.session.starts_transaction
             && let Some(transaction) = exchange.command.session.transaction()
@@ -388,6 +402,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             && let Some(again) = self.state_changed(exchange, operation, change)?
         {
             return Ok(again);
+        }
+        // A slice of its time is over, and nothing came: it gets in line for the next one.
+        if exchange.waits_further().is_some() && brought_nothing(&inspected, connection.reply()) {
+            return Ok(Verdict::Again);
         }
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
             return Err(Failed::Refused(Refusal::Reply(error)));
@@ -532,8 +550,17 @@ async fn long_polls_end(shared: &ClientShared, lane: Lane) {
 }
 
 /// A server and a connection, if both are there now.
-fn acquire_now(shared: &ClientShared, exchange: &Exchange) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+fn acquire_now(
+    shared: &ClientShared,
+    exchange: &mut Exchange,
+) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
     let Some(operation) = find_server(shared, exchange)? else { return Ok(None) };
+    if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
+        exchange.long_poll = operation.server().long_polls.try_enter();
+        if exchange.long_poll.is_none() {
+            return Ok(None);
+        }
+    }
     match operation.server().pool.try_check_out() {
         Ok(Some(connection)) => {
             shared.metrics.wait_queue_seconds.observe(0.0);
@@ -590,6 +617,12 @@ async fn acquire(shared: &ClientShared, exchange: &mut Exchange) -> Result<(Oper
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
         let until = exchange.within(cluster.config.wait_queue_timeout);
+        if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
+            match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
+                Ok(place) => exchange.long_poll = Some(place),
+                Err(_) => return Err(waited_in_vain(shared, &operation, queued).into()),
+            }
+        }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {
                 shared.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());

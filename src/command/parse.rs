@@ -158,6 +158,12 @@ impl Command {
         (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
     }
 
+    /// How long the client of a `getMore` wants to wait for data; `None` for the server's default.
+    pub fn await_time(&self) -> Option<Duration> {
+        let milliseconds = u64::try_from(self.max_time?.milliseconds).ok()?;
+        (self.spec.handling == Handling::GetMore && milliseconds > 0).then(|| Duration::from_millis(milliseconds))
+    }
+
     /// May go to a server that its read preference names.
     pub fn secondary_ok(&self, frame: &Frame) -> bool {
         let explained = || match find(self.document(frame), b"explain").and_then(|element| element.as_document()) {
@@ -347,6 +353,9 @@ mod tests {
     fn the_wait_of_a_get_more_is_no_deadline() {
         let (command, frame) = parse(doc! {"getMore": 77_i64, "collection": "c", "maxTimeMS": 5, "$db": "d"});
         assert_eq!((command.max_time(), command.cursor_id(&frame)), (None, Some(77)));
+        assert_eq!(command.await_time(), Some(Duration::from_millis(5)));
+        let (find, _) = parse(doc! {"find": "c", "maxTimeMS": 5, "$db": "d"});
+        assert_eq!(find.await_time(), None);
     }
 
     #[test]

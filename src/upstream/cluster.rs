@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::Health;
+use super::long_polls::LongPolls;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use crate::admission::{Admission, MemoryBudget};
@@ -44,6 +45,8 @@ pub struct Server {
     pub health: Arc<Health>,
     /// Its metrics.
     pub metrics: Arc<ServerMetrics>,
+    /// Who may wait for data on it.
+    pub long_polls: LongPolls,
     /// Commands that were routed to it and have not ended: `operationCount` of the server-selection specification.
     operations: AtomicU32,
     seen: Mutex<Seen>,
@@ -390,7 +393,10 @@ impl Cluster {
         });
         self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
         let address = Arc::new(address.clone());
-        Arc::new(Server { address, pool, health, metrics, operations: AtomicU32::new(0), seen: Mutex::default() })
+        let long_polls =
+            LongPolls::new(self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size));
+        let (operations, seen) = (AtomicU32::new(0), Mutex::default());
+        Arc::new(Server { address, pool, health, metrics, long_polls, operations, seen })
     }
 
     async fn recheck_while_waited_for(&self) {
