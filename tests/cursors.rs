@@ -212,6 +212,41 @@ async fn a_tailable_cursor_waits_for_data_and_wakes() {
     assert_eq!(support::next_batch(&woken.document().unwrap()), [doc! { "_id": 1 }]);
 }
 
+/// More of those who wait for data than there are connections: nobody is kept out, and all are woken in their turn.
+#[tokio::test]
+async fn those_who_wait_for_data_leave_connections_to_those_who_do_not() {
+    for pool in [1, 3] {
+        let (_deployment, proxy) = pair(&format!("max_pool_size = {pool}\nmin_pool_size = 1")).await;
+        let mut writer = support::connect(proxy.address()).await;
+        writer.command(DATABASE, doc! { "create": "log", "capped": true, "size": 100_000 }).await.unwrap();
+        writer.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 0 }, { "_id": 1 }] }).await.unwrap();
+        let mut waiting = Vec::new();
+        for number in 0..6 {
+            let mut client = support::connect(proxy.address()).await;
+            let find = doc! { "find": "log", "tailable": true, "awaitData": true };
+            let id = open(&mut client, find).await;
+            let mut wait = get_more(id, "log", 10);
+            wait.insert("maxTimeMS", 60_000);
+            let request = client.send(&Request::new(DATABASE, wait)).await.unwrap();
+            // The last one leaves while it waits, and holds nothing up.
+            if number < 5 {
+                waiting.push((client, request));
+            }
+        }
+        let quick = timeout(Duration::from_secs(8), async {
+            for _ in 0..20 {
+                writer.command(DATABASE, doc! { "find": "log" }).await.unwrap();
+            }
+            writer.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 2 }] }).await.unwrap();
+        });
+        quick.await.expect("finds do not wait behind those who wait for data");
+        let woken = join_all(waiting.iter_mut().map(|(client, request)| client.receive(*request)));
+        for message in timeout(PATIENCE, woken).await.expect("all are woken in their turn") {
+            assert_eq!(support::next_batch(&message.unwrap().document().unwrap()), [doc! { "_id": 2 }]);
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_exhaust_request_is_answered_one_batch_at_a_time() {
     let (deployment, proxy) = pair("max_pool_size = 1\nmin_pool_size = 1").await;
