@@ -177,7 +177,7 @@ async fn take<R: AsyncRead + Unpin>(
     }
     message.resize(length, 0);
     let mut rest = &mut message[HEADER_BYTES..];
-    if random.random_bool(0.1) {
+    if length > 4_000_000 || random.random_bool(0.1) {
         report.slow.fetch_add(1, Ordering::Relaxed);
         for _ in 0..random.random_range(1..10) {
             sleep(Duration::from_millis(random.random_range(1..10))).await;
@@ -248,33 +248,41 @@ impl Client {
     fn any(&mut self) -> Ask {
         let (token, bytes) = (self.token(), self.bytes());
         let document = doc! { "_id": &token, "data": payload(&token, bytes) };
-        match self.random.random_range(0..1000) {
-            0..500 => {
+        match self.random.random_range(0..100) {
+            0..50 => {
                 let echo = doc! { "aggregate": 1, "pipeline": [{ "$documents": [document] }], "cursor": {} };
                 let expected = Expected::Document { batch: "firstBatch", bytes };
                 self.ask(&token, &Request::new("test", echo), expected)
             }
-            500..650 => {
+            50..65 => {
                 // The same document three times, one per batch.
                 let copies = doc! { "$set": { "copy": [1, 2, 3] } };
                 let pipeline = [doc! { "$documents": [document] }, copies, doc! { "$unwind": "$copy" }];
                 let echo = doc! { "aggregate": 1, "pipeline": &pipeline[..], "cursor": { "batchSize": 1 } };
                 self.ask(&token, &Request::new("test", echo), Expected::Cursor { bytes })
             }
-            650..780 => self.ask(&token, &Request::new("test", doc! { token.as_str(): 1 }), Expected::Error),
-            780..995 => {
+            65..78 => self.ask(&token, &Request::new("test", doc! { token.as_str(): 1 }), Expected::Error),
+            _ => {
                 let insert = Request::new("test", doc! { "insert": "tokens" }).sequence("documents", vec![document]);
                 self.ask(&token, &insert, Expected::Inserted)
             }
-            _ => {
-                // Takes long enough to be interrupted when its client leaves.
-                let literal = doc! { "_id": { "$literal": &token }, "data": { "$literal": payload(&token, bytes) } };
-                let filter = doc! { "$where": "sleep(700) || true" };
-                let find = doc! { "find": "one", "filter": filter, "projection": literal };
-                let expected = Expected::Document { batch: "firstBatch", bytes };
-                self.ask(&token, &Request::new("test", find), expected)
-            }
         }
+    }
+
+    /// Takes long enough to be interrupted when its client leaves.
+    fn slow(&mut self) -> Ask {
+        let (token, bytes) = (self.token(), self.bytes());
+        let literal = doc! { "_id": { "$literal": &token }, "data": { "$literal": payload(&token, bytes) } };
+        let find = doc! { "find": "one", "filter": { "$where": "sleep(900) || true" }, "projection": literal };
+        self.ask(&token, &Request::new("test", find), Expected::Document { batch: "firstBatch", bytes })
+    }
+
+    /// Larger than what the system buffers for one socket.
+    fn large(&mut self) -> Ask {
+        let (token, bytes) = (self.token(), self.random.random_range(5_000_000..8_000_000));
+        let document = doc! { "_id": &token, "data": payload(&token, bytes) };
+        let echo = doc! { "aggregate": 1, "pipeline": [{ "$documents": [document] }], "cursor": {} };
+        self.ask(&token, &Request::new("test", echo), Expected::Document { batch: "firstBatch", bytes })
     }
 
     async fn exchange(&mut self, ask: &Ask) -> io::Result<i64> {
@@ -284,7 +292,11 @@ impl Client {
 
     /// One request; a cursor is read to its end, or left half-way.
     async fn plain(&mut self) -> io::Result<()> {
-        let ask = self.any();
+        let ask = match self.random.random_range(0..100) {
+            0 => self.slow(),
+            1..3 => self.large(),
+            _ => self.any(),
+        };
         let mut cursor = self.exchange(&ask).await?;
         let Expected::Cursor { bytes } = ask.expected else { return Ok(()) };
         for _ in 0..self.random.random_range(0..3) {
@@ -335,9 +347,11 @@ impl Client {
 
     /// Leaves at some moment in some way, and comes back as somebody new.
     async fn hang_up(&mut self) -> io::Result<()> {
-        let ask = self.any();
+        let slow = self.random.random_bool(0.01);
+        let ask = if slow { self.slow() } else { self.any() };
         let mut received = Vec::new();
         match self.random.random_range(0..4) {
+            _ if slow => self.stream.write_all(&ask.message).await?,
             0 => {}
             1 => {
                 let part = self.random.random_range(1..ask.message.len());
