@@ -347,7 +347,7 @@ impl Client {
 
     /// Leaves at some moment in some way, and comes back as somebody new.
     async fn hang_up(&mut self) -> io::Result<()> {
-        let slow = self.random.random_bool(0.01);
+        let slow = self.random.random_bool(0.03);
         let ask = if slow { self.slow() } else { self.any() };
         let mut received = Vec::new();
         match self.random.random_range(0..4) {
