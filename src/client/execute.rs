@@ -442,12 +442,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
             return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
         }
-        // Nobody else can: an unacknowledged write that was refused outright is tried once on the new primary.
-        if exchange.kind == OperationKind::Unacknowledged && !shutdown && !exchange.resent {
-            self.shared.metrics.retries[RetryReason::Write].inc();
-            exchange.resent = true;
-            exchange.failed = Some(operation.server().address.clone());
-            return Ok(Some(Verdict::Again));
+        // Not sent again: a batch may have been applied in part, and nothing tells the server that it knows it already.
+        if exchange.kind == OperationKind::Unacknowledged {
+            self.shared.metrics.shed[ShedReason::Unacknowledged].inc();
         }
         Ok(self.resend(exchange, operation).then_some(Verdict::Again))
     }
