@@ -398,3 +398,24 @@ async fn beyond_the_limit_clients_wait_in_the_backlog() {
     second.command("admin", doc! { "ping": 1 }).await.unwrap();
     assert_eq!(proxy.metric("mongomux_client_connections_opened_total"), 3.0);
 }
+
+#[tokio::test]
+async fn a_server_that_does_not_read_holds_no_command_beyond_its_time() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}command_timeout_ms = 500")).await;
+    let mut client = connect(proxy.address()).await;
+    client.command("admin", doc! { "ping": 1 }).await.unwrap();
+    server.pause().await.unwrap();
+    // More than the system buffers on the way.
+    let data = || doc! { "data": Binary { subtype: BinarySubtype::Generic, bytes: vec![0; 15_000_000] } };
+    let large = Request::new("test", doc! { "insert": "c" }).sequence("documents", vec![data(), data(), data()]);
+    let reply = timeout(AT_ONCE, client.exchange(&large)).await.expect("an answer in time").unwrap();
+    let reply = reply.document().unwrap();
+    assert_eq!(reply.get_f64("ok").unwrap(), 0.0, "{reply}");
+    assert_eq!(reply.get_i32("code").unwrap(), 89, "{reply}");
+    server.resume().unwrap();
+    client.command("admin", doc! { "ping": 1 }).await.unwrap();
+    assert_eq!(ids(server).await, [0; 0]);
+    proxy.settles().await;
+}

@@ -220,11 +220,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Attempt, Failed> {
         self.prepare(exchange, &operation, &mut connection)?;
         let sent = Instant::now();
-        if let Err(error) = connection.send(exchange.frame.bytes()).await {
+        let limit = self.limit(exchange, sent);
+        // A request that loses was not written whole and is never executed: its connection is closed.
+        let written = tokio::select! {
+            biased;
+            written = connection.send(exchange.frame.bytes()) => written,
+            limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
+        };
+        if let Err(error) = written {
             return self.not_written(exchange, &operation, &connection, &error.0.to_string());
         }
         self.shared.metrics.sent_bytes[Side::Upstream].inc_by(exchange.frame.bytes().len() as u64);
-        let limit = self.limit(exchange, sent);
         // Nothing is lost when an arm loses: what has arrived of the reply stays in the connection, which is finished by
         // a task of its own or closed. Biased, so that a reply that is there counts more than a client that just left.
         let received = tokio::select! {
