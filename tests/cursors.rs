@@ -233,6 +233,9 @@ async fn those_who_wait_for_data_leave_connections_to_those_who_do_not() {
                 waiting.push((client, request));
             }
         }
+        for _ in 0..50 {
+            assert!(in_use(&mut writer).await <= 1, "of a pool of {pool}");
+        }
         let quick = timeout(Duration::from_secs(8), async {
             for _ in 0..20 {
                 writer.command(DATABASE, doc! { "find": "log" }).await.unwrap();

@@ -133,6 +133,20 @@ async fn an_aborted_transaction_leaves_nothing_and_takes_no_more_statements() {
     assert!(late.has_label(TRANSIENT_TRANSACTION_ERROR));
     assert_eq!(count(&mut outside).await, 0);
 
+    // One that the server aborts by itself is over as well, also for a drain that waits for open transactions.
+    client.command(DATABASE, doc! { "insert": "accounts", "documents": [{ "_id": 1 }] }).await.unwrap();
+    let change = doc! { "update": "accounts", "updates": [{ "q": { "_id": 1 }, "u": { "$inc": { "n": 1 } } }] };
+    let (winner, loser) = (Raw::new(), Raw::new());
+    client.command(DATABASE, winner.first(change.clone())).await.unwrap();
+    outside.command(DATABASE, loser.first(doc! { "find": "c" })).await.unwrap();
+    assert_eq!(open(&proxy).0, 2);
+    let conflict = outside.command(DATABASE, loser.next(change)).await.unwrap_err();
+    assert_eq!(conflict.code(), Some(112), "{conflict}");
+    assert_eq!(open(&proxy).0, 1);
+    assert_eq!(loser.end(&mut outside, "abortTransaction").await.unwrap_err().code(), Some(251));
+    winner.end(&mut client, "commitTransaction").await.unwrap();
+    assert_eq!(open(&proxy).0, 0);
+
     // What else goes wrong is the server's to tell, and its codes and labels pass.
     let twin = Raw::new();
     raw.number = 2;
