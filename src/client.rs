@@ -10,5 +10,5 @@ pub mod session;
 pub mod shared;
 pub mod socket;
 
-pub use bound::{Accepted, BindError, BoundSocket};
+pub use bound::{BindError, BoundSocket};
 pub use shared::ClientShared;

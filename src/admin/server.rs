@@ -15,15 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::{Admin, Caller, router};
-use crate::client::{Accepted, BoundSocket};
+use crate::client::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use crate::config::limits::{ADMIN_EXCHANGE_TIMEOUT, ADMIN_HEAD_BYTES, MAX_ADMIN_CONNECTIONS};
 use crate::tasks::Tasks;
 
 /// At the end of the program an answer that is on its way gets this long: the one to the order to drain, above all.
 const GRACE: Duration = Duration::from_millis(250);
-
-/// After a failed accept, which mostly means that open files have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}

@@ -7,15 +7,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cursors::{cursor_namespace, get_more_namespace, kill_in_background};
+use super::cursors::OpenCursor;
 use super::execute::Exchange;
 use super::shared::ClientShared;
-use crate::command::Handling;
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;
-use crate::upstream::pool::lock;
 use crate::upstream::{LongPoll, Operation, PooledConnection};
-use crate::wire::op_msg::reply_document;
 
 /// A read that has run for this long without its client is interrupted.
 const CANCEL_AFTER: Duration = Duration::from_millis(500);
@@ -28,8 +25,8 @@ pub(super) struct Abandoned {
     interruptible: bool,
     /// A place among those who wait for data is taken until the server is done.
     long_poll: Option<LongPoll>,
-    /// The cursor that a getMore was for, with its namespace.
-    cursor: Option<(i64, (String, String))>,
+    /// The cursor that a getMore was for.
+    cursor: Option<Box<OpenCursor>>,
 }
 
 impl Abandoned {
@@ -40,9 +37,7 @@ impl Abandoned {
         sent: Instant,
     ) -> Self {
         let command = &exchange.command;
-        let cursor = (command.spec.handling == Handling::GetMore)
-            .then(|| Some((command.cursor_id(&exchange.frame)?, get_more_namespace(command, &exchange.frame)?)))
-            .flatten();
+        let cursor = OpenCursor::of_get_more(operation.server(), exchange);
         // Of the others the server goes on whatever we do.
         let interruptible = exchange.kind == OperationKind::Read
             && matches!(command.spec.name, "find" | "aggregate" | "count" | "distinct");
@@ -75,17 +70,9 @@ pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
         if let Err(why) = received {
             shared.cluster.network_error(server, connection.generation, &why);
         }
-        let address = server.address.clone();
-        if let Some((id, namespace)) = cursor {
-            // Its batch is lost, and with it the position.
-            lock(&shared.cluster.pins).unpin_cursor(id, Instant::now());
-            return kill_in_background(&shared.cluster, address, namespace, id);
-        }
-        let Ok(inspected) = inspect(connection.reply()) else { return };
-        if let Some(id) = inspected.facts.cursor_id.filter(|id| *id != 0)
-            && let Some(namespace) = reply_document(connection.reply()).and_then(|(_, reply)| cursor_namespace(reply))
-        {
-            kill_in_background(&shared.cluster, address, namespace, id);
+        let left_open = || OpenCursor::of(server, &inspect(connection.reply()).ok()?, connection.reply());
+        if let Some(cursor) = cursor.or_else(left_open) {
+            cursor.kill(&shared);
         }
     });
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
@@ -11,6 +12,9 @@ use crate::config::Address;
 
 /// Connections that the system completes before we accept them: enough for a storm of thousands.
 const BACKLOG: u32 = 4096;
+
+/// Pause after a failed accept, which mostly means that open files have run out.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why an address cannot be listened at.
 #[derive(Debug, thiserror::Error)]

@@ -42,11 +42,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reply: &[u8],
     ) -> Option<ErrorReply> {
         let facts = &inspected.facts;
-        let now = Instant::now();
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
             if ended && let Some(id) = exchange.command.cursor_id(&exchange.frame) {
-                self.unpin_cursor(id, now);
+                unpin_cursor(&self.shared, id);
             }
             return None;
         }
@@ -57,7 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             change_stream: exchange.command.opens_change_stream,
             in_session: exchange.command.session.session.is_some(),
         };
-        let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, now).err()?;
+        let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
             kill_in_background(&self.shared.cluster, server.address.clone(), namespace, id);
         }
@@ -78,21 +77,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.
     pub(super) fn lost_reply(&self, exchange: &Exchange, operation: &Operation) {
-        if exchange.command.spec.handling == Handling::GetMore
-            && let Some(id) = exchange.command.cursor_id(&exchange.frame)
-        {
-            // The batch may have been consumed: nobody knows where the cursor stands.
-            self.unpin_cursor(id, Instant::now());
-            if let Some(namespace) = get_more_namespace(&exchange.command, &exchange.frame) {
-                let server = operation.server().address.clone();
-                kill_in_background(&self.shared.cluster, server, namespace, id);
-            }
-        }
-    }
-
-    fn unpin_cursor(&self, id: i64, now: Instant) {
-        if let Some(pinned) = lock(&self.shared.cluster.pins).unpin_cursor(id, now) {
-            self.shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
+        // The batch may have been consumed: nobody knows where the cursor stands.
+        if let Some(cursor) = OpenCursor::of_get_more(operation.server(), exchange) {
+            cursor.kill(&self.shared);
         }
     }
 
@@ -157,10 +144,7 @@ async fn kill_on_each(
                     let items = reply.get_array(name).into_iter().flatten().filter_map(Result::ok);
                     items.filter_map(RawBsonRef::as_i64).for_each(|id| result.push(id));
                 }
-                let mut pins = lock(&shared.cluster.pins);
-                for id in ids {
-                    pins.unpin_cursor(id, Instant::now());
-                }
+                ids.into_iter().for_each(|id| unpin_cursor(shared, id));
             }
             // The command itself is wrong, for instance one of its other fields.
             Some(reply) if !is_state_change(&reply) => refused = Some(reply),
@@ -206,7 +190,7 @@ fn cursor_ids(document: &[u8]) -> Vec<i64> {
     items.filter_map(|item| item.as_i64()).collect()
 }
 
-/// A cursor in a reply that is on its way to the client.
+/// A cursor that is open on its server, and that its client may not be able to continue.
 pub(super) struct OpenCursor {
     server: Arc<Address>,
     namespace: (String, String),
@@ -221,9 +205,22 @@ impl OpenCursor {
         Some(Box::new(Self { server: server.address.clone(), namespace, id }))
     }
 
-    /// The client will never read this reply: its batch is lost, and with it the position.
+    /// The cursor that a getMore asks for.
+    pub(super) fn of_get_more(server: &Server, exchange: &Exchange) -> Option<Box<Self>> {
+        let (command, frame) = (&exchange.command, &exchange.frame);
+        if command.spec.handling != Handling::GetMore {
+            return None;
+        }
+        let id = command.cursor_id(frame)?;
+        let collection = find(command.document(frame), b"collection").and_then(|element| element.as_str());
+        // Without a collection there was no getMore for the server either, and killing it there changes nothing.
+        let namespace = (command.database(frame).to_owned(), collection.unwrap_or_default().to_owned());
+        Some(Box::new(Self { server: server.address.clone(), namespace, id }))
+    }
+
+    /// The client will never read its reply: the batch is lost, and with it the position.
     pub(super) fn kill(self, shared: &ClientShared) {
-        lock(&shared.cluster.pins).unpin_cursor(self.id, Instant::now());
+        unpin_cursor(shared, self.id);
         kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
     }
 }
@@ -237,21 +234,22 @@ pub(super) fn brought_nothing(inspected: &Inspected, reply: &[u8]) -> bool {
         && batch().is_some_and(|batch| batch.len() == EMPTY_DOCUMENT_BYTES)
 }
 
+/// Forgets a cursor that has ended.
+fn unpin_cursor(shared: &ClientShared, id: i64) {
+    if let Some(pinned) = lock(&shared.cluster.pins).unpin_cursor(id, Instant::now()) {
+        shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
+    }
+}
+
 /// Kills a cursor that nobody can continue.
-pub(super) fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
+fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
     let (database, collection) = namespace;
     let command = rawdoc! {"killCursors": collection, "cursors": [id], "$db": database};
     cluster.run_in_background(Errand::Server(server), command);
 }
 
-/// Database and collection of a getMore.
-pub(super) fn get_more_namespace(command: &Command, frame: &Frame) -> Option<(String, String)> {
-    let collection = find(command.document(frame), b"collection")?.as_str()?;
-    Some((command.database(frame).to_owned(), collection.to_owned()))
-}
-
 /// Database and collection of the cursor in a reply.
-pub(super) fn cursor_namespace(reply: &[u8]) -> Option<(String, String)> {
+fn cursor_namespace(reply: &[u8]) -> Option<(String, String)> {
     let cursor = find(reply, b"cursor")?.as_document()?;
     let (database, collection) = find(cursor, b"ns")?.as_str()?.split_once('.')?;
     Some((database.to_owned(), collection.to_owned()))

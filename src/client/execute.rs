@@ -43,6 +43,7 @@ pub(super) struct Exchange {
     pub(super) frame: Frame,
     pub(super) reply_to: ReplyTo,
     pub(super) kind: OperationKind,
+    label: CommandLabel,
     lane: Lane,
     started: Instant,
     /// `maxTimeMS` after arrival.
@@ -98,6 +99,7 @@ impl Exchange {
         let in_flight = shared.activity.begin(lane == Lane::Await);
         let deadline = command.max_time().map(|time| started + time);
         Self {
+            label: CommandLabel::of(command.spec.name),
             command,
             frame,
             reply_to,
@@ -112,10 +114,6 @@ impl Exchange {
             long_poll: None,
             _held: (reservation, in_flight, BusyClient::new(shared)),
         }
-    }
-
-    fn label(&self) -> CommandLabel {
-        CommandLabel::of(self.command.spec.name)
     }
 
     /// How long it wants to wait for data still.
@@ -151,7 +149,7 @@ impl Exchange {
 /// What the command is to its driver once it fails, and with whom it waits.
 fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane) {
     let get_more = command.spec.handling == Handling::GetMore;
-    let cursor = command.cursor_id(frame).filter(|_| get_more);
+    let cursor = if get_more { command.cursor_id(frame) } else { None };
     let (awaits_data, change_stream) = cursor
         .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)))
         .unwrap_or_default();
@@ -238,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             received = connection.receive() => received,
             () = self.socket.left() => {
                 abandoned::finish(&self.shared, Abandoned::new(exchange, operation, connection, sent));
-                self.shared.metrics.commands[(exchange.label(), Outcome::Abandoned)].inc();
+                self.shared.metrics.commands[(exchange.label, Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
@@ -269,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Box::pin(self.write(message)).await
             }
         };
-        self.observe(exchange.label(), exchange.started, exchange.upstream);
+        self.observe(exchange.label, exchange.started, exchange.upstream);
         if let Err(end) = delivered {
             if let Some(cursor) = undelivered {
                 cursor.kill(&self.shared);
@@ -419,7 +417,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.follow_transaction(exchange, &inspected);
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { Outcome::Completed } else { Outcome::Failed };
-        self.shared.metrics.commands[(exchange.label(), outcome)].inc();
+        self.shared.metrics.commands[(exchange.label, outcome)].inc();
         if exchange.command.unacknowledged {
             return Ok(Verdict::Nothing);
         }
@@ -486,7 +484,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let metrics = &self.shared.metrics;
         let (error, outcome) = match refusal {
             Refusal::Left => {
-                metrics.commands[(exchange.label(), Outcome::Abandoned)].inc();
+                metrics.commands[(exchange.label, Outcome::Abandoned)].inc();
                 return Err(ReadEnd::Left);
             }
             Refusal::Reply(error) => (Some(error), Outcome::Failed),
@@ -496,11 +494,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 (answer(&situation, exchange.kind), outcome)
             }
         };
-        self.observe(exchange.label(), exchange.started, exchange.upstream);
+        self.observe(exchange.label, exchange.started, exchange.upstream);
         match error {
             Some(error) => self.error(&exchange.command, &exchange.frame, exchange.reply_to, &error, outcome).await,
             None => {
-                self.shared.metrics.commands[(exchange.label(), outcome)].inc();
+                self.shared.metrics.commands[(exchange.label, outcome)].inc();
                 Ok(())
             }
         }
@@ -586,12 +584,8 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
         },
         Route::Select(criteria) => {
-            cluster.try_select(criteria, exchange.failed.as_deref()).map_err(|error| match error {
-                SelectError::BreakerOpen(why) => Situation::BreakerOpen { why }.into(),
-                SelectError::NoSuitableServer(why) => {
-                    Situation::NoSuitableServer { waited: Duration::ZERO, why }.into()
-                }
-            })
+            let chosen = cluster.try_select(criteria, exchange.failed.as_deref());
+            chosen.map_err(|error| no_server(error, Duration::ZERO).into())
         }
         Route::Lost(Lost::Cursor) => {
             let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
@@ -687,12 +681,17 @@ async fn wait_for_server(
         // The topology has changed since the look before this one.
         Route::Server(_) | Route::Lost(_) => Ok(None),
     };
-    found.map_err(|error| match error {
-        SelectError::BreakerOpen(why) => Situation::BreakerOpen { why }.into(),
-        SelectError::NoSuitableServer(why) => {
-            exchange.expired().unwrap_or_else(|| Situation::NoSuitableServer { waited: began.elapsed(), why }).into()
-        }
+    found.map_err(|error| match (&error, exchange.expired()) {
+        (SelectError::NoSuitableServer(_), Some(expired)) => expired.into(),
+        _ => no_server(error, began.elapsed()).into(),
     })
+}
+
+fn no_server(error: SelectError, waited: Duration) -> Situation {
+    match error {
+        SelectError::BreakerOpen(why) => Situation::BreakerOpen { why },
+        SelectError::NoSuitableServer(why) => Situation::NoSuitableServer { waited, why },
+    }
 }
 
 /// No connection in time: because all are busy, or because none can be made.

@@ -3,19 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::bound::{Accepted, BoundSocket};
+use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use super::session::Session;
 use super::shared::ClientShared;
 use crate::telemetry::labels::{ClientClosed, ClientState};
-
-/// Pause after accept failed for lack of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
 /// `places` as long as it is open.

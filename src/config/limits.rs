@@ -202,18 +202,10 @@ pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 pub const OPEN_FILES_RESERVE: u64 = 128;
 /// Servers assumed per cluster when open files are reckoned before any server is known: the usual replica set.
 pub const ASSUMED_SERVERS: u64 = 3;
-/// Connections that monitoring may add per server: heartbeats and round-trip times.
-pub const MONITORING_CONNECTIONS: u32 = 2;
 /// A connection closed in the middle of a command counts this long, so that a hanging server does not collect them.
 pub const CLOSED_MID_COMMAND_GRACE: Duration = Duration::from_secs(1);
 /// `max_lifetime_ms` varies by this, so that connections opened together are not refreshed together.
 pub const LIFETIME_JITTER_PERCENT: u32 = 10;
-/// Commands a half-open breaker admits at once.
-pub const BREAKER_PROBES: u32 = 1;
-/// Re-sends by the proxy, as a share of its traffic: an outage must not double the load.
-pub const RETRY_BUDGET_PERCENT: u32 = 10;
-/// Re-sends per second that are free, which keeps the budget useful at low traffic.
-pub const RETRY_BUDGET_FLOOR_PER_SECOND: u32 = 10;
 /// Open cursors remembered per cluster, some 100 bytes each. The server would run out of memory before.
 pub const MAX_CURSOR_PINS: usize = 100_000;
 /// Open transactions remembered per cluster. Each lives 60 s at most on the server.

@@ -186,11 +186,6 @@ impl Cluster {
         &self.monitor
     }
 
-    /// Upstream connections of all servers, those being opened or closed included.
-    pub fn open_connections(&self) -> u32 {
-        self.bound.open()
-    }
-
     /// All servers, ordered by address.
     pub fn servers(&self) -> Vec<Arc<Server>> {
         lock(&self.servers).values().cloned().collect()

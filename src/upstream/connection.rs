@@ -18,14 +18,9 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use crate::admission::{MemoryBudget, Reservation};
+use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
 use crate::topology::description::Hello;
 use crate::wire::{FrameError, MessageHeader, OpCode};
-
-/// Kept by every connection for replies. Larger replies get a buffer of their own, which leaves with them.
-pub const REPLY_BUFFER_BYTES: usize = 32 * 1024;
-
-/// Longest time a closed connection keeps its place when the server does not notice.
-pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a connection runs over: TCP, TLS, a unix socket, or a pipe in a test.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -238,7 +233,7 @@ impl Connection {
                 }
                 _ if eof => return Err(ReceiveError::Closed),
                 Some(_) => {}
-                None => self.buffer.reserve(REPLY_BUFFER_BYTES - self.buffer.len()),
+                None => self.buffer.reserve(CONNECTION_BUFFER_BYTES - self.buffer.len()),
             }
             eof = self.fill().await? == 0;
         }
@@ -268,7 +263,7 @@ impl Connection {
     pub fn clear_reply(&mut self) {
         self.expected = None;
         self.reservation = None;
-        if self.buffer.capacity() > 2 * REPLY_BUFFER_BYTES {
+        if self.buffer.capacity() > 2 * CONNECTION_BUFFER_BYTES {
             self.buffer = BytesMut::new();
         } else {
             self.buffer.clear();
@@ -291,7 +286,7 @@ impl Connection {
         Reply { bytes, reservation }
     }
 
-    /// Ends the connection and waits until the server has noticed, at most [`CLOSE_TIMEOUT`].
+    /// Ends the connection and waits until the server has noticed, at most [`CLOSED_MID_COMMAND_GRACE`].
     pub async fn close(self) {
         let mut rest = [0; 4096];
         let noticed = async {
@@ -303,7 +298,7 @@ impl Connection {
             while tokio::io::AsyncReadExt::read(&mut stream, &mut rest).await.is_ok_and(|read| read > 0) {}
         };
         // Elapsed means that the server hangs; its place has been kept long enough.
-        if tokio::time::timeout(CLOSE_TIMEOUT, noticed).await.is_err() {
+        if tokio::time::timeout(CLOSED_MID_COMMAND_GRACE, noticed).await.is_err() {
             tracing::debug!(connection = self.id, "the server did not notice a closed connection in time");
         }
     }
@@ -322,10 +317,10 @@ impl Connection {
     /// # Cancel safety
     /// Safe: nothing changes before the memory is there. A caller that was dropped here parses the header again.
     async fn make_room(&mut self, length: usize) {
-        if length > REPLY_BUFFER_BYTES && self.reservation.is_none() {
+        if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
             self.reservation = self.memory.try_reserve_reply(length);
         }
-        if length > REPLY_BUFFER_BYTES && self.reservation.is_none() {
+        if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
             // Forgotten while waiting, so that a dropped future leaves the header to be parsed again.
             let header = self.expected.take();
             // Boxed, as replies hardly ever have to wait.

@@ -12,12 +12,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::bound::Line;
-use super::connection::{CLOSE_TIMEOUT, Connection};
+use super::connection::Connection;
 use super::handshake::ConnectError;
 use super::pool::{Pool, Shared, State, lock};
 use super::pool_state::PoolStatus;
 use crate::breaker::state::ProbeId;
 use crate::breaker::{Failure, Outcome};
+use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT};
 use crate::telemetry::labels::ConnectionClosed;
 use crate::wire::encode;
 
@@ -164,7 +165,7 @@ impl Place {
         let shared = self.pool.0.clone();
         shared.state().connect_broken();
         tokio::select! {
-            () = tokio::time::sleep(CLOSE_TIMEOUT) => {}
+            () = tokio::time::sleep(CLOSED_MID_COMMAND_GRACE) => {}
             () = shared.parts.tasks.cancelled() => {}
         }
         shared.freed();
@@ -231,8 +232,8 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
     shared.register(&mut connection);
     connection.generation = generation;
     let lifetime = shared.parts.config.max_lifetime;
-    // Up to a tenth earlier, so that connections opened together are not replaced together.
-    connection.expires = Instant::now() + lifetime - lifetime.mul_f64(rand::random::<f64>() / 10.0);
+    let jitter = lifetime * LIFETIME_JITTER_PERCENT / 100;
+    connection.expires = Instant::now() + lifetime - jitter.mul_f64(rand::random());
     tracing::debug!(server = %shared.parts.address, connection = connection.id, greeting = ?connection.greeting, "connection ready");
     {
         let mut pace = lock(&shared.pace);

@@ -106,11 +106,6 @@ impl Frame {
     pub fn into_bytes(self) -> Bytes {
         self.bytes.freeze()
     }
-
-    /// The buffer itself, writable.
-    pub fn into_buffer(self) -> BytesMut {
-        self.bytes
-    }
 }
 
 /// Overwrites the little-endian `i32` at `offset`; a place that does not exist is left alone.

@@ -159,7 +159,7 @@ async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable()
     let taken = connection.take_reply(1_000);
     assert_eq!(taken.bytes, large[1_000..]);
     assert!(connection.reply().is_empty());
-    assert!(connection.buffer.capacity() <= 2 * REPLY_BUFFER_BYTES);
+    assert!(connection.buffer.capacity() <= 2 * CONNECTION_BUFFER_BYTES);
     assert_eq!(memory.used(), large.len(), "it is still there");
 
     // A small one is copied, and costs no budget.
@@ -177,7 +177,7 @@ async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable()
     receive(&mut connection).await.unwrap();
     connection.clear_reply();
     assert_eq!(memory.used(), 0);
-    assert!(connection.buffer.capacity() <= 2 * REPLY_BUFFER_BYTES);
+    assert!(connection.buffer.capacity() <= 2 * CONNECTION_BUFFER_BYTES);
     assert!(connection.is_between_messages() && connection.is_alive());
 }
 
