@@ -1,8 +1,10 @@
 //! The clients: who listens for them, their sockets, and the path of each of their commands.
 
 pub mod abandoned;
+pub mod acquire;
 pub mod bound;
 pub mod cursors;
+pub mod exchange;
 pub mod execute;
 pub mod facade;
 pub mod listener;

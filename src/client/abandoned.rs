@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::cursors::OpenCursor;
-use super::execute::Exchange;
+use super::exchange::Exchange;
 use super::shared::ClientShared;
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;

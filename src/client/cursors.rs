@@ -8,7 +8,7 @@ use bson::{RawBson, rawdoc};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::execute::Exchange;
+use super::exchange::Exchange;
 use super::session::{ReplyTo, Session};
 use super::shared::ClientShared;
 use super::socket::ReadEnd;

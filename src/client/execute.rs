@@ -1,9 +1,8 @@
-//! The path of one command through upstream: route, admit, check out, send, receive, relay.
+//! The path of one command through upstream: acquire a connection, send, receive, relay.
 //!
 //! Where nothing has to be waited for, it runs straight through. Whatever fails before the request was written whole is
 //! tried again on a server selected anew, within the command's deadline; after that the driver decides, on our labels.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,22 +10,22 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
+use super::acquire::{Refusal, acquire, acquire_now};
 use super::cursors::{OpenCursor, brought_nothing};
+use super::exchange::Exchange;
 use super::session::{ReplyTo, Session};
-use super::shared::{BusyClient, ClientShared, InFlight};
+use super::shared::ClientShared;
 use super::socket::ReadEnd;
-use crate::admission::{AdmitError, Lane, Permit, Reservation};
+use crate::admission::Lane;
 use crate::breaker::{Failure, Outcome as Health};
-use crate::command::{Command, Effect, Handling};
-use crate::config::{Address, Retry};
-use crate::reply::errors::{self, ErrorReply};
+use crate::config::Retry;
+use crate::reply::errors;
 use crate::reply::{OperationKind, Situation, StateChange, StateChangeKind, answer, inspect};
-use crate::routing::{Lost, Route, route};
-use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, RetryReason, ShedReason, Side};
+use crate::telemetry::labels::{ClientClosed, Outcome, RetryReason, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, LongPoll, Operation, PooledConnection, ReceiveError, Reply, SelectError};
-use crate::wire::{Frame, encode};
+use crate::upstream::{Operation, PooledConnection, ReceiveError, Reply};
+use crate::wire::encode;
 
 /// How often a command is tried that could not be written whole.
 const MAX_ATTEMPTS: u32 = 3;
@@ -34,147 +33,12 @@ const MAX_ATTEMPTS: u32 = 3;
 /// A server gets this much longer than `maxTimeMS` to say itself that the time is over.
 const MAX_TIME_GRACE: Duration = Duration::from_secs(1);
 
-/// After a pool was cleared the command is routed anew, but never in a tight loop.
-const REROUTE_PAUSE: Duration = Duration::from_millis(5);
-
-/// One command on its way.
-pub(super) struct Exchange {
-    pub(super) command: Command,
-    pub(super) frame: Frame,
-    pub(super) reply_to: ReplyTo,
-    pub(super) kind: OperationKind,
-    label: CommandLabel,
-    lane: Lane,
-    started: Instant,
-    /// `maxTimeMS` after arrival.
-    deadline: Option<Instant>,
-    attempts: u32,
-    /// Was sent whole once already.
-    resent: bool,
-    /// The server that the last attempt failed on.
-    failed: Option<Arc<Address>>,
-    upstream: Duration,
-    /// The right to wait for data, while it does.
-    pub(super) long_poll: Option<LongPoll>,
-    /// Memory for the request, and the counts of what is under way: held until the command has ended.
-    _held: (Reservation, InFlight, BusyClient),
-}
-
-/// Why a command was not carried out by a server.
-pub(super) enum Refusal {
-    /// By the matrix of situation and operation.
-    Situation(Situation),
-    /// For a reason of its own.
-    Reply(ErrorReply),
-    /// Nobody is there any more.
-    Left,
-}
-
 /// What became of one attempt.
 enum Attempt {
     /// The client has its reply.
     Delivered,
     /// To be tried again.
     Again,
-}
-
-impl From<Situation> for Refusal {
-    fn from(situation: Situation) -> Self {
-        Self::Situation(situation)
-    }
-}
-
-impl Exchange {
-    pub(super) fn new(
-        command: Command,
-        mut frame: Frame,
-        reply_to: ReplyTo,
-        reservation: Reservation,
-        shared: &Arc<ClientShared>,
-    ) -> Self {
-        command.clear_flags(&mut frame);
-        let started = Instant::now();
-        let (kind, lane) = classify(&command, &frame, shared, started);
-        // Long polls do not keep a drain from ending.
-        let in_flight = shared.activity.begin(lane == Lane::Await);
-        let deadline = command.max_time().map(|time| started + time);
-        Self {
-            label: CommandLabel::of(command.spec.name),
-            command,
-            frame,
-            reply_to,
-            kind,
-            lane,
-            started,
-            deadline,
-            attempts: 0,
-            resent: false,
-            failed: None,
-            upstream: Duration::ZERO,
-            long_poll: None,
-            _held: (reservation, in_flight, BusyClient::new(shared)),
-        }
-    }
-
-    /// How long it wants to wait for data still.
-    fn waits_further(&self) -> Option<Duration> {
-        let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
-        wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
-    }
-
-    /// The earlier of the command's own deadline and `limit` from now.
-    fn within(&self, limit: Duration) -> Instant {
-        let limit = Instant::now() + limit;
-        self.deadline.map_or(limit, |deadline| deadline.min(limit))
-    }
-
-    /// `Some` when the command's own deadline is over.
-    fn expired(&self) -> Option<Situation> {
-        let deadline = self.deadline.filter(|deadline| Instant::now() >= *deadline)?;
-        Some(Situation::MaxTimeExpiredInQueue { max_time: deadline - self.started })
-    }
-
-    /// What running it a second time would do, when it was sent whole: the reason to count, or nothing.
-    fn may_run_twice(&self) -> Option<RetryReason> {
-        match (self.kind, self.command.effect()) {
-            (OperationKind::Read, _) => Some(RetryReason::Read),
-            (OperationKind::RetryableWrite, _) => Some(RetryReason::Write),
-            (OperationKind::CommitOrAbort, _) => Some(RetryReason::Commit),
-            (OperationKind::Write, Effect::Idempotent) => Some(RetryReason::Cleanup),
-            _ => None,
-        }
-    }
-}
-
-/// What the command is to its driver once it fails, and with whom it waits.
-fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane) {
-    let get_more = command.spec.handling == Handling::GetMore;
-    let cursor = if get_more { command.cursor_id(frame) } else { None };
-    let (awaits_data, change_stream) = cursor
-        .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)))
-        .unwrap_or_default();
-    let kind = if command.unacknowledged {
-        OperationKind::Unacknowledged
-    } else if command.spec.handling == Handling::EndTransaction {
-        OperationKind::CommitOrAbort
-    } else if command.session.in_transaction {
-        OperationKind::InTransaction
-    } else if get_more {
-        OperationKind::GetMore { change_stream }
-    } else {
-        match command.effect() {
-            Effect::Read => OperationKind::Read,
-            Effect::Write if command.session.is_retryable() => OperationKind::RetryableWrite,
-            Effect::Write | Effect::Other | Effect::Idempotent => OperationKind::Write,
-        }
-    };
-    let lane = match kind {
-        OperationKind::CommitOrAbort => Lane::Transaction,
-        OperationKind::InTransaction if !command.session.starts_transaction => Lane::Transaction,
-        OperationKind::GetMore { .. } if awaits_data => Lane::Await,
-        _ => Lane::Regular,
-    };
-    (kind, lane)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
@@ -547,167 +411,6 @@ async fn long_polls_end(shared: &ClientShared, lane: Lane) {
         Box::pin(shared.activity.long_polls_end()).await;
     } else {
         std::future::pending().await
-    }
-}
-
-/// A server and a connection, if both are there now.
-fn acquire_now(
-    shared: &ClientShared,
-    exchange: &mut Exchange,
-) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
-    let Some(operation) = find_server(shared, exchange)? else { return Ok(None) };
-    if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
-        exchange.long_poll = operation.server().long_polls.try_enter();
-        if exchange.long_poll.is_none() {
-            return Ok(None);
-        }
-    }
-    match operation.server().pool.try_check_out() {
-        Ok(Some(connection)) => {
-            shared.metrics.wait_queue_seconds.observe(0.0);
-            Ok(Some((operation, connection)))
-        }
-        Ok(None) | Err(_) => Ok(None),
-    }
-}
-
-/// The server that the command goes to now; `None` when waiting may help.
-fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Operation>, Refusal> {
-    let cluster = &shared.cluster;
-    let topology = cluster.topology();
-    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
-    match route {
-        Route::Await(_) => Ok(None),
-        Route::Server(address) => match cluster.operation_on(&address) {
-            Some(operation) if operation.server().health.passes() => Ok(Some(operation)),
-            Some(_) => Err(Situation::BreakerOpen { why: cluster.refusal() }.into()),
-            None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
-        },
-        Route::Select(criteria) => {
-            let chosen = cluster.try_select(criteria, exchange.failed.as_deref());
-            chosen.map_err(|error| no_server(error, Duration::ZERO).into())
-        }
-        Route::Lost(Lost::Cursor) => {
-            let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
-            Err(Refusal::Reply(errors::cursor_not_found(id)))
-        }
-        Route::Lost(Lost::Transaction(server)) => Err(Situation::ServerLeft { server: (*server).clone() }.into()),
-    }
-}
-
-/// Waits for a server that suits and for one of its connections.
-///
-/// # Cancel safety
-/// Safe: whoever is dropped leaves every queue.
-async fn acquire(shared: &ClientShared, exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
-    let cluster = &shared.cluster;
-    let began = Instant::now();
-    let _waits = admit(shared, exchange).await?;
-    loop {
-        let operation = match find_server(shared, exchange)? {
-            Some(operation) => operation,
-            None => match wait_for_server(shared, exchange, began).await? {
-                Some(operation) => operation,
-                None => continue,
-            },
-        };
-        let pool = operation.server().pool.clone();
-        let queued = Instant::now();
-        let until = exchange.within(cluster.config.wait_queue_timeout);
-        if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
-            match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
-                Ok(place) => exchange.long_poll = Some(place),
-                Err(_) => return Err(waited_in_vain(shared, &operation, queued).into()),
-            }
-        }
-        match pool.check_out(exchange.lane, until).await {
-            Ok(connection) => {
-                shared.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
-                return Ok((operation, connection));
-            }
-            Err(CheckOutError::Cleared | CheckOutError::Closed) => {
-                drop(operation);
-                if let Some(expired) = exchange.expired() {
-                    return Err(expired.into());
-                }
-                let waited = began.elapsed();
-                if waited > cluster.config.server_selection_timeout + cluster.config.wait_queue_timeout {
-                    let why = cluster.problem(&cluster.topology());
-                    return Err(Situation::NoSuitableServer { waited, why }.into());
-                }
-                tokio::time::sleep(REROUTE_PAUSE).await;
-                cluster.reconcile(&cluster.topology());
-            }
-            Err(CheckOutError::Timeout) => {
-                return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, &operation, queued)).into());
-            }
-        }
-    }
-}
-
-/// The permission to wait. Commit and abort always get it: they free what others wait for. An unacknowledged write cannot
-/// be refused, so its client waits for the permission, too.
-async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Refusal> {
-    let admission = &shared.cluster.admission;
-    let full = |AdmitError::QueueFull { waiting }: AdmitError| {
-        let config = &shared.cluster.config;
-        let (limit, connections) = (config.wait_queue_size, config.pool.max_pool_size);
-        Refusal::Situation(Situation::QueueFull { waiting, limit, connections })
-    };
-    match exchange.kind {
-        OperationKind::CommitOrAbort => Ok(admission.admit_always()),
-        OperationKind::Unacknowledged => {
-            let until = exchange.within(shared.cluster.config.wait_queue_timeout);
-            admission.admit_until(until).await.map_err(full)
-        }
-        _ => admission.admit().map_err(full),
-    }
-}
-
-/// `None` when there is news of the server that the command is bound to: it is to be routed anew.
-async fn wait_for_server(
-    shared: &ClientShared,
-    exchange: &Exchange,
-    began: Instant,
-) -> Result<Option<Operation>, Refusal> {
-    let cluster = &shared.cluster;
-    let deadline = exchange.within(cluster.config.server_selection_timeout.saturating_sub(began.elapsed()));
-    let topology = cluster.topology();
-    let now = Instant::now();
-    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
-    let found = match route {
-        Route::Select(criteria) => cluster.select(criteria, exchange.failed.as_deref(), deadline).await.map(Some),
-        Route::Await(server) => cluster.await_news(&server, deadline).await.map(|()| None),
-        // The topology has changed since the look before this one.
-        Route::Server(_) | Route::Lost(_) => Ok(None),
-    };
-    found.map_err(|error| match (&error, exchange.expired()) {
-        (SelectError::NoSuitableServer(_), Some(expired)) => expired.into(),
-        _ => no_server(error, began.elapsed()).into(),
-    })
-}
-
-fn no_server(error: SelectError, waited: Duration) -> Situation {
-    match error {
-        SelectError::BreakerOpen(why) => Situation::BreakerOpen { why },
-        SelectError::NoSuitableServer(why) => Situation::NoSuitableServer { waited, why },
-    }
-}
-
-/// No connection in time: because all are busy, or because none can be made.
-fn waited_in_vain(shared: &ClientShared, operation: &Operation, queued: Instant) -> Situation {
-    let snapshot = operation.server().pool.snapshot();
-    let server = (*operation.server().address).clone();
-    match snapshot.last_connect_error {
-        Some(why) if snapshot.counts.available + snapshot.counts.in_use == 0 => {
-            Situation::ConnectFailed { server, why }
-        }
-        _ => Situation::QueueTimeout {
-            server,
-            waited: queued.elapsed(),
-            connections: snapshot.max_pool_size,
-            waiting: shared.cluster.admission.waiting(),
-        },
     }
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::execute::Exchange;
+use super::exchange::Exchange;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use crate::admission::Reservation;

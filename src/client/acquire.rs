@@ -1,0 +1,198 @@
+//! A server that suits the command and one of its connections: at once where both are there, else after a wait that
+//! `wait_queue_size` bounds by count and the command's deadlines by time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::exchange::Exchange;
+use super::shared::ClientShared;
+use crate::admission::{AdmitError, Lane, Permit};
+use crate::reply::errors::{self, ErrorReply};
+use crate::reply::{OperationKind, Situation};
+use crate::routing::{Lost, Route, route};
+use crate::upstream::pool::lock;
+use crate::upstream::{CheckOutError, Operation, PooledConnection, SelectError};
+
+/// After a pool was cleared the command is routed anew, but never in a tight loop.
+const REROUTE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Why a command was not carried out by a server.
+pub(super) enum Refusal {
+    /// By the matrix of situation and operation.
+    Situation(Situation),
+    /// For a reason of its own.
+    Reply(ErrorReply),
+    /// Nobody is there any more.
+    Left,
+}
+
+impl From<Situation> for Refusal {
+    fn from(situation: Situation) -> Self {
+        Self::Situation(situation)
+    }
+}
+
+/// A server and a connection, if both are there now.
+pub(super) fn acquire_now(
+    shared: &ClientShared,
+    exchange: &mut Exchange,
+) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+    let Some(operation) = find_server(shared, exchange)? else { return Ok(None) };
+    if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
+        exchange.long_poll = operation.server().long_polls.try_enter();
+        if exchange.long_poll.is_none() {
+            return Ok(None);
+        }
+    }
+    match operation.server().pool.try_check_out() {
+        Ok(Some(connection)) => {
+            shared.metrics.wait_queue_seconds.observe(0.0);
+            Ok(Some((operation, connection)))
+        }
+        Ok(None) | Err(_) => Ok(None),
+    }
+}
+
+/// The server that the command goes to now; `None` when waiting may help.
+fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Operation>, Refusal> {
+    let cluster = &shared.cluster;
+    let topology = cluster.topology();
+    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
+    match route {
+        Route::Await(_) => Ok(None),
+        Route::Server(address) => match cluster.operation_on(&address) {
+            Some(operation) if operation.server().health.passes() => Ok(Some(operation)),
+            Some(_) => Err(Situation::BreakerOpen { why: cluster.refusal() }.into()),
+            None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
+        },
+        Route::Select(criteria) => {
+            let chosen = cluster.try_select(criteria, exchange.failed.as_deref());
+            chosen.map_err(|error| no_server(error, Duration::ZERO).into())
+        }
+        Route::Lost(Lost::Cursor) => {
+            let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
+            Err(Refusal::Reply(errors::cursor_not_found(id)))
+        }
+        Route::Lost(Lost::Transaction(server)) => Err(Situation::ServerLeft { server: (*server).clone() }.into()),
+    }
+}
+
+/// Waits for a server that suits and for one of its connections.
+///
+/// # Cancel safety
+/// Safe: whoever is dropped leaves every queue.
+pub(super) async fn acquire(
+    shared: &ClientShared,
+    exchange: &mut Exchange,
+) -> Result<(Operation, PooledConnection), Refusal> {
+    let cluster = &shared.cluster;
+    let began = Instant::now();
+    let _waits = admit(shared, exchange).await?;
+    loop {
+        let operation = match find_server(shared, exchange)? {
+            Some(operation) => operation,
+            None => match wait_for_server(shared, exchange, began).await? {
+                Some(operation) => operation,
+                None => continue,
+            },
+        };
+        let pool = operation.server().pool.clone();
+        let queued = Instant::now();
+        let until = exchange.within(cluster.config.wait_queue_timeout);
+        if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
+            match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
+                Ok(place) => exchange.long_poll = Some(place),
+                Err(_) => return Err(waited_in_vain(shared, &operation, queued).into()),
+            }
+        }
+        match pool.check_out(exchange.lane, until).await {
+            Ok(connection) => {
+                shared.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
+                return Ok((operation, connection));
+            }
+            Err(CheckOutError::Cleared | CheckOutError::Closed) => {
+                drop(operation);
+                if let Some(expired) = exchange.expired() {
+                    return Err(expired.into());
+                }
+                let waited = began.elapsed();
+                if waited > cluster.config.server_selection_timeout + cluster.config.wait_queue_timeout {
+                    let why = cluster.problem(&cluster.topology());
+                    return Err(Situation::NoSuitableServer { waited, why }.into());
+                }
+                tokio::time::sleep(REROUTE_PAUSE).await;
+                cluster.reconcile(&cluster.topology());
+            }
+            Err(CheckOutError::Timeout) => {
+                return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, &operation, queued)).into());
+            }
+        }
+    }
+}
+
+/// The permission to wait. Commit and abort always get it: they free what others wait for. An unacknowledged write cannot
+/// be refused, so its client waits for the permission, too.
+async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Refusal> {
+    let admission = &shared.cluster.admission;
+    let full = |AdmitError::QueueFull { waiting }: AdmitError| {
+        let config = &shared.cluster.config;
+        let (limit, connections) = (config.wait_queue_size, config.pool.max_pool_size);
+        Refusal::Situation(Situation::QueueFull { waiting, limit, connections })
+    };
+    match exchange.kind {
+        OperationKind::CommitOrAbort => Ok(admission.admit_always()),
+        OperationKind::Unacknowledged => {
+            let until = exchange.within(shared.cluster.config.wait_queue_timeout);
+            admission.admit_until(until).await.map_err(full)
+        }
+        _ => admission.admit().map_err(full),
+    }
+}
+
+/// `None` when there is news of the server that the command is bound to: it is to be routed anew.
+async fn wait_for_server(
+    shared: &ClientShared,
+    exchange: &Exchange,
+    began: Instant,
+) -> Result<Option<Operation>, Refusal> {
+    let cluster = &shared.cluster;
+    let deadline = exchange.within(cluster.config.server_selection_timeout.saturating_sub(began.elapsed()));
+    let topology = cluster.topology();
+    let now = Instant::now();
+    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
+    let found = match route {
+        Route::Select(criteria) => cluster.select(criteria, exchange.failed.as_deref(), deadline).await.map(Some),
+        Route::Await(server) => cluster.await_news(&server, deadline).await.map(|()| None),
+        // The topology has changed since the look before this one.
+        Route::Server(_) | Route::Lost(_) => Ok(None),
+    };
+    found.map_err(|error| match (&error, exchange.expired()) {
+        (SelectError::NoSuitableServer(_), Some(expired)) => expired.into(),
+        _ => no_server(error, began.elapsed()).into(),
+    })
+}
+
+fn no_server(error: SelectError, waited: Duration) -> Situation {
+    match error {
+        SelectError::BreakerOpen(why) => Situation::BreakerOpen { why },
+        SelectError::NoSuitableServer(why) => Situation::NoSuitableServer { waited, why },
+    }
+}
+
+/// No connection in time: because all are busy, or because none can be made.
+fn waited_in_vain(shared: &ClientShared, operation: &Operation, queued: Instant) -> Situation {
+    let snapshot = operation.server().pool.snapshot();
+    let server = (*operation.server().address).clone();
+    match snapshot.last_connect_error {
+        Some(why) if snapshot.counts.available + snapshot.counts.in_use == 0 => {
+            Situation::ConnectFailed { server, why }
+        }
+        _ => Situation::QueueTimeout {
+            server,
+            waited: queued.elapsed(),
+            connections: snapshot.max_pool_size,
+            waiting: shared.cluster.admission.waiting(),
+        },
+    }
+}

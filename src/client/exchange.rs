@@ -1,0 +1,133 @@
+//! One command on its way: what it is, what is known about its tries, and what it holds until it has ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::session::ReplyTo;
+use super::shared::{BusyClient, ClientShared, InFlight};
+use crate::admission::{Lane, Reservation};
+use crate::command::{Command, Effect, Handling};
+use crate::config::Address;
+use crate::reply::{OperationKind, Situation};
+use crate::telemetry::labels::{CommandLabel, RetryReason};
+use crate::upstream::LongPoll;
+use crate::upstream::pool::lock;
+use crate::wire::Frame;
+
+/// One command on its way.
+pub(super) struct Exchange {
+    pub(super) command: Command,
+    pub(super) frame: Frame,
+    pub(super) reply_to: ReplyTo,
+    pub(super) kind: OperationKind,
+    pub(super) label: CommandLabel,
+    pub(super) lane: Lane,
+    pub(super) started: Instant,
+    /// `maxTimeMS` after arrival.
+    pub(super) deadline: Option<Instant>,
+    pub(super) attempts: u32,
+    /// Was sent whole once already.
+    pub(super) resent: bool,
+    /// The server that the last attempt failed on.
+    pub(super) failed: Option<Arc<Address>>,
+    pub(super) upstream: Duration,
+    /// The right to wait for data, while it does.
+    pub(super) long_poll: Option<LongPoll>,
+    /// Memory for the request, and the counts of what is under way: held until the command has ended.
+    _held: (Reservation, InFlight, BusyClient),
+}
+
+impl Exchange {
+    pub(super) fn new(
+        command: Command,
+        mut frame: Frame,
+        reply_to: ReplyTo,
+        reservation: Reservation,
+        shared: &Arc<ClientShared>,
+    ) -> Self {
+        command.clear_flags(&mut frame);
+        let started = Instant::now();
+        let (kind, lane) = classify(&command, &frame, shared, started);
+        // Long polls do not keep a drain from ending.
+        let in_flight = shared.activity.begin(lane == Lane::Await);
+        let deadline = command.max_time().map(|time| started + time);
+        Self {
+            label: CommandLabel::of(command.spec.name),
+            command,
+            frame,
+            reply_to,
+            kind,
+            lane,
+            started,
+            deadline,
+            attempts: 0,
+            resent: false,
+            failed: None,
+            upstream: Duration::ZERO,
+            long_poll: None,
+            _held: (reservation, in_flight, BusyClient::new(shared)),
+        }
+    }
+
+    /// How long it wants to wait for data still.
+    pub(super) fn waits_further(&self) -> Option<Duration> {
+        let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
+        wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
+    }
+
+    /// The earlier of the command's own deadline and `limit` from now.
+    pub(super) fn within(&self, limit: Duration) -> Instant {
+        let limit = Instant::now() + limit;
+        self.deadline.map_or(limit, |deadline| deadline.min(limit))
+    }
+
+    /// `Some` when the command's own deadline is over.
+    pub(super) fn expired(&self) -> Option<Situation> {
+        let deadline = self.deadline.filter(|deadline| Instant::now() >= *deadline)?;
+        Some(Situation::MaxTimeExpiredInQueue { max_time: deadline - self.started })
+    }
+
+    /// What running it a second time would do, when it was sent whole: the reason to count, or nothing.
+    pub(super) fn may_run_twice(&self) -> Option<RetryReason> {
+        match (self.kind, self.command.effect()) {
+            (OperationKind::Read, _) => Some(RetryReason::Read),
+            (OperationKind::RetryableWrite, _) => Some(RetryReason::Write),
+            (OperationKind::CommitOrAbort, _) => Some(RetryReason::Commit),
+            (OperationKind::Write, Effect::Idempotent) => Some(RetryReason::Cleanup),
+            _ => None,
+        }
+    }
+}
+
+/// What the command is to its driver once it fails, and with whom it waits.
+fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane) {
+    let get_more = command.spec.handling == Handling::GetMore;
+    let cursor = if get_more { command.cursor_id(frame) } else { None };
+    let (awaits_data, change_stream) = cursor
+        .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)))
+        .unwrap_or_default();
+    let kind = if command.unacknowledged {
+        OperationKind::Unacknowledged
+    } else if command.spec.handling == Handling::EndTransaction {
+        OperationKind::CommitOrAbort
+    } else if command.session.in_transaction {
+        OperationKind::InTransaction
+    } else if get_more {
+        OperationKind::GetMore { change_stream }
+    } else {
+        match command.effect() {
+            Effect::Read => OperationKind::Read,
+            Effect::Write if command.session.is_retryable() => OperationKind::RetryableWrite,
+            Effect::Write | Effect::Other | Effect::Idempotent => OperationKind::Write,
+        }
+    };
+    let lane = match kind {
+        OperationKind::CommitOrAbort => Lane::Transaction,
+        OperationKind::InTransaction if !command.session.starts_transaction => Lane::Transaction,
+        OperationKind::GetMore { .. } if awaits_data => Lane::Await,
+        _ => Lane::Regular,
+    };
+    (kind, lane)
+}
