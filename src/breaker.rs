@@ -6,7 +6,9 @@
 
 #[cfg(test)]
 mod model;
+pub mod retry_budget;
 pub mod state;
 pub mod window;
 
+pub use retry_budget::RetryBudget;
 pub use state::{Admission, Breaker, BreakerState, Failure, Outcome, ProbeId, Reason, Transition, TripReason};

@@ -10,11 +10,13 @@ pub mod local;
 pub mod matrix;
 pub mod metadata;
 pub mod relay;
+pub mod retry;
 
 pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
 pub use facts::ReplyFacts;
 pub use hello::{ClientState, Compressors, Facts, Shown, hello};
-pub use matrix::{OperationKind, Situation, answer};
+pub use matrix::{OperationKind, Situation, StateChangeAnswer, answer, answer_state_change};
 pub use metadata::{ClientMetadata, MetadataPool};
 pub use relay::{Inspected, MalformedReply, inspect};
+pub use retry::{Attempted, retry};

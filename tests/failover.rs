@@ -367,6 +367,9 @@ async fn relayed(settings: &str) -> (Deployment, Relay, Proxy) {
     (deployment, relay, proxy)
 }
 
+/// Every second command fails in some of these tests.
+const NO_BREAKER: &str = "[breaker]\nconsecutive_failures = 1000\nsuccess_rate_percent = 0";
+
 /// How a connection may break once the server has the whole request.
 const AFTER_THE_REQUEST: [Fault; 6] = [
     Fault::NoReply,
@@ -379,7 +382,7 @@ const AFTER_THE_REQUEST: [Fault; 6] = [
 
 #[tokio::test]
 async fn a_reply_that_got_lost_is_told_with_the_right_labels() {
-    let (deployment, relay, proxy) = relayed("").await;
+    let (deployment, relay, proxy) = relayed(NO_BREAKER).await;
     let mut client = connect(proxy.address()).await;
     let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
     client.command("test", doc! { "insert": "many", "documents": documents }).await.unwrap();
@@ -470,29 +473,92 @@ async fn lost_statement(relay: &Relay, client: &mut WireClient, fault: Fault, ro
 /// Larger than what sockets take without a reader: its rest has nowhere to go when the connection breaks.
 const LARGE: usize = 12 << 20;
 
-#[tokio::test]
-async fn a_request_that_was_not_written_whole_is_sent_again() {
-    let (_deployment, relay, proxy) = relayed("retry = \"driver\"").await;
-    let mut client = connect(proxy.address()).await;
-    let large = |id: i32| doc! { "_id": id, "text": "x".repeat(LARGE) };
-    let insert = |id: i32| doc! { "insert": "large", "documents": [large(id)] };
-    relay.next("insert", Fault::CutRequest, 1);
-    assert_eq!(client.command("test", insert(1)).await.unwrap().get_i32("n").ok(), Some(1));
-    assert_eq!(relay.forget_faults(), 0);
-    assert_eq!(proxy.metric("mongomux_retries_total{reason=\"not_sent\"}"), 1.0);
+fn large_insert(id: i32) -> Document {
+    doc! { "insert": "large", "documents": [{ "_id": id, "text": "x".repeat(LARGE) }] }
+}
 
-    relay.next("insert", Fault::CutRequest, 100);
-    let reply = client.reply("test", insert(2)).await.unwrap();
+async fn large_ids(client: &mut WireClient) -> Vec<i32> {
+    let find = doc! { "find": "large", "projection": { "_id": 1 }, "sort": { "_id": 1 } };
+    let reply = client.command("test", find).await.unwrap();
+    first_batch(&reply).iter().map(|it| it.get_i32("_id").unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_request_that_was_not_written_whole_is_sent_again_while_its_time_lasts() {
+    let soon = "server_selection_timeout_ms = 1_000\nwait_queue_timeout_ms = 1_000";
+    let (_deployment, relay, proxy) = relayed(&format!("retry = \"driver\"\n{soon}\n{NO_BREAKER}")).await;
+    let mut client = connect(proxy.address()).await;
+    // More often than a fixed number of attempts would allow.
+    relay.next("insert", Fault::CutRequest, 4);
+    assert_eq!(client.command("test", large_insert(1)).await.unwrap().get_i32("n").ok(), Some(1));
+    assert_eq!(relay.forget_faults(), 0);
+    assert_eq!(proxy.metric("mongomux_retries_total{reason=\"not_sent\"}"), 4.0);
+
+    relay.next("insert", Fault::CutRequest, 10_000);
+    let asked = Instant::now();
+    let reply = client.reply("test", large_insert(2)).await.unwrap();
     assert_eq!(code_and_labels(&reply), (6, vec![]), "{}", reply.get_str("errmsg").unwrap());
     assert!(reply.get_str("errmsg").unwrap().contains(&relay.address().to_string()), "{reply}");
-    let mut retryable = insert(3);
+    assert!(asked.elapsed() >= Duration::from_secs(1), "given up after {:?}", asked.elapsed());
+    let mut retryable = large_insert(3);
     retryable.extend(doc! { "lsid": new_lsid(), "txnNumber": 1_i64 });
     let reply = client.reply("test", retryable).await.unwrap();
-    assert_eq!(code_and_labels(&reply), (6, vec![RETRYABLE_WRITE.to_owned()]));
-    assert_eq!(relay.forget_faults(), 100 - 6, "three attempts each");
-    let reply = client.command("test", doc! { "find": "large", "projection": { "_id": 1 } }).await.unwrap();
-    let ids: Vec<i32> = first_batch(&reply).iter().map(|it| it.get_i32("_id").unwrap()).collect();
-    assert_eq!(ids, [1], "the others never arrived");
+    let nothing_written = vec![RETRYABLE_WRITE.to_owned(), "NoWritesPerformed".to_owned()];
+    assert_eq!(code_and_labels(&reply), (6, nothing_written));
+    let mut hurried = large_insert(4);
+    hurried.insert("maxTimeMS", 300);
+    let reply = client.reply("test", hurried).await.unwrap();
+    assert!([6, 50].contains(&code_and_labels(&reply).0), "its own deadline: {reply}");
+    let tried = 10_000 - relay.forget_faults();
+    assert!((9..200).contains(&tried), "with growing pauses in between: {tried}");
+    assert_eq!(large_ids(&mut client).await, [1], "the others never arrived");
+}
+
+#[tokio::test]
+async fn retries_end_with_their_budget() {
+    let (_deployment, relay, proxy) = relayed(NO_BREAKER).await;
+    let mut clients = join_all((0..20).map(|_| connect(proxy.address()))).await;
+    // Without traffic there are a hundred in ten seconds, and each of these would take some forty.
+    relay.next("insert", Fault::CutRequest, 10_000);
+    let mut commands: Vec<Document> = (0..20).map(large_insert).collect();
+    commands.iter_mut().for_each(|command| drop(command.insert("maxTimeMS", 15_000)));
+    for (reply, took) in freed(&mut clients, &commands).await {
+        assert_eq!(code_and_labels(&reply), (6, vec![]), "{}", reply.get_str("errmsg").unwrap());
+        assert!(took < Duration::from_secs(15), "not by its deadline: {took:?}");
+    }
+    relay.forget_faults();
+    let retries = proxy.metric("mongomux_retries_total{reason=\"not_sent\"}");
+    assert!((100.0..=210.0).contains(&retries), "{retries}");
+    let denied = format!("mongomux_retries_denied_total{{server=\"{}\"}}", relay.address());
+    assert_eq!(proxy.metric(&denied), 20.0, "one each");
+    assert!(large_ids(&mut clients[0]).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_unacknowledged_write_that_a_server_refused_at_the_start_is_sent_again_once() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let proxy = proxy(&deployment.uri(), "").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "create": "c" }).await.unwrap();
+    let count = async |client: &mut WireClient| {
+        client.command("test", doc! { "count": "c" }).await.unwrap().get_i32("n").unwrap()
+    };
+    let refused = |code: i32| doc! { "failCommands": ["insert"], "errorCode": code };
+    let write = |documents: Vec<Document>| {
+        Request::new("test", doc! { "insert": "c", "documents": documents, "writeConcern": { "w": 0 } }).flags(2)
+    };
+    support::fail_command(server, 1, refused(10107)).await;
+    client.send(&write(vec![doc! {}])).await.unwrap();
+    assert_eq!(count(&mut client).await, 1, "sent again");
+    // In the middle, or with a part of it done, perhaps; and a second time.
+    for (code, times, documents) in [(11602, 1, 1), (91, 1, 1), (10107, 1, 2), (10107, 2, 1)] {
+        support::fail_command(server, times, refused(code)).await;
+        client.send(&write(vec![doc! {}; documents])).await.unwrap();
+        assert_eq!(count(&mut client).await, 1, "{code}, {documents} documents, {times} times");
+        support::fail_nothing(server).await;
+    }
+    assert_eq!(proxy.shed("unacknowledged"), 4.0);
 }
 
 #[tokio::test]

@@ -74,8 +74,10 @@ pub enum Failure {
     Connect,
     /// A socket, but no hello or no login.
     Handshake,
-    /// A connection broke, or fell silent for too long, in the middle of a command.
+    /// A connection broke in the middle of a command.
     Network,
+    /// No answer to a command in time.
+    Timeout,
 }
 
 /// Whether a command may go to the server.

@@ -70,7 +70,7 @@ pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
         if let Err(why) = received {
             shared.cluster.network_error(server, connection.generation, &why);
         }
-        let left_open = || OpenCursor::of(server, &inspect(connection.reply()).ok()?, connection.reply());
+        let left_open = || OpenCursor::of(server, &inspect(connection.reply(), false).ok()?, connection.reply());
         if let Some(cursor) = cursor.or_else(left_open) {
             cursor.kill(&shared);
         }

@@ -62,7 +62,7 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
     match route {
         Route::Await(_) => Ok(None),
         Route::Server(address) => match cluster.operation_on(&address) {
-            Some(operation) if operation.server().health.passes() => Ok(Some(operation)),
+            Some(operation) if operation.server().passes() => Ok(Some(operation)),
             Some(_) => Err(Situation::BreakerOpen { why: cluster.refusal() }.into()),
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
         },
@@ -92,14 +92,14 @@ pub(super) async fn acquire(
     loop {
         let operation = match find_server(shared, exchange)? {
             Some(operation) => operation,
-            None => match wait_for_server(shared, exchange, began).await? {
+            None => match wait_for_server(shared, exchange).await? {
                 Some(operation) => operation,
                 None => continue,
             },
         };
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
-        let until = exchange.within(cluster.config.wait_queue_timeout);
+        let until = exchange.checked_out_by(&cluster.config);
         if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
             match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
                 Ok(place) => exchange.long_poll = Some(place),
@@ -116,9 +116,8 @@ pub(super) async fn acquire(
                 if let Some(expired) = exchange.expired() {
                     return Err(expired.into());
                 }
-                let waited = began.elapsed();
-                if waited > cluster.config.server_selection_timeout + cluster.config.wait_queue_timeout {
-                    let why = cluster.problem(&cluster.topology());
+                if Instant::now() >= exchange.sent_by(&cluster.config) {
+                    let (waited, why) = (exchange.unsent_since.elapsed(), cluster.problem(&cluster.topology()));
                     return Err(Situation::NoSuitableServer { waited, why }.into());
                 }
                 tokio::time::sleep(REROUTE_PAUSE).await;
@@ -143,7 +142,7 @@ async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Ref
     match exchange.kind {
         OperationKind::CommitOrAbort => Ok(admission.admit_always()),
         OperationKind::Unacknowledged => {
-            let until = exchange.within(shared.cluster.config.wait_queue_timeout);
+            let until = exchange.checked_out_by(&shared.cluster.config);
             admission.admit_until(until).await.map_err(full)
         }
         _ => admission.admit().map_err(full),
@@ -151,13 +150,9 @@ async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Ref
 }
 
 /// `None` when there is news of the server that the command is bound to: it is to be routed anew.
-async fn wait_for_server(
-    shared: &ClientShared,
-    exchange: &Exchange,
-    began: Instant,
-) -> Result<Option<Operation>, Refusal> {
+async fn wait_for_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Operation>, Refusal> {
     let cluster = &shared.cluster;
-    let deadline = exchange.within(cluster.config.server_selection_timeout.saturating_sub(began.elapsed()));
+    let deadline = exchange.selected_by(&cluster.config);
     let topology = cluster.topology();
     let now = Instant::now();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
@@ -169,7 +164,7 @@ async fn wait_for_server(
     };
     found.map_err(|error| match (&error, exchange.expired()) {
         (SelectError::NoSuitableServer(_), Some(expired)) => expired.into(),
-        _ => no_server(error, began.elapsed()).into(),
+        _ => no_server(error, exchange.unsent_since.elapsed()).into(),
     })
 }
 

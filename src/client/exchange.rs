@@ -9,9 +9,9 @@ use super::session::ReplyTo;
 use super::shared::{BusyClient, ClientShared, InFlight};
 use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Effect, Handling};
-use crate::config::Address;
-use crate::reply::{OperationKind, Situation};
-use crate::telemetry::labels::{CommandLabel, RetryReason};
+use crate::config::{Address, ClusterConfig};
+use crate::reply::{Attempted, OperationKind, Situation};
+use crate::telemetry::labels::CommandLabel;
 use crate::upstream::LongPoll;
 use crate::upstream::pool::lock;
 use crate::wire::Frame;
@@ -27,8 +27,11 @@ pub(super) struct Exchange {
     pub(super) started: Instant,
     /// `maxTimeMS` after arrival.
     pub(super) deadline: Option<Instant>,
+    /// Since when it waits to be sent: its arrival, or the last time that a server had it.
+    pub(super) unsent_since: Instant,
+    /// Attempts since then that were not written whole.
     pub(super) attempts: u32,
-    /// Was sent whole once already.
+    /// Was sent again already, after it had been written whole.
     pub(super) resent: bool,
     /// The server that the last attempt failed on.
     pub(super) failed: Option<Arc<Address>>,
@@ -62,6 +65,7 @@ impl Exchange {
             lane,
             started,
             deadline,
+            unsent_since: started,
             attempts: 0,
             resent: false,
             failed: None,
@@ -77,27 +81,41 @@ impl Exchange {
         wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
     }
 
-    /// The earlier of the command's own deadline and `limit` from now.
-    pub(super) fn within(&self, limit: Duration) -> Instant {
-        let limit = Instant::now() + limit;
+    /// Until when it may wait for a server.
+    pub(super) fn selected_by(&self, config: &ClusterConfig) -> Instant {
+        self.capped(self.unsent_since + config.server_selection_timeout)
+    }
+
+    /// Until when it may wait for a connection, beginning now.
+    pub(super) fn checked_out_by(&self, config: &ClusterConfig) -> Instant {
+        self.sent_by(config).min(Instant::now() + config.wait_queue_timeout)
+    }
+
+    /// Until when it has to be sent, however often it has to be routed anew.
+    pub(super) fn sent_by(&self, config: &ClusterConfig) -> Instant {
+        self.capped(self.unsent_since + config.server_selection_timeout + config.wait_queue_timeout)
+    }
+
+    fn capped(&self, limit: Instant) -> Instant {
         self.deadline.map_or(limit, |deadline| deadline.min(limit))
+    }
+
+    /// A server had it whole: what comes now is a new wait.
+    pub(super) fn was_sent(&mut self) {
+        self.unsent_since = Instant::now();
+        self.attempts = 0;
+    }
+
+    /// What decides whether it may be sent once more.
+    pub(super) fn attempted(&self) -> Attempted {
+        let (kind, effect, resent) = (self.kind, self.command.effect(), self.resent);
+        Attempted { kind, effect, aborts: self.command.spec.name == "abortTransaction", resent }
     }
 
     /// `Some` when the command's own deadline is over.
     pub(super) fn expired(&self) -> Option<Situation> {
         let deadline = self.deadline.filter(|deadline| Instant::now() >= *deadline)?;
         Some(Situation::MaxTimeExpiredInQueue { max_time: deadline - self.started })
-    }
-
-    /// What running it a second time would do, when it was sent whole: the reason to count, or nothing.
-    pub(super) fn may_run_twice(&self) -> Option<RetryReason> {
-        match (self.kind, self.command.effect()) {
-            (OperationKind::Read, _) => Some(RetryReason::Read),
-            (OperationKind::RetryableWrite, _) => Some(RetryReason::Write),
-            (OperationKind::CommitOrAbort, _) => Some(RetryReason::Commit),
-            (OperationKind::Write, Effect::Idempotent) => Some(RetryReason::Cleanup),
-            _ => None,
-        }
     }
 }
 

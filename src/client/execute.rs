@@ -17,18 +17,25 @@ use super::session::{ReplyTo, Session};
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
 use crate::admission::Lane;
-use crate::breaker::{Failure, Outcome as Health};
-use crate::config::Retry;
+use crate::breaker::{self, Outcome};
 use crate::reply::errors;
-use crate::reply::{OperationKind, Situation, StateChange, StateChangeKind, answer, inspect};
-use crate::telemetry::labels::{ClientClosed, Outcome, RetryReason, ShedReason, Side};
+use crate::reply::retry::Failure;
+use crate::reply::{
+    Labels, OperationKind, ReplyFacts, Situation, StateChange, StateChangeAnswer, StateChangeKind, answer,
+    answer_state_change, inspect, retry,
+};
+use crate::telemetry::labels::{self, ClientClosed, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
 use crate::upstream::{Operation, PooledConnection, ReceiveError, Reply};
 use crate::wire::encode;
 
-/// How often a command is tried that could not be written whole.
-const MAX_ATTEMPTS: u32 = 3;
+/// From the second attempt on that could not be written whole, the next one waits this long, doubling up to
+/// [`LONGEST_PAUSE`]: a server that takes a hello and breaks at every command is not to be hammered.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+/// See [`FIRST_PAUSE`].
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A server gets this much longer than `maxTimeMS` to say itself that the time is over.
 const MAX_TIME_GRACE: Duration = Duration::from_secs(1);
@@ -37,8 +44,8 @@ const MAX_TIME_GRACE: Duration = Duration::from_secs(1);
 enum Attempt {
     /// The client has its reply.
     Delivered,
-    /// To be tried again.
-    Again,
+    /// To be tried again, after a pause.
+    Again(Duration),
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
@@ -56,7 +63,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             };
             match attempt {
                 Ok(Attempt::Delivered) => return Ok(()),
-                Ok(Attempt::Again) => {}
+                Ok(Attempt::Again(Duration::ZERO)) => {}
+                Ok(Attempt::Again(pause)) => Box::pin(tokio::time::sleep(pause)).await,
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refused(exchange, refusal)).await,
                 Err(Failed::Client(end)) => return Err(end),
             }
@@ -66,10 +74,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Waits for a server and a connection, as long as the client does.
     async fn acquire(&mut self, exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
         let shared = self.shared.clone();
+        // A write that nobody waits for is carried out although its client has hung up, as a server would do it.
+        let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, the socket keeps its bytes.
         tokio::select! {
             acquired = acquire(&shared, exchange) => acquired,
-            () = self.socket.left() => Err(Refusal::Left),
+            () = self.socket.left(), if waited_for => Err(Refusal::Left),
         }
     }
 
@@ -100,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             received = connection.receive() => received,
             () = self.socket.left() => {
                 abandoned::finish(&self.shared, Abandoned::new(exchange, operation, connection, sent));
-                self.shared.metrics.commands[(exchange.label, Outcome::Abandoned)].inc();
+                self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
@@ -116,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let mut undelivered = None;
         let delivered = match self.judge(exchange, &operation, &mut connection, &mut undelivered)? {
-            Verdict::Again => return Ok(Attempt::Again),
+            Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),
             Verdict::Nothing => {
                 // The client will never know its id.
                 if let Some(cursor) = undelivered.take() {
@@ -172,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Ok(())
     }
 
-    /// The request was not written whole: it cannot have been executed and is tried again, a few times.
+    /// The request was not written whole: it cannot have been executed, and is tried again while time and budget last.
     fn not_written(
         &self,
         exchange: &mut Exchange,
@@ -183,12 +193,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let server = operation.server();
         self.broke(operation, connection, why);
         exchange.attempts += 1;
-        exchange.failed = Some(server.address.clone());
-        if exchange.attempts < MAX_ATTEMPTS {
-            self.shared.metrics.retries[RetryReason::NotSent].inc();
-            return Ok(Attempt::Again);
+        let in_time = Instant::now() < exchange.sent_by(&self.shared.cluster.config);
+        if in_time && self.again(exchange, operation, Failure::NotWritten) {
+            let doubled = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(exchange.attempts).unwrap_or(u32::MAX));
+            let pause = if exchange.attempts > 1 { doubled.min(LONGEST_PAUSE) } else { Duration::ZERO };
+            return Ok(Attempt::Again(pause));
         }
         Err(Situation::NotWritten { server: (*server.address).clone(), why: why.to_owned() }.into())
+    }
+
+    /// Whether to send the command once more: only where that is safe, and while the retry budget lasts.
+    fn again(&self, exchange: &mut Exchange, operation: &Operation, failure: Failure) -> bool {
+        let Some(reason) = retry(failure, exchange.attempted(), self.shared.cluster.config.retry) else { return false };
+        if !operation.server().health.may_retry() {
+            return false;
+        }
+        self.shared.metrics.retries[reason].inc();
+        exchange.failed = Some(operation.server().address.clone());
+        if failure != Failure::NotWritten {
+            exchange.resent = true;
+            exchange.was_sent();
+        }
+        true
     }
 
     /// When a server that does not answer is given up, and which limit that is.
@@ -202,7 +228,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn too_slow(&self, exchange: &Exchange, operation: &Operation, limit: Duration) -> Situation {
         let server = operation.server();
         tracing::info!(server = %server.address, command = exchange.command.spec.name, ?limit, "no answer in time");
-        server.health.record(Health::Failure(Failure::Network));
+        server.command_ended(Outcome::Failure(breaker::Failure::Timeout));
         self.lost_reply(exchange, operation);
         Situation::UpstreamTimeLimit { server: (*server.address).clone(), limit }
     }
@@ -216,30 +242,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Attempt, Failed> {
         let server = operation.server();
         self.broke(operation, connection, &error.to_string());
-        if self.resend(exchange, operation) {
-            return Ok(Attempt::Again);
+        if self.again(exchange, operation, Failure::NoReply) {
+            return Ok(Attempt::Again(Duration::ZERO));
         }
         self.lost_reply(exchange, operation);
         Err(Situation::NoReply { server: (*server.address).clone(), why: error.to_string() }.into())
-    }
-
-    /// `retry = "proxy"`: whether to send once more what may have been executed, because that is safe.
-    fn resend(&self, exchange: &mut Exchange, operation: &Operation) -> bool {
-        let Some(reason) = exchange.may_run_twice() else { return false };
-        if self.shared.cluster.config.retry != Retry::Proxy || exchange.resent {
-            return false;
-        }
-        self.shared.metrics.retries[reason].inc();
-        exchange.resent = true;
-        exchange.failed = Some(operation.server().address.clone());
-        true
     }
 
     fn broke(&self, operation: &Operation, connection: &PooledConnection, why: &str) {
         let server = operation.server();
         // Of an older generation: the failure that made it stale was counted already.
         if server.pool.is_current(connection.generation) {
-            server.health.record(Health::Failure(Failure::Network));
+            server.command_ended(Outcome::Failure(breaker::Failure::Network));
         }
         self.shared.cluster.network_error(server, connection.generation, why);
     }
@@ -254,7 +268,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         undelivered: &mut Option<Box<OpenCursor>>,
     ) -> Result<Verdict, Failed> {
         let server = operation.server();
-        let inspected = match inspect(connection.reply()) {
+        let bulk_write = exchange.command.lists_bulk_results(&exchange.frame);
+        let inspected = match inspect(connection.reply(), bulk_write) {
             Ok(inspected) => inspected,
             Err(error) => {
                 let why = error.to_string();
@@ -264,15 +279,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Situation::NoReply { server: (*server.address).clone(), why }.into());
             }
         };
-        server.health.record(Health::Success);
+        server.command_ended(Outcome::Success);
         self.shared.metrics.received_bytes[Side::Upstream].inc_by(connection.reply().len() as u64);
         if let Some(change) = inspected.state_change
-            && let Some(again) = self.state_changed(exchange, operation, change)?
+            && let Some(instead) = self.state_changed(exchange, operation, change, &inspected.facts)?
         {
-            return Ok(again);
+            return Ok(instead);
         }
         // A slice of its time is over, and nothing came: it gets in line for the next one.
         if exchange.waits_further().is_some() && brought_nothing(&inspected, connection.reply()) {
+            exchange.was_sent();
             return Ok(Verdict::Again);
         }
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
@@ -280,7 +296,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         self.follow_transaction(exchange, &inspected);
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
-        let outcome = if inspected.facts.ok { Outcome::Completed } else { Outcome::Failed };
+        let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
         self.shared.metrics.commands[(exchange.label, outcome)].inc();
         if exchange.command.unacknowledged {
             return Ok(Verdict::Nothing);
@@ -296,25 +312,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         })
     }
 
-    /// The server says that it is not what we took it for.
+    /// The server says that it is not what we took it for. `None` for the reply itself, cloaked.
     fn state_changed(
         &self,
         exchange: &mut Exchange,
         operation: &Operation,
         change: StateChange,
+        facts: &ReplyFacts,
     ) -> Result<Option<Verdict>, Failed> {
         let shutdown = change.kind == StateChangeKind::Shutdown;
         let version = change.topology_version.map(|(process_id, counter)| TopologyVersion { process_id, counter });
         self.shared.cluster.state_change(operation.server(), change.code, shutdown, version);
-        if shutdown && matches!(exchange.kind, OperationKind::GetMore { .. }) {
-            let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
-            return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
+        let nothing_done = || {
+            let refused = change.refused && errors::refuses_at_start(change.code);
+            refused
+                && (exchange.command.has_one_statement(&exchange.frame)
+                    || facts.labels.contains(Labels::NO_WRITES_PERFORMED))
+        };
+        let failure = Failure::StateChange { refused_at_start: nothing_done() };
+        // What was done, and only its durability is in doubt, brings the same doubt a second time: no reason to ask.
+        if change.refused && self.again(exchange, operation, failure) {
+            return Ok(Some(Verdict::Again));
         }
-        // Not sent again: a batch may have been applied in part, and nothing tells the server that it knows it already.
-        if exchange.kind == OperationKind::Unacknowledged {
-            self.shared.metrics.shed[ShedReason::Unacknowledged].inc();
+        match answer_state_change(change.kind, exchange.kind) {
+            StateChangeAnswer::Cloaked => Ok(None),
+            StateChangeAnswer::CursorLost => {
+                self.lost_reply(exchange, operation);
+                let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
+                Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))))
+            }
+            StateChangeAnswer::Dropped => {
+                self.shared.metrics.shed[ShedReason::Unacknowledged].inc();
+                Ok(None)
+            }
         }
-        Ok(self.resend(exchange, operation).then_some(Verdict::Again))
     }
 
     /// Writes the reply straight out of its connection. What a slow client does not take at once is taken out, so that
@@ -348,13 +379,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let metrics = &self.shared.metrics;
         let (error, outcome) = match refusal {
             Refusal::Left => {
-                metrics.commands[(exchange.label, Outcome::Abandoned)].inc();
+                metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(ReadEnd::Left);
             }
-            Refusal::Reply(error) => (Some(error), Outcome::Failed),
+            Refusal::Reply(error) => (Some(error), labels::Outcome::Failed),
             Refusal::Situation(situation) => {
                 count_shed(&self.shared, &situation, exchange.kind);
-                let outcome = if situation.after_complete_write() { Outcome::Failed } else { Outcome::Refused };
+                let outcome =
+                    if situation.after_complete_write() { labels::Outcome::Failed } else { labels::Outcome::Refused };
                 (answer(&situation, exchange.kind), outcome)
             }
         };

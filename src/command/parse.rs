@@ -200,6 +200,31 @@ impl Command {
         if self.writes_output { Effect::Other } else { self.spec.effect }
     }
 
+    /// True for a write of exactly one statement: a server that refuses it at the start has done nothing of it.
+    pub fn has_one_statement(&self, frame: &Frame) -> bool {
+        let field: &[u8] = match self.spec.name {
+            "insert" => b"documents",
+            "update" => b"updates",
+            "delete" => b"deletes",
+            "findAndModify" | "findandmodify" => return true,
+            _ => return false,
+        };
+        let array = find(self.document(frame), field).and_then(|element| element.as_document());
+        let in_document = array.and_then(|array| Elements::new(array).ok()).map_or(0, Iterator::count);
+        in_document + self.op_msg.sequence_documents(frame) == 1
+    }
+
+    /// True when the batch of the reply holds results of a bulkWrite's statements, which are the server's words and not
+    /// the application's documents.
+    pub fn lists_bulk_results(&self, frame: &Frame) -> bool {
+        let of_bulk_write = || find(self.document(frame), b"collection").and_then(|it| it.as_str());
+        match self.spec.name {
+            "bulkWrite" => true,
+            "getMore" => of_bulk_write() == Some("$cmd.bulkWrite"),
+            _ => false,
+        }
+    }
+
     /// Makes the message ready for an upstream connection: no flags, so that upstream answers exactly once.
     pub fn clear_flags(&self, frame: &mut Frame) {
         self.op_msg.clear_flags(frame);
@@ -333,6 +358,41 @@ mod tests {
         assert!(inline.secondary_ok(&frame));
         let (output, frame) = parse(doc! {"mapReduce": "c", "out": "x", "$db": "d"});
         assert!(!output.secondary_ok(&frame));
+    }
+
+    #[test]
+    fn statements_are_counted_where_they_stand() {
+        let one = |document: Document| {
+            let (command, frame) = parse(document);
+            command.has_one_statement(&frame)
+        };
+        assert!(one(doc! {"insert": "c", "documents": [{}], "$db": "d"}));
+        assert!(one(doc! {"findAndModify": "c", "$db": "d"}));
+        assert!(!one(doc! {"insert": "c", "documents": [{}, {}], "$db": "d"}));
+        assert!(!one(doc! {"update": "c", "updates": [], "$db": "d"}));
+        assert!(!one(doc! {"create": "c", "$db": "d"}) && !one(doc! {"bulkWrite": 1, "ops": [{}], "$db": "admin"}));
+        for (documents, expected) in [(1, true), (2, false)] {
+            let mut body = vec![0; 5];
+            body.extend(doc! {"delete": "c", "$db": "d"}.to_vec().unwrap());
+            let content = [b"deletes\0".to_vec(), [5, 0, 0, 0, 0].repeat(documents)].concat();
+            body.push(1);
+            body.extend(i32::try_from(content.len() + 4).unwrap().to_le_bytes());
+            body.extend(content);
+            let mut frame = Frame::build(1, 0, OpCode::Msg, &body);
+            assert_eq!(Command::parse(&mut frame).unwrap().has_one_statement(&frame), expected);
+        }
+    }
+
+    #[test]
+    fn results_of_bulk_writes_are_told_from_documents() {
+        let lists = |document: Document| {
+            let (command, frame) = parse(document);
+            command.lists_bulk_results(&frame)
+        };
+        assert!(lists(doc! {"bulkWrite": 1, "ops": [], "$db": "admin"}));
+        assert!(lists(doc! {"getMore": 5_i64, "collection": "$cmd.bulkWrite", "$db": "admin"}));
+        assert!(!lists(doc! {"getMore": 5_i64, "collection": "c", "$db": "admin"}));
+        assert!(!lists(doc! {"find": "$cmd.bulkWrite", "$db": "admin"}));
     }
 
     #[test]

@@ -204,6 +204,12 @@ pub const OPEN_FILES_RESERVE: u64 = 128;
 pub const ASSUMED_SERVERS: u64 = 3;
 /// A connection closed in the middle of a command counts this long, so that a hanging server does not collect them.
 pub const CLOSED_MID_COMMAND_GRACE: Duration = Duration::from_secs(1);
+/// After an outage the connections of a pool come back spread over about this long: a server that has just started has other
+/// things to do than the handshakes of all its clients at once, and two seconds after its return all is to be as before.
+pub const RECOVERY_SPREAD: Duration = Duration::from_secs(1);
+/// Longest wait for one answer to the question whether a server is back: some six round trips to another continent. It is
+/// asked again every half second.
+pub const RECHECK_TIMEOUT: Duration = Duration::from_secs(2);
 /// `max_lifetime_ms` varies by this, so that connections opened together are not refreshed together.
 pub const LIFETIME_JITTER_PERCENT: u32 = 10;
 /// Open cursors remembered per cluster, some 100 bytes each. The server would run out of memory before.

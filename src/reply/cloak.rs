@@ -18,6 +18,8 @@ pub struct StateChange {
     pub code: i32,
     /// What kind of change it tells.
     pub kind: StateChangeKind,
+    /// The command failed as a whole; else some of it was done, or all of it with its durability in doubt.
+    pub refused: bool,
     /// `processId` and `counter` of the server's `topologyVersion`, by which an outdated error is recognised.
     pub topology_version: Option<(ObjectId, i64)>,
 }
@@ -31,10 +33,11 @@ pub struct Cloaked {
     pub state_change: Option<StateChange>,
 }
 
-/// Rewrites the document of a reply: in its root, in `writeErrors` and in `writeConcernError`. `None` when the reply is to
-/// go out as it came, which is also so for one that is malformed.
-pub fn cloak(document: &[u8]) -> Option<Cloaked> {
-    let mut rewriter = Rewriter { changed: false, root: None, write_concern: None, statement: None };
+/// Rewrites the document of a reply: in its root, in `writeErrors` and in `writeConcernError`, and in the batch where
+/// `bulk_write` says that the batch holds the results of its statements. `None` when the reply is to go out as it came,
+/// which is also so for one that is malformed.
+pub fn cloak(document: &[u8], bulk_write: bool) -> Option<Cloaked> {
+    let mut rewriter = Rewriter { changed: false, bulk_write, root: None, write_concern: None, statement: None };
     let rewritten = rewriter.document(document, Place::Root)?;
     if !rewriter.changed {
         return None;
@@ -44,6 +47,7 @@ pub fn cloak(document: &[u8]) -> Option<Cloaked> {
         Some(StateChange {
             code,
             kind: StateChangeKind::of(code)?,
+            refused: rewriter.root.is_some(),
             topology_version: find(document, b"topologyVersion").and_then(|element| topology_version(&element)),
         })
     });
@@ -54,8 +58,10 @@ pub fn cloak(document: &[u8]) -> Option<Cloaked> {
 #[derive(Clone, Copy, PartialEq)]
 enum Place {
     Root,
-    /// The array of failed statements.
-    WriteErrors,
+    /// The cursor of a bulkWrite.
+    Cursor,
+    /// An array of documents, one for each statement or for each that failed.
+    Statements,
     Statement,
     WriteConcern,
 }
@@ -63,6 +69,7 @@ enum Place {
 /// Copies a reply, changing as it goes, and remembers the original codes by place.
 struct Rewriter {
     changed: bool,
+    bulk_write: bool,
     root: Option<i32>,
     write_concern: Option<i32>,
     /// Of the first such statement.
@@ -70,7 +77,7 @@ struct Rewriter {
 }
 
 impl Rewriter {
-    /// The document with everything rewritten that must be. Recurses into the three known places only.
+    /// The document with everything rewritten that must be. Recurses into the known places only.
     fn document(&mut self, document: &[u8], place: Place) -> Option<Vec<u8>> {
         let code = find(document, b"code").and_then(|element| element.as_number());
         let code = code.and_then(|code| i32::try_from(code).ok());
@@ -79,7 +86,7 @@ impl Rewriter {
             Place::Root => self.root = original,
             Place::WriteConcern => self.write_concern = original,
             Place::Statement => self.statement = self.statement.or(original),
-            Place::WriteErrors => {}
+            Place::Cursor | Place::Statements => {}
         }
         let is_error = place != Place::Root || find(document, b"ok").and_then(|ok| ok.as_truth()) == Some(false);
         let scrubs = is_error && (original.is_some() || code.is_none());
@@ -95,9 +102,11 @@ impl Rewriter {
                     self.changed = true;
                     continue;
                 }
-                (b"writeErrors", Place::Root) => self.inner(&element, Place::WriteErrors)?,
+                (b"writeErrors", Place::Root) => self.inner(&element, Place::Statements)?,
                 (b"writeConcernError", Place::Root) => self.inner(&element, Place::WriteConcern)?,
-                (_, Place::WriteErrors) => self.inner(&element, Place::Statement)?,
+                (b"cursor", Place::Root) if self.bulk_write => self.inner(&element, Place::Cursor)?,
+                (b"firstBatch" | b"nextBatch", Place::Cursor) => self.inner(&element, Place::Statements)?,
+                (_, Place::Statements) => self.inner(&element, Place::Statement)?,
                 _ => None,
             };
             // A code that was a long or a double becomes the int that `HOST_UNREACHABLE` is written as.
@@ -150,7 +159,7 @@ mod tests {
     use super::*;
 
     fn run(document: &Document) -> Option<(Document, Option<i32>)> {
-        let cloaked = cloak(&document.to_vec().unwrap())?;
+        let cloaked = cloak(&document.to_vec().unwrap(), false)?;
         let code = cloaked.state_change.map(|change| change.code);
         Some((Document::try_from(cloaked.document).unwrap(), code))
     }
@@ -164,7 +173,7 @@ mod tests {
                 "ok": 0.0, "errmsg": "not master and node is recovering", "code": number, "codeName": "Whatever",
                 "errorLabels": ["RetryableWriteError"], "operationTime": bson::Timestamp { time: 5, increment: 1 },
             };
-            let cloaked = cloak(&reply.to_vec().unwrap()).unwrap();
+            let cloaked = cloak(&reply.to_vec().unwrap(), false).unwrap();
             let change = cloaked.state_change.unwrap();
             assert_eq!((change.code, change.topology_version), (number, Some((process, 7))));
             assert_eq!(change.kind == StateChangeKind::Shutdown, [91, 11600].contains(&number));
@@ -224,6 +233,40 @@ mod tests {
     }
 
     #[test]
+    fn results_of_a_bulk_write_are_rewritten_in_their_batch() {
+        for batch in ["firstBatch", "nextBatch"] {
+            let reply = |code: i32, text: &str| {
+                let mut failed = doc! {"ok": 0.0, "idx": 1, "code": code, "errmsg": text, "n": 0};
+                if code == 11602 {
+                    failed.insert("codeName", "InterruptedDueToReplStateChange");
+                } else {
+                    failed.insert("codeName", "HostUnreachable");
+                }
+                let results = vec![doc! {"ok": 1.0, "idx": 0, "n": 1, "errmsg": "not master"}, failed];
+                doc! {"cursor": {"id": 0_i64, batch: results, "ns": "admin.$cmd.bulkWrite"}, "nErrors": 1, "ok": 1.0}
+            };
+            let original = reply(11602, "not master").to_vec().unwrap();
+            let cloaked = cloak(&original, true).unwrap();
+            let change = cloaked.state_change.unwrap();
+            assert_eq!((change.code, change.refused), (11602, false));
+            let mut expected = reply(6, "not primary");
+            let results = expected.get_document_mut("cursor").unwrap().get_array_mut(batch).unwrap();
+            results[0].as_document_mut().unwrap().insert("errmsg", "not primary");
+            assert_eq!(Document::try_from(cloaked.document).unwrap(), expected);
+            assert_eq!(cloak(&original, false), None, "the same in a batch of documents is the application's");
+        }
+    }
+
+    #[test]
+    fn a_command_that_failed_as_a_whole_is_told_from_one_that_was_done() {
+        let refused =
+            |document: Document| cloak(&document.to_vec().unwrap(), false).unwrap().state_change.unwrap().refused;
+        assert!(refused(doc! {"ok": 0.0, "code": 10107}));
+        assert!(!refused(doc! {"ok": 1.0, "n": 1, "writeConcernError": {"code": 91}}));
+        assert!(!refused(doc! {"ok": 1.0, "n": 1, "writeErrors": [{"index": 1, "code": 10107}]}));
+    }
+
+    #[test]
     fn texts_without_a_code_and_stray_versions_tell_the_topology_nothing() {
         let text = doc! {"ok": 0.0, "errmsg": "Not Master"};
         assert_eq!(run(&text).unwrap(), (doc! {"ok": 0.0, "errmsg": "not primary"}, None));
@@ -242,7 +285,7 @@ mod tests {
             for value in [0, 1, 0x7F, 0x80, 0xFF] {
                 let mut damaged = bytes.clone();
                 damaged[position] = value;
-                drop(cloak(&damaged));
+                drop(cloak(&damaged, true));
             }
         }
     }

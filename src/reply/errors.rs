@@ -89,6 +89,13 @@ impl StateChangeKind {
     }
 }
 
+/// True for the codes with which a server refuses a command before it has begun with it; the others may also interrupt one
+/// that has done a part.
+pub fn refuses_at_start(code: i32) -> bool {
+    // NotWritablePrimary, NotPrimaryNoSecondaryOk, NotPrimaryOrSecondary, LegacyNotPrimary.
+    matches!(code, 10107 | 13435 | 13436 | 10058)
+}
+
 /// The `errorLabels` that mean something to drivers, as a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Labels(u8);

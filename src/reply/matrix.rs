@@ -4,11 +4,12 @@
 //! the pair stands only where certainly nothing was sent. Once the last byte of a request may have reached the server,
 //! the outcome is unknown, and only `RetryableWriteError` on what carries a `txnNumber` is safe.
 //!
-//! Whether the proxy tries again itself before it answers is decided elsewhere.
+//! Whether the proxy tries again itself before it answers is decided in `retry`. Two situations have no row: hello is
+//! answered whatever happens, and while the proxy drains commands are served as ever.
 
 use std::time::Duration;
 
-use super::errors::{Code, ErrorReply, Labels, code};
+use super::errors::{Code, ErrorReply, Labels, StateChangeKind, code};
 use crate::config::Address;
 
 /// What a command is to its driver once it failed: the columns of the matrix.
@@ -190,6 +191,30 @@ pub fn answer(situation: &Situation, kind: OperationKind) -> Option<ErrorReply> 
     Some(ErrorReply { labels, ..ErrorReply::new(code, &format!("{consequence}{situation}")) })
 }
 
+/// What a client reads when a server answered with a state-change error, which no client may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateChangeAnswer {
+    /// The server's error, cloaked, with the labels that the server gave it.
+    Cloaked,
+    /// 43: the cursor ends with its server.
+    CursorLost,
+    /// Nothing: it does not wait. The write is lost, and counted.
+    Dropped,
+}
+
+/// The answer to a command that a server met with a state-change error: the last two rows of the matrix.
+///
+/// Drivers act on the labels, which mongod has set by the same rules: a retryable write and a commit are sent again, a
+/// transaction starts over, a change stream resumes. A server that shuts down takes its cursors along, and 43 is what
+/// makes old and new drivers resume.
+pub fn answer_state_change(change: StateChangeKind, kind: OperationKind) -> StateChangeAnswer {
+    match (change, kind) {
+        (_, OperationKind::Unacknowledged) => StateChangeAnswer::Dropped,
+        (StateChangeKind::Shutdown, OperationKind::GetMore { .. }) => StateChangeAnswer::CursorLost,
+        (StateChangeKind::NotPrimary | StateChangeKind::Shutdown, _) => StateChangeAnswer::Cloaked,
+    }
+}
+
 const OVERLOADED: Code = code::INGRESS_REQUEST_RATE_LIMIT_EXCEEDED;
 const UNREACHABLE: Code = code::HOST_UNREACHABLE;
 const TIMEOUT: Code = code::NETWORK_TIMEOUT;
@@ -248,9 +273,19 @@ fn row(situation: &Situation) -> Row {
             in_transaction: (TRANSACTION_LOST, TRANSIENT),
             commit_or_abort: (UNREACHABLE, RETRYABLE_WRITE),
         },
-        // Sent, at least in part. Drivers retry reads by the code and writes by the label, which stands only where the
-        // server recognises the second copy. The batch of a lost getMore may be consumed: 43 is the truth.
-        S::NotWritten { .. } | S::NoReply { .. } => Row {
+        // Sent in part, and so not executed, although we tried again. What belongs to the server that breaks every time is
+        // given up: change streams resume, transactions start over.
+        S::NotWritten { .. } => Row {
+            read: (UNREACHABLE, NONE),
+            retryable_write: (UNREACHABLE, RETRYABLE_WRITE | NOTHING_WRITTEN),
+            write: (UNREACHABLE, NONE),
+            get_more: (CURSOR_LOST, NONE),
+            in_transaction: (TRANSACTION_LOST, TRANSIENT),
+            commit_or_abort: (UNREACHABLE, RETRYABLE_WRITE),
+        },
+        // Sent whole: nobody knows what became of it. Drivers retry reads by the code and writes by the label, which stands
+        // only where the server recognises the second copy. The batch of a lost getMore may be consumed: 43 is the truth.
+        S::NoReply { .. } => Row {
             read: (UNREACHABLE, NONE),
             retryable_write: (UNREACHABLE, RETRYABLE_WRITE),
             write: (UNREACHABLE, NONE),
@@ -286,7 +321,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::reply::errors::{MAX_MESSAGE_BYTES, StateChangeKind};
+    use crate::reply::errors::MAX_MESSAGE_BYTES;
 
     /// One of each, with `why` wherever a text comes from outside.
     fn situations(why: &str) -> [Situation; 12] {
@@ -348,13 +383,27 @@ mod tests {
             ["6B",   "6RWB",  "6B",   "6B",   "6CB",   "6TB",   "6RB",  "-"], // ConnectFailed
             ["6",    "6RW",   "6",    "43",   "43",    "251T",  "6R",   "-"], // NoSuitableServer
             ["6",    "6RW",   "6",    "43",   "43",    "251T",  "6R",   "-"], // ServerLeft
-            ["6",    "6R",    "6",    "43",   "43",    "251T",  "6R",   "-"], // NotWritten
+            ["6",    "6RW",   "6",    "43",   "43",    "251T",  "6R",   "-"], // NotWritten
             ["6",    "6R",    "6",    "43",   "43",    "251T",  "6R",   "-"], // NoReply
             ["89",   "89",    "89",   "43",   "43",    "251T",  "89R",  "-"], // UpstreamTimeLimit
             ["146",  "146R",  "146",  "43",   "43",    "251T",  "146R", "-"], // ReplyOverMemory
         ];
         for (situation, row) in situations("reset").iter().zip(matrix) {
             assert_eq!(KINDS.map(|kind| cell(situation, kind)), row, "{situation:?}");
+        }
+    }
+
+    #[test]
+    fn every_cell_of_state_change_errors() {
+        use StateChangeAnswer::{Cloaked, CursorLost, Dropped};
+        #[rustfmt::skip]
+        let rows = [
+            //                           read     write+txn write    getMore     stream      in txn   commit   w:0
+            (StateChangeKind::NotPrimary, [Cloaked, Cloaked, Cloaked, Cloaked,    Cloaked,    Cloaked, Cloaked, Dropped]),
+            (StateChangeKind::Shutdown,   [Cloaked, Cloaked, Cloaked, CursorLost, CursorLost, Cloaked, Cloaked, Dropped]),
+        ];
+        for (change, row) in rows {
+            assert_eq!(KINDS.map(|kind| answer_state_change(change, kind)), row, "{change:?}");
         }
     }
 

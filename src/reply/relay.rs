@@ -24,18 +24,18 @@ pub struct Inspected {
     pub state_change: Option<StateChange>,
 }
 
-/// Looks at a whole reply message.
+/// Looks at a whole reply message. `bulk_write` says that its batch holds the results of a bulkWrite's statements.
 ///
 /// # Errors
 /// [`MalformedReply`]
-pub fn inspect(message: &[u8]) -> Result<Inspected, MalformedReply> {
+pub fn inspect(message: &[u8], bulk_write: bool) -> Result<Inspected, MalformedReply> {
     let (flags, document) = reply_document(message).ok_or(MalformedReply)?;
     if flags & flag::REQUIRED != 0 {
         return Err(MalformedReply);
     }
     let facts = ReplyFacts::read(document).map_err(|_| MalformedReply)?;
-    if facts.may_need_cloak()
-        && let Some(Cloaked { document, state_change }) = cloak(document)
+    if (facts.may_need_cloak() || bulk_write)
+        && let Some(Cloaked { document, state_change }) = cloak(document, bulk_write)
     {
         return Ok(Inspected { facts, rewritten: Some(document), state_change });
     }
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn a_good_reply_goes_out_as_it_came() {
         let reply = encode::op_msg(1, 2, &rawdoc! {"cursor": {"firstBatch": [], "id": 9_i64, "ns": "a.b"}, "ok": 1.0});
-        let inspected = inspect(reply.bytes()).unwrap();
+        let inspected = inspect(reply.bytes(), false).unwrap();
         assert!(inspected.rewritten.is_none() && inspected.facts.ok);
         assert_eq!(inspected.facts.cursor_id, Some(9));
     }
@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn a_state_change_is_rewritten_and_told() {
         let reply = encode::op_msg(1, 2, &rawdoc! {"ok": 0.0, "code": 10107, "errmsg": "not primary"});
-        let inspected = inspect(reply.bytes()).unwrap();
+        let inspected = inspect(reply.bytes(), false).unwrap();
         assert_eq!(inspected.rewritten.unwrap().get_i32("code").unwrap(), 6);
         assert_eq!(inspected.state_change.unwrap().code, 10107);
     }
@@ -69,8 +69,8 @@ mod tests {
     fn more_to_come_and_broken_documents_are_malformed() {
         let mut body = vec![2, 0, 0, 0, 0];
         body.extend_from_slice(rawdoc! {"ok": 1.0}.as_bytes());
-        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &body).bytes()).is_err());
-        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &body[..9]).bytes()).is_err());
-        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &[]).bytes()).is_err());
+        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &body).bytes(), false).is_err());
+        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &body[..9]).bytes(), false).is_err());
+        assert!(inspect(Frame::build(1, 2, OpCode::Msg, &[]).bytes(), false).is_err());
     }
 }

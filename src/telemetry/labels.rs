@@ -169,6 +169,22 @@ labels! {
         Open = "open",
     }
 
+    /// Why a breaker opened.
+    "reason": TripLabel {
+        ConsecutiveFailures = "consecutive_failures",
+        SuccessRate = "success_rate",
+        ProbeFailed = "probe_failed",
+        Operator = "operator",
+    }
+
+    /// What happens to a server: it is reached for the first time, something fails with it, it is lost, it is reached again.
+    "event": ServerEvent {
+        Connected = "connected",
+        Error = "error",
+        Disconnected = "disconnected",
+        Reconnected = "reconnected",
+    }
+
     /// SDAM's server types.
     "state": ServerState {
         Unknown = "unknown",
@@ -243,6 +259,8 @@ mod tests {
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
         assert_eq!(texts::<BreakerLabel>(), "to: closed half_open open");
+        assert_eq!(texts::<TripLabel>(), "reason: consecutive_failures success_rate probe_failed operator");
+        assert_eq!(texts::<ServerEvent>(), "event: connected error disconnected reconnected");
         assert_eq!(
             texts::<ServerState>(),
             "state: unknown standalone mongos primary secondary arbiter other ghost load_balancer"

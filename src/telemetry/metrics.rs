@@ -20,7 +20,7 @@ use prometheus::{
 
 use super::labels::{
     BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane, Outcome,
-    PinKind, RetryReason, ServerState, ShedReason, Side,
+    PinKind, RetryReason, ServerEvent, ServerState, ShedReason, Side, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -201,13 +201,16 @@ pub struct ServerMetrics {
     pub wait_queue_length: By<Lane, IntGauge>,
     breaker_state: IntGauge,
     breaker_transitions: By<BreakerLabel, IntCounter>,
+    pub breaker_trips: By<TripLabel, IntCounter>,
+    pub retries_denied: IntCounter,
+    pub events: By<ServerEvent, IntCounter>,
     state: By<ServerState, IntGauge>,
 }
 
 impl ServerMetrics {
-    /// Notes that the breaker changed to `to`.
-    pub fn breaker_changed(&self, to: BreakerLabel) {
-        self.breaker_state.set(i64::try_from(to.index()).unwrap_or(i64::MAX));
+    /// Notes that a breaker of the server changed to `to`, and that the worst of them is `worst` now.
+    pub fn breaker_changed(&self, to: BreakerLabel, worst: BreakerLabel) {
+        self.breaker_state.set(i64::try_from(worst.index()).unwrap_or(i64::MAX));
         self.breaker_transitions[to].inc();
     }
 
@@ -234,6 +237,9 @@ struct ServerTable {
     wait_queue_length: IntGaugeVec,
     breaker_state: IntGaugeVec,
     breaker_transitions: IntCounterVec,
+    breaker_trips: IntCounterVec,
+    retries_denied: IntCounterVec,
+    events: IntCounterVec,
     state: IntGaugeVec,
     /// Two clusters may know the same server, and a server may come back before everybody has let go of it.
     known: Mutex<BTreeMap<String, Weak<ServerMetrics>>>,
@@ -271,6 +277,21 @@ impl ServerTable {
                 "Changes of a breaker, by its new state.",
                 &["server", BreakerLabel::NAME],
             ),
+            breaker_trips: counters(
+                "breaker_trips_total",
+                "Times that a breaker opened, by the reason.",
+                &["server", TripLabel::NAME],
+            ),
+            retries_denied: counters(
+                "retries_denied_total",
+                "Commands that the proxy would have sent again, had the retry budget not been used up.",
+                &["server"],
+            ),
+            events: counters(
+                "server_events_total",
+                "What happened to the server: connected, error, disconnected, reconnected.",
+                &["server", ServerEvent::NAME],
+            ),
             state: gauges(
                 "server_state",
                 "1 for what the server is now, 0 for every other state.",
@@ -293,6 +314,9 @@ impl ServerTable {
             wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&[server, lane])),
             breaker_state: self.breaker_state.with_label_values(&[server]),
             breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&[server, to])),
+            breaker_trips: By::each(|reason| self.breaker_trips.with_label_values(&[server, reason])),
+            retries_denied: self.retries_denied.with_label_values(&[server]),
+            events: By::each(|event| self.events.with_label_values(&[server, event])),
             state: By::each(|state| self.state.with_label_values(&[server, state])),
             server: server.to_owned(),
             table: Arc::clone(self),
@@ -316,6 +340,9 @@ impl ServerTable {
         remove::<Lane, _>(&self.wait_queue_length, server);
         remove_one(&self.breaker_state, &[server]);
         remove::<BreakerLabel, _>(&self.breaker_transitions, server);
+        remove::<TripLabel, _>(&self.breaker_trips, server);
+        remove_one(&self.retries_denied, &[server]);
+        remove::<ServerEvent, _>(&self.events, server);
         remove::<ServerState, _>(&self.state, server);
     }
 }
@@ -421,12 +448,15 @@ mod tests {
             ("overhead_seconds", HISTOGRAM, vec![]),
             ("breaker_state", GAUGE, vec![server()]),
             ("breaker_transitions_total", COUNTER, vec![server(), all::<BreakerLabel>()]),
+            ("breaker_trips_total", COUNTER, vec![all::<TripLabel>(), server()]),
             ("retries_total", COUNTER, vec![all::<RetryReason>()]),
+            ("retries_denied_total", COUNTER, vec![server()]),
             ("pins", GAUGE, vec![all::<PinKind>()]),
             ("pin_seconds", HISTOGRAM, vec![]),
             ("received_bytes_total", COUNTER, vec![all::<Side>()]),
             ("sent_bytes_total", COUNTER, vec![all::<Side>()]),
             ("buffered_bytes", GAUGE, vec![]),
+            ("server_events_total", COUNTER, vec![all::<ServerEvent>(), server()]),
             ("server_state", GAUGE, vec![server(), all::<ServerState>()]),
             ("config_reload_success", GAUGE, vec![]),
             ("config_reload_timestamp_seconds", GAUGE, vec![]),
@@ -560,13 +590,13 @@ mod tests {
         let server = metrics.server("db:27017");
         server.state_changed(ServerState::Primary);
         server.state_changed(ServerState::Secondary);
-        server.breaker_changed(BreakerLabel::Open);
+        server.breaker_changed(BreakerLabel::HalfOpen, BreakerLabel::Open);
         let text = metrics.render();
         for line in [
             "mongomux_server_state{server=\"db:27017\",state=\"primary\"} 0",
             "mongomux_server_state{server=\"db:27017\",state=\"secondary\"} 1",
             "mongomux_breaker_state{server=\"db:27017\"} 2",
-            "mongomux_breaker_transitions_total{server=\"db:27017\",to=\"open\"} 1",
+            "mongomux_breaker_transitions_total{server=\"db:27017\",to=\"half_open\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "missing: {line}");
         }

@@ -13,15 +13,16 @@ use tokio::time::Instant;
 
 use super::errand::Background;
 use super::handshake::Dialer;
-use super::health::Health;
+use super::health::{Health, Judgement};
 use super::long_polls::LongPolls;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use crate::admission::{Admission, MemoryBudget};
+use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
 use crate::routing::Pins;
 use crate::tasks::Tasks;
-use crate::telemetry::labels::ServerState;
+use crate::telemetry::labels::{Label as _, ServerEvent, ServerState};
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
 use crate::topology::monitor::Monitor;
 use crate::topology::{
@@ -58,6 +59,20 @@ struct Seen {
     failures: u64,
     timeouts: u64,
     update: Option<Instant>,
+    /// Reached now; `None` when it never was.
+    reached: Option<bool>,
+}
+
+impl Seen {
+    /// What has happened to the server since `before`; a suspicion of ours is not worth an event.
+    fn event_since(&self, before: &Self) -> Option<ServerEvent> {
+        match (before.reached, self.reached) {
+            (None, Some(true)) => Some(ServerEvent::Connected),
+            (Some(false), Some(true)) => Some(ServerEvent::Reconnected),
+            (Some(true), Some(false)) => Some(ServerEvent::Disconnected),
+            _ => None,
+        }
+    }
 }
 
 /// Why no server was found.
@@ -210,9 +225,9 @@ impl Cluster {
         let topology = self.monitor.current();
         let servers = lock(&self.servers);
         let selector = Selector {
-            refused: &|address| servers.get(address).is_some_and(|server| !server.health.passes()),
+            refused: &|address| servers.get(address).is_some_and(|server| !server.passes()),
             deprioritised: &|address| failed == Some(address),
-            in_flight: &|address| servers.get(address).map_or(0, |server| server.operations.load(Ordering::Relaxed)),
+            in_flight: &|address| servers.get(address).map_or(0, |server| server.load()),
             heartbeat_frequency: self.config.heartbeat_frequency,
             local_threshold: self.config.local_threshold,
             random: (rand::random(), rand::random()),
@@ -288,7 +303,8 @@ impl Cluster {
             tracing::debug!(server = %server.address, reason, "stale connection broke");
             return;
         }
-        tracing::info!(server = %server.address, reason, "connection broke");
+        server.metrics.events[ServerEvent::Error].inc();
+        tracing::info!(server = %server.address, event = ServerEvent::Error.as_str(), reason, "connection broke");
         server.pool.clear_generation(generation);
         self.monitor.suspect(&server.address, reason, None);
     }
@@ -332,9 +348,10 @@ impl Cluster {
 
     /// Which breakers are not closed, and why.
     pub fn refusal(&self) -> String {
-        let refused = self.servers().into_iter().filter(|server| !server.health.passes()).map(|server| {
-            let why = server.pool.snapshot().last_connect_error.unwrap_or_else(|| "too many failures".to_owned());
-            format!("{}: circuit breaker open: {why}", server.address)
+        let refused = self.servers().into_iter().filter(|server| !server.passes()).map(|server| {
+            let why = server.health.trouble().unwrap_or_default();
+            let detail = server.pool.snapshot().last_connect_error.map(|error| format!(" ({error})"));
+            format!("{}: circuit breaker open: {why}{}", server.address, detail.unwrap_or_default())
         });
         refused.collect::<Vec<_>>().join("; ")
     }
@@ -412,14 +429,46 @@ impl Cluster {
 }
 
 impl Server {
+    /// True while commands may go to it: commands do not fail there, and there is a connection or one can be had.
+    pub fn passes(&self) -> bool {
+        self.health.closed(Judgement::Commands)
+            && (self.health.closed(Judgement::Establishing) || self.pool.has_connections())
+    }
+
+    /// Commands under way; as good as full while its pool is not warm, so that others get the load where they can.
+    fn load(&self) -> u32 {
+        let warming = if self.pool.is_recovering() { u32::MAX / 2 } else { 0 };
+        warming.saturating_add(self.operations.load(Ordering::Relaxed))
+    }
+
+    /// A command was answered, or failed. Who waits for a server whose breaker opens is routed anew.
+    pub fn command_ended(&self, outcome: Outcome) {
+        if self.health.command_ended(outcome) {
+            self.pool.evict();
+        }
+    }
+
     fn follow(&self, description: &ServerDescription) {
-        let now = Seen {
-            failures: description.heartbeat_failures,
-            timeouts: description.heartbeat_timeouts,
-            update: description.last_update,
+        let (before, now) = {
+            let mut seen = lock(&self.seen);
+            let reached = match (description.is_known(), description.suspected) {
+                (true, _) => Some(true),
+                (false, Some(_)) => seen.reached,
+                (false, None) => seen.reached.map(|_| false),
+            };
+            let now = Seen {
+                failures: description.heartbeat_failures,
+                timeouts: description.heartbeat_timeouts,
+                update: description.last_update,
+                reached,
+            };
+            (std::mem::replace(&mut *seen, now), now)
         };
-        let before = std::mem::replace(&mut *lock(&self.seen), now);
         self.metrics.state_changed(label(description.kind));
+        if let Some(event) = now.event_since(&before) {
+            self.metrics.events[event].inc();
+            tracing::info!(server = %self.address, kind = description.kind.name(), "{}", event.as_str());
+        }
         if now.failures > before.failures {
             // A server that answers nobody keeps commands in flight waiting for ever; one that refuses does not.
             self.pool.clear(now.timeouts > before.timeouts);
@@ -428,7 +477,7 @@ impl Server {
             self.pool.ready();
             if now.update != before.update {
                 self.health.heartbeat_succeeded();
-                self.pool.connect_at_once();
+                self.pool.connect_soon();
             }
         }
     }

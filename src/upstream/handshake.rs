@@ -150,21 +150,8 @@ impl UpstreamDialer {
         let login = credential.as_ref().map(Login::new).transpose();
         let login = login.map_err(|error| auth_error(credential.as_ref(), error.into()))?;
         let hello = self.hello(login.as_ref());
-        let greeted = Instant::now();
-        let reply = exchange(&mut connection, &hello).await?;
-        let round_trip_time = Some(greeted.elapsed());
-        if reply.get_f64("ok").ok() != Some(1.0) {
-            return Err(ConnectError::Hello(format!("hello was refused: {}", error_text(&reply))));
-        }
-        let max_wire_version = reply.get_i32("maxWireVersion").unwrap_or_default();
-        if max_wire_version < MIN_WIRE_VERSION {
-            return Err(ConnectError::TooOld { found: max_wire_version });
-        }
-        let connection_id = match reply.get("connectionId") {
-            Ok(Some(id)) => id.as_i64().or_else(|| id.as_i32().map(i64::from)).unwrap_or_default(),
-            _ => 0,
-        };
-        connection.greeting = Greeting { connection_id, hello: Hello::read(&reply), round_trip_time };
+        let (greeting, reply) = hello_exchange(&mut connection, &hello).await?;
+        connection.greeting = greeting;
         if let Some(login) = login {
             self.log_in(&mut connection, login, &reply).await?;
         }
@@ -293,6 +280,38 @@ impl<'a> Login<'a> {
 
 fn texts(credential: &Credential) -> (&str, &str) {
     (credential.username.as_deref().unwrap_or_default(), credential.password.as_deref().unwrap_or_default())
+}
+
+/// Asks a server that is connected already what it is now.
+///
+/// # Errors
+/// [`ConnectError`]; the connection is not usable when the socket is at fault.
+///
+/// # Cancel safety
+/// A connection whose future was dropped is in the middle of a message, and says so.
+pub(super) async fn greet(connection: &mut Connection) -> Result<Greeting, ConnectError> {
+    hello_exchange(connection, &rawdoc! {"hello": 1, "$db": "admin"}).await.map(|(greeting, _)| greeting)
+}
+
+async fn hello_exchange(
+    connection: &mut Connection,
+    hello: &RawDocument,
+) -> Result<(Greeting, RawDocumentBuf), ConnectError> {
+    let asked = Instant::now();
+    let reply = exchange(connection, hello).await?;
+    let round_trip_time = Some(asked.elapsed());
+    if reply.get_f64("ok").ok() != Some(1.0) {
+        return Err(ConnectError::Hello(format!("hello was refused: {}", error_text(&reply))));
+    }
+    let max_wire_version = reply.get_i32("maxWireVersion").unwrap_or_default();
+    if max_wire_version < MIN_WIRE_VERSION {
+        return Err(ConnectError::TooOld { found: max_wire_version });
+    }
+    let connection_id = match reply.get("connectionId") {
+        Ok(Some(id)) => id.as_i64().or_else(|| id.as_i32().map(i64::from)).unwrap_or_default(),
+        _ => 0,
+    };
+    Ok((Greeting { connection_id, hello: Hello::read(&reply), round_trip_time }, reply))
 }
 
 async fn exchange(connection: &mut Connection, command: &RawDocument) -> Result<RawDocumentBuf, ConnectError> {

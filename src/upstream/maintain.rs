@@ -13,13 +13,13 @@ use tokio::time::Instant;
 
 use super::bound::Line;
 use super::connection::Connection;
-use super::handshake::ConnectError;
-use super::pool::{Pool, Shared, State, lock};
+use super::handshake::{ConnectError, greet};
+use super::health::{Judgement, Probe};
+use super::pool::{Pool, PoolParts, PooledConnection, Shared, State, lock};
 use super::pool_state::PoolStatus;
-use crate::breaker::state::ProbeId;
 use crate::breaker::{Failure, Outcome};
-use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT};
-use crate::telemetry::labels::ConnectionClosed;
+use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT, RECHECK_TIMEOUT, RECOVERY_SPREAD};
+use crate::telemetry::labels::{ConnectionClosed, Label as _, ServerEvent};
 use crate::wire::encode;
 
 /// Idle and lifetime limits are looked at this often.
@@ -57,10 +57,8 @@ pub async fn run(pool: Pool) {
                 no_probe_before = now + SWEEP_INTERVAL;
             }
         }
-        if shared.recheck.swap(false, Ordering::Relaxed)
-            && let Some(generation) = start_extra(&shared)
-        {
-            establish(&pool, generation, Purpose::Recheck);
+        if shared.recheck.swap(false, Ordering::Relaxed) {
+            start_recheck(&pool);
         }
         if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
             line.wait(swept, shared.state().counts().total() == 0);
@@ -99,13 +97,14 @@ fn next_wake(shared: &Shared, due: Instant, no_probe_before: Instant) -> Instant
 
 /// True unless the last attempt failed a short while ago, or several did.
 fn may_dial(shared: &Shared, now: Instant) -> bool {
-    now >= lock(&shared.pace).not_before && shared.parts.health.passes()
+    now >= lock(&shared.pace).not_before && shared.parts.health.all_closed()
 }
 
 /// Starts as many attempts to connect as are wanted and allowed. True when commands wait and only the bound of the
 /// cluster is in the way.
 fn fill(pool: &Pool, now: Instant) -> bool {
     let shared = &pool.0;
+    shared.settle();
     while may_dial(shared, now) {
         // The pool's own bounds first: room elsewhere would not help a pool that is full.
         let Some(generation) = shared.state().start_connecting() else { return false };
@@ -115,8 +114,16 @@ fn fill(pool: &Pool, now: Instant) -> bool {
             return !state.queue().is_empty();
         }
         establish(pool, generation, Purpose::Demand);
+        if shared.is_after_outage() {
+            lock(&shared.pace).not_before = now + recovery_gap(&shared.parts).mul_f64(2.0 * rand::random::<f64>());
+        }
     }
     false
+}
+
+/// Mean time between two attempts after an outage.
+fn recovery_gap(parts: &PoolParts) -> Duration {
+    (RECOVERY_SPREAD / parts.config.max_pool_size.max(1)).min(parts.reconnect.initial)
 }
 
 /// Connects on a place of the cluster's bound that was waited for.
@@ -145,8 +152,8 @@ enum Purpose {
     Demand,
     /// To take the place of one whose lifetime is over.
     Replacement,
-    /// To find out whether the server is back, for the breaker.
-    Probe(ProbeId),
+    /// To find out whether the server is back, for a breaker.
+    Probe(Probe),
     /// To find out what the server is, for the topology.
     Recheck,
 }
@@ -188,11 +195,20 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
         let pool = place.pool.clone();
         let parts = &pool.0.parts;
         let started = Instant::now();
-        let limit = parts.config.connect_timeout;
-        let attempt = tokio::select! {
-            attempt = tokio::time::timeout(limit, parts.dialer.connect(&parts.address)) => {
-                attempt.unwrap_or(Err(ConnectError::Timeout(limit)))
+        let limit = match purpose {
+            // Others may come after it, and find the server at once when it is back.
+            Purpose::Recheck => parts.config.connect_timeout.min(RECHECK_TIMEOUT),
+            Purpose::Demand | Purpose::Replacement | Purpose::Probe(_) => parts.config.connect_timeout,
+        };
+        let connect = async {
+            let mut connection = parts.dialer.connect(&parts.address).await?;
+            if let Purpose::Probe(_) = purpose {
+                ping(&mut connection).await?;
             }
+            Ok(connection)
+        };
+        let attempt = tokio::select! {
+            attempt = tokio::time::timeout(limit, connect) => attempt.unwrap_or(Err(ConnectError::Timeout(limit))),
             // Ends the program without waiting for a server that does not answer.
             () = parts.tasks.cancelled() => return,
         };
@@ -202,9 +218,11 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
         };
         match purpose {
             Purpose::Probe(probe) => parts.health.finish_probe(probe, Some(outcome)),
-            Purpose::Demand | Purpose::Replacement => parts.health.record(outcome),
+            Purpose::Demand | Purpose::Replacement => {
+                parts.health.connected(outcome);
+            }
             // A server that is known to be down has failed once, however often somebody looks.
-            Purpose::Recheck => {}
+            Purpose::Recheck => pool.0.rechecking.store(false, Ordering::Relaxed),
         }
         match attempt {
             Ok(connection) => {
@@ -236,10 +254,13 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
     connection.expires = Instant::now() + lifetime - jitter.mul_f64(rand::random());
     tracing::debug!(server = %shared.parts.address, connection = connection.id, greeting = ?connection.greeting, "connection ready");
     {
+        let after_outage = shared.is_after_outage();
         let mut pace = lock(&shared.pace);
         pace.backoff.reset();
-        pace.not_before = Instant::now();
         pace.last_error = None;
+        if !after_outage {
+            pace.not_before = Instant::now();
+        }
     }
     place.taken = true;
     pool.give_back(connection, State::connected);
@@ -260,13 +281,15 @@ fn connect_failed(pool: &Pool, error: &ConnectError) {
         pace.last_error = Some(text);
         (first, wait)
     };
+    shared.parts.server_metrics.events[ServerEvent::Error].inc();
     // The same failure again and again is worth one line, not one per attempt.
     if first {
-        tracing::warn!(server = %shared.parts.address, %error, retry_after = ?wait, "cannot connect");
+        let event = ServerEvent::Error.as_str();
+        tracing::warn!(server = %shared.parts.address, event, %error, retry_after = ?wait, "cannot connect");
     } else {
         tracing::debug!(server = %shared.parts.address, %error, retry_after = ?wait, "cannot connect");
     }
-    if !shared.parts.health.passes() {
+    if !shared.parts.health.all_closed() && !pool.has_connections() {
         pool.evict();
     }
     shared.work.notify_one();
@@ -326,56 +349,112 @@ fn close_discarded(shared: &Arc<Shared>) {
     }
 }
 
-/// Finds out whether the server is back: over a connection that is there, else over a new one. False when no bound
-/// leaves a place for one.
-fn start_probe(pool: &Pool, probe: ProbeId) -> bool {
-    if ping_available(pool, Some(probe)) {
+/// Finds out whether the server is back. Commands are judged over a connection that is there, where there is one;
+/// establishing connections by establishing one, unless the pool has all that it may have and they work. False when no
+/// bound leaves a place for that.
+fn start_probe(pool: &Pool, probe: Probe) -> bool {
+    if probe.judgement == Judgement::Commands && ping_available(pool, Some(probe)) {
         return true;
     }
-    let started = start_extra(&pool.0);
-    match started {
-        Some(generation) => establish(pool, generation, Purpose::Probe(probe)),
-        None => pool.0.parts.health.finish_probe(probe, None),
+    if let Some(generation) = start_extra(&pool.0) {
+        establish(pool, generation, Purpose::Probe(probe));
+        return true;
     }
-    started.is_some()
+    let proven = ping_available(pool, Some(probe));
+    if !proven {
+        pool.0.parts.health.finish_probe(probe, None);
+    }
+    proven
+}
+
+/// Asks the server what it is, for the topology: over a connection that is there, else over a new one. One at a time.
+fn start_recheck(pool: &Pool) {
+    let shared = &pool.0;
+    if shared.rechecking.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    if let Some(connection) = pool.borrow_available() {
+        return greet_available(pool, connection);
+    }
+    let started = start_place(shared, State::start_recheck);
+    match started {
+        Some(generation) => establish(pool, generation, Purpose::Recheck),
+        // Every place is taken by a command that waits for the server. Monitoring has connections of its own.
+        None => shared.rechecking.store(false, Ordering::Relaxed),
+    }
+}
+
+fn greet_available(pool: &Pool, mut connection: PooledConnection) {
+    let pool = pool.clone();
+    pool.0.parts.tasks.clone().spawn("recheck", async move {
+        let parts = &pool.0.parts;
+        let greeting = tokio::select! {
+            greeting = tokio::time::timeout(RECHECK_TIMEOUT, greet(&mut connection)) => greeting,
+            // Ends the program without waiting for a server that does not answer.
+            () = parts.tasks.cancelled() => return,
+        };
+        drop(connection);
+        pool.0.rechecking.store(false, Ordering::Relaxed);
+        if let Ok(Ok(greeting)) = greeting {
+            (parts.greeted)(&parts.address, &greeting);
+        }
+        pool.0.work.notify_one();
+    });
 }
 
 /// A place, where all bounds leave one, for a connection that no command asked for.
 fn start_extra(shared: &Shared) -> Option<u64> {
+    start_place(shared, State::start_extra)
+}
+
+fn start_place(shared: &Shared, start: fn(&mut State) -> Option<u64>) -> Option<u64> {
     if !shared.parts.cluster_bound.acquire() {
         return None;
     }
-    let started = shared.state().start_extra();
+    let started = start(&mut shared.state());
     if started.is_none() {
         shared.parts.cluster_bound.release();
     }
     started
 }
 
-/// Pings over an available connection; false when there is none.
-fn ping_available(pool: &Pool, probe: Option<ProbeId>) -> bool {
+/// Pings over an available connection, for a probe after a hello; false when there is none.
+fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
     let Some(mut connection) = pool.borrow_available() else { return false };
     let pool = pool.clone();
     pool.0.parts.tasks.clone().spawn("ping", async move {
         let parts = &pool.0.parts;
-        let ping = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1, "$db": "admin"});
+        let look = async {
+            if probe.is_some() {
+                greet(&mut connection).await?;
+            }
+            ping(&mut connection).await
+        };
         let answer = tokio::select! {
-            answer = tokio::time::timeout(parts.config.connect_timeout, connection.exchange(ping.bytes())) => answer,
+            answer = tokio::time::timeout(parts.config.connect_timeout, look) => answer,
             // Ends the program without waiting for a server that does not answer.
             () = parts.tasks.cancelled() => return,
         };
         let outcome = match answer {
-            Ok(Ok(_)) => Outcome::Success,
-            Ok(Err(_)) | Err(_) => Outcome::Failure(Failure::Network),
+            Ok(Ok(())) => Outcome::Success,
+            Ok(Err(_)) => Outcome::Failure(Failure::Network),
+            Err(_) => Outcome::Failure(Failure::Timeout),
         };
+        drop(connection);
         match probe {
             Some(probe) => parts.health.finish_probe(probe, Some(outcome)),
-            None => parts.health.record(outcome),
+            None if parts.health.command_ended(outcome) => pool.evict(),
+            None => {}
         }
-        drop(connection);
         pool.0.work.notify_one();
     });
     true
+}
+
+async fn ping(connection: &mut Connection) -> Result<(), ConnectError> {
+    let ping = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1, "$db": "admin"});
+    connection.exchange(ping.bytes()).await?;
+    Ok(())
 }
 
 #[cfg(test)]

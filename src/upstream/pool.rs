@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -69,7 +70,7 @@ pub struct PoolParts {
     /// In use at once, if that is to be less than the pool.
     pub max_in_flight: Option<u32>,
     /// Pings a pool in use this often.
-    pub health_check: std::time::Duration,
+    pub health_check: Duration,
     /// Pace after failures to connect.
     pub reconnect: BackoffConfig,
     /// Makes connections.
@@ -106,6 +107,10 @@ pub(super) struct Shared {
     pub(super) used: AtomicBool,
     /// The server is to be greeted now, whatever back-off and breaker say.
     pub(super) recheck: AtomicBool,
+    /// It is being greeted.
+    pub(super) rechecking: AtomicBool,
+    /// New, or back after an outage, and not warm yet: other servers that suit as well get the load.
+    pub(super) recovering: AtomicBool,
 }
 
 /// When the next attempt to connect may be made.
@@ -133,6 +138,8 @@ impl Pool {
             last_id: AtomicU64::new(0),
             used: AtomicBool::new(false),
             recheck: AtomicBool::new(false),
+            rechecking: AtomicBool::new(false),
+            recovering: AtomicBool::new(true),
         }))
     }
 
@@ -196,25 +203,43 @@ impl Pool {
         self.0.work.notify_one();
     }
 
-    /// A good heartbeat: no reason to wait before connecting again.
-    pub fn connect_at_once(&self) {
-        let mut pace = lock(&self.0.pace);
+    /// A good heartbeat: back-off starts over. After failures the next attempt still comes at a random time within the
+    /// shortest wait: other proxies have heard the same heartbeat.
+    pub fn connect_soon(&self) {
+        let shared = &self.0;
+        let after_outage = shared.is_after_outage();
+        let mut pace = lock(&shared.pace);
         pace.backoff.reset();
-        pace.not_before = Instant::now();
+        let wait =
+            if after_outage || pace.last_error.is_some() { pace.backoff.next(rand::random()) } else { Duration::ZERO };
+        pace.not_before = pace.not_before.min(Instant::now() + wait);
         drop(pace);
-        self.0.work.notify_one();
+        shared.work.notify_one();
     }
 
-    /// Greets the server now, over a new connection that counts like all: somebody waits for a server that is suspect
-    /// or down.
+    /// True while there are connections that commands may be sent over, busy or not.
+    pub fn has_connections(&self) -> bool {
+        let state = self.0.state();
+        let counts = state.counts();
+        state.status() == PoolStatus::Ready && counts.available + counts.in_use > 0
+    }
+
+    /// True until the pool of a server that is new, or back after an outage, is warm.
+    pub fn is_recovering(&self) -> bool {
+        self.0.recovering.load(Ordering::Relaxed)
+    }
+
+    /// Greets the server now, over a connection that counts like all: somebody waits for a server that is suspect or
+    /// down.
     pub fn recheck(&self) {
         self.0.recheck.store(true, Ordering::Relaxed);
         self.0.work.notify_one();
     }
 
-    /// Makes all connections stale and evicts who waits, to be routed anew. `interrupt_in_use` also fails the commands in
+    /// The server is lost: makes all connections stale and evicts who waits, to be routed anew. `interrupt_in_use` also fails the commands in
     /// flight: for a server that monitoring found hanging.
     pub fn clear(&self, interrupt_in_use: bool) {
+        self.0.recovering.store(true, Ordering::Relaxed);
         self.end_generation(ConnectionClosed::Stale, |state| Some(state.clear()));
         if interrupt_in_use {
             lock(&self.0.interrupts).iter().for_each(|(_, interrupt)| interrupt.raise());
@@ -344,6 +369,24 @@ impl std::fmt::Debug for Pool {
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// True for a pool that lost its server and is not warm again.
+    pub(super) fn is_after_outage(&self) -> bool {
+        self.recovering.load(Ordering::Relaxed) && self.state().generation() > 0
+    }
+
+    /// Nothing more is to be established: a pool with its minimum is warm.
+    pub(super) fn settle(&self) {
+        if !self.recovering.load(Ordering::Relaxed) {
+            return;
+        }
+        let state = self.state();
+        let counts = state.counts();
+        let warm = counts.available + counts.in_use >= state.bounds().min_pool_size;
+        if warm && state.status() == PoolStatus::Ready && !state.wants_connection() {
+            self.recovering.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Numbers a connection that was just established, and remembers how to interrupt it.

@@ -243,6 +243,13 @@ impl<C, W> PoolState<C, W> {
         self.has_room().then(|| self.reserve_place())
     }
 
+    /// As [`PoolState::start_extra`], whatever else is being established: attempts to reach a server that is down must not
+    /// keep the one out that finds it back.
+    pub fn start_recheck(&mut self) -> Option<u64> {
+        let room = self.status != PoolStatus::Closed && self.counts().total() < self.bounds.max_pool_size;
+        room.then(|| self.reserve_place())
+    }
+
     /// True while the bounds of this pool let one more be established.
     pub fn has_room(&self) -> bool {
         self.status != PoolStatus::Closed

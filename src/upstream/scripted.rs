@@ -66,7 +66,7 @@ pub(super) enum Dial {
     Hang,
 }
 
-/// What becomes of a ping.
+/// What becomes of a ping, or of a hello on a connection that is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ping {
     Answer,
@@ -169,6 +169,7 @@ impl Server {
         lock(&self.dialed).clone()
     }
 
+    /// Pings and such hellos so far.
     pub(super) fn pings(&self) -> u32 {
         self.pings.load(Ordering::Relaxed)
     }
@@ -210,7 +211,7 @@ impl Server {
             let command = RawDocument::from_bytes(command).unwrap();
             let id = request.header().request_id;
             let Ok(number) = command.get_i32("work") else {
-                let reply = encode::op_msg(0, id, &rawdoc! {"ok": 1.0});
+                let reply = encode::op_msg(0, id, &rawdoc! {"ok": 1.0, "maxWireVersion": 17});
                 self.pings.fetch_add(1, Ordering::Relaxed);
                 let ping = *lock(&self.ping);
                 match ping {

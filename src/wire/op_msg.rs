@@ -93,6 +93,30 @@ impl OpMsg {
         frame.body_mut().get_mut(self.document_start..end).unwrap_or_default()
     }
 
+    /// How many documents there are in the sequences, all together.
+    pub fn sequence_documents(&self, frame: &Frame) -> usize {
+        let mut count = 0_usize;
+        let mut rest = frame.body().get(4..).unwrap_or_default();
+        while let Some((kind, section)) = rest.split_first() {
+            let length = match kind {
+                0 => self.document_length,
+                // Whole and well-formed, or it would have been refused when it was read.
+                _ => {
+                    let length = sequence_length(section).unwrap_or(section.len());
+                    let content = section.get(4..length).and_then(split_cstring);
+                    let mut documents = content.map(|(_, documents)| documents).unwrap_or_default();
+                    while let Ok(length) = document_length(documents) {
+                        count = count.saturating_add(1);
+                        documents = documents.get(length..).unwrap_or_default();
+                    }
+                    length
+                }
+            };
+            rest = section.get(length..).unwrap_or_default();
+        }
+        count
+    }
+
     /// Clears all flags, in the frame too: upstream always answers, once, and never streams.
     pub fn clear_flags(&self, frame: &mut Frame) {
         if self.flags != 0 {
@@ -206,6 +230,7 @@ mod tests {
             let mut frame = message(0, &sections);
             let op_msg = OpMsg::parse(&mut frame).unwrap();
             assert_eq!(op_msg.document(&frame), &first[1..]);
+            assert_eq!(op_msg.sequence_documents(&frame), if sections.len() > 1 { 3 } else { 0 });
         }
     }
 

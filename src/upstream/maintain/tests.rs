@@ -19,8 +19,8 @@ fn without_breaker(mut setup: Setup) -> Setup {
 }
 
 fn trip(rig: &Rig) {
-    while rig.health.passes() {
-        rig.health.record(FAILURE);
+    while rig.health.all_closed() {
+        rig.health.command_ended(FAILURE);
     }
 }
 
@@ -192,7 +192,7 @@ async fn attempts_back_off_with_full_jitter_up_to_the_maximum() {
 
     // A heartbeat ends the wait, a success starts over.
     rig.server.dials(|_| Dial::Accept(ms(0)));
-    rig.pool.connect_at_once();
+    rig.pool.connect_soon();
     let began = Instant::now();
     rig.check_serves(1).await;
     assert!(began.elapsed() < ms(200));
@@ -234,7 +234,7 @@ async fn a_probe_over_a_new_connection_closes_the_breaker_and_ends_the_back_off(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_over_an_available_connection_is_a_ping() {
+async fn a_probe_is_a_hello_and_a_ping_over_an_available_connection_or_a_new_one_and_a_ping() {
     let rig = Setup::new(1, 2).start();
     settle().await;
     rig.server.dials(|_| Dial::Refuse);
@@ -248,7 +248,7 @@ async fn a_probe_over_an_available_connection_is_a_ping() {
     assert_eq!(rig.health.state(), BreakerState::Closed);
     trip(&rig);
     sleep(ms(5_000)).await;
-    assert_eq!((rig.server.pings(), rig.health.state()), (2, BreakerState::Closed));
+    assert_eq!((rig.server.pings(), rig.health.state()), (4, BreakerState::Closed));
     rig.end().await;
 }
 
@@ -260,9 +260,9 @@ async fn a_probe_is_not_wasted_on_connections_that_died_with_the_old_server() {
     trip(&rig);
     rig.server.kick();
     rig.health.heartbeat_succeeded();
-    rig.pool.connect_at_once();
+    rig.pool.connect_soon();
     settle().await;
-    assert_eq!((rig.server.pings(), rig.health.state()), (0, BreakerState::Closed));
+    assert_eq!((rig.server.pings(), rig.health.state()), (1, BreakerState::Closed));
     rig.check_serves(9).await;
     rig.end().await;
 }
@@ -277,9 +277,9 @@ async fn a_heartbeat_makes_the_probe_early() {
     sleep(ms(20_000)).await;
     assert_eq!(rig.health.state(), BreakerState::Open);
     rig.health.heartbeat_succeeded();
-    rig.pool.connect_at_once();
+    rig.pool.connect_soon();
     settle().await;
-    assert_eq!((rig.health.state(), rig.server.pings()), (BreakerState::Closed, 1));
+    assert_eq!((rig.health.state(), rig.server.pings()), (BreakerState::Closed, 2));
     rig.end().await;
 }
 
@@ -321,7 +321,7 @@ fn a_probe_that_finds_no_place_waits_for_one() {
             }
             drop(held);
             sleep(ms(1_100)).await;
-            assert_eq!(rig.health.passes(), !closed);
+            assert_eq!(rig.health.all_closed(), !closed);
             rig.end().await;
         }
     };
@@ -407,7 +407,7 @@ async fn the_end_of_the_program_waits_for_no_server() {
     let rig = setup.start();
     rig.server.answer_pings(Ping::Hang);
     drop(rig.check_out().await.unwrap());
-    sleep(ms(29_990)).await;
+    sleep(ms(30_010)).await;
     rig.pool.recheck();
     sleep(ms(20)).await;
     assert_eq!((rig.counts().pending, rig.counts().in_use), (1, 1));
@@ -432,4 +432,117 @@ async fn who_waits_for_a_pool_that_is_full_asks_no_other_pool_for_room() {
     drop(held);
     full.end().await;
     other.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_no_new_connections_still_serves_over_those_it_has() {
+    let mut setup = Setup::new(1, 3);
+    setup.breaker.open_initial = ms(60_000);
+    setup.server.dials(|number| if number == 1 { Dial::Accept(ms(0)) } else { Dial::Refuse });
+    let rig = setup.start();
+    let mut held = rig.check_out().await.unwrap();
+    let waits = rig.check_out();
+    let serves = async {
+        while rig.health.all_closed() {
+            sleep(ms(100)).await;
+        }
+        assert!(rig.health.closed(Judgement::Commands) && rig.pool.has_connections());
+        assert_eq!(work(&mut held, 1, Work::default()).await.unwrap(), 1);
+        drop(held);
+    };
+    let (waited, ()) = tokio::join!(waits, serves);
+    assert_eq!(work(&mut waited.unwrap(), 2, Work::default()).await.unwrap(), 2, "who waits has a turn");
+    let dialed = rig.server.dialed().len();
+    sleep(ms(20_000)).await;
+    assert_eq!(rig.server.dialed().len(), dialed, "and nobody dials");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_pool_is_proof_enough_that_connections_can_be_had() {
+    let rig = Setup::new(1, 1).start();
+    settle().await;
+    while !rig.health.connected(Outcome::Failure(Failure::Connect)) {}
+    sleep(ms(1_100)).await;
+    assert!(rig.health.all_closed(), "{:?}", rig.health.state());
+    assert_eq!(rig.server.dialed().len(), 1);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recheck_uses_a_connection_that_is_there_and_needs_no_turn_of_max_connecting() {
+    let rig = Setup::new(1, 3).start();
+    settle().await;
+    rig.pool.recheck();
+    settle().await;
+    assert_eq!((rig.server.dialed().len(), rig.server.pings()), (1, 1));
+    let held = rig.check_out().await.unwrap();
+    // Two attempts that hang: as many as may be under way.
+    rig.server.dials(|number| if number <= 3 { Dial::Hang } else { Dial::Accept(ms(0)) });
+    let (first, second) = (rig.check_out(), rig.check_out());
+    let recheck = async {
+        sleep(ms(100)).await;
+        assert_eq!(rig.counts().pending, 2);
+        drop(held);
+        rig.pool.recheck();
+    };
+    let (first, second, ()) = tokio::join!(first, second, recheck);
+    assert!(first.is_ok() || second.is_ok());
+    drop((first, second));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rechecks_do_not_pile_up_on_a_server_that_hangs() {
+    let mut setup = without_breaker(Setup::new(0, 5));
+    setup.server.dials(|_| Dial::Hang);
+    let rig = setup.start();
+    for _ in 0..120 {
+        rig.pool.recheck();
+        sleep(ms(500)).await;
+        assert!(rig.counts().pending <= 1, "{:?}", rig.counts());
+    }
+    // One every two seconds, for a minute.
+    assert!((20..=31).contains(&rig.server.dialed().len()), "{}", rig.server.dialed().len());
+    rig.server.dials(|_| Dial::Accept(ms(0)));
+    sleep(ms(4_000)).await;
+    let greeted = rig.greeted.load(Ordering::Relaxed);
+    rig.pool.recheck();
+    settle().await;
+    assert_eq!(rig.greeted.load(Ordering::Relaxed), greeted + 1, "found as soon as it is back");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_connections_come_back_spread_over_a_second() {
+    for (size, initial) in [(10, 100), (100, 100), (10, 20)] {
+        let mut setup = Setup::new(size, size);
+        setup.pool.max_connecting = size;
+        setup.reconnect.initial = ms(initial);
+        let rig = setup.start();
+        settle().await;
+        assert_eq!(available(&rig), size, "at the start nobody waits");
+        assert!(!rig.pool.is_recovering());
+        for _ in 0..5 {
+            rig.pool.clear(false);
+            assert!(rig.pool.is_recovering());
+            sleep(ms(60_000)).await;
+            let before = rig.server.dialed().len();
+            rig.pool.ready();
+            rig.pool.connect_soon();
+            let began = Instant::now();
+            while rig.pool.is_recovering() {
+                sleep(ms(1)).await;
+            }
+            assert_eq!(available(&rig), size);
+            let dialed = &rig.server.dialed()[before..];
+            assert_eq!(dialed.len(), usize::try_from(size).unwrap());
+            let (mean, took) = (ms(1_000 / u64::from(size)).min(ms(initial)) * size, began.elapsed());
+            assert!(
+                took >= mean / 4 && took <= 2 * mean + ms(initial + 10),
+                "{took:?} for {size}, {mean:?} on average"
+            );
+        }
+        rig.end().await;
+    }
 }

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::breaker::{Failure, Outcome};
 use crate::config::BackoffConfig;
 use crate::upstream::scripted::{Dial, Gauge, Ping, Rig, Server, Setup, Work, ms, within_ten_seconds, work};
 
@@ -102,17 +103,20 @@ async fn client(pool: Pool, mut random: SmallRng, number: i32) {
 async fn trouble(pool: Pool, health: Arc<Health>, server: Arc<Server>, mut random: SmallRng) {
     for _ in 0..80 {
         sleep(millis(&mut random, 120)).await;
-        match random.random_range(0..14) {
+        match random.random_range(0..15) {
             0 => pool.clear(false),
             1 => pool.clear(true),
             2 => pool.clear_generation(random.random_range(0..8)),
             3 => pool.evict(),
             4 | 5 => pool.recheck(),
             6 => server.kick(),
-            7 => health.record(crate::breaker::Outcome::Failure(crate::breaker::Failure::Network)),
-            8 => server.answer_pings([Ping::Answer, Ping::Close, Ping::Hang][random.random_range(0..3)]),
-            9 => health.heartbeat_succeeded(),
-            10 => pool.connect_at_once(),
+            7 if health.command_ended(Outcome::Failure(Failure::Network)) => pool.evict(),
+            7 => {}
+            8 if health.connected(Outcome::Failure(Failure::Connect)) => pool.evict(),
+            8 => {}
+            9 => server.answer_pings([Ping::Answer, Ping::Close, Ping::Hang][random.random_range(0..3)]),
+            10 => health.heartbeat_succeeded(),
+            11 => pool.connect_soon(),
             _ => pool.ready(),
         }
     }
@@ -130,12 +134,12 @@ async fn calm(rigs: &[Rig]) {
     for _ in 0..8 {
         for rig in rigs {
             rig.health.heartbeat_succeeded();
-            rig.pool.connect_at_once();
+            rig.pool.connect_soon();
         }
         sleep(ms(500)).await;
     }
     for rig in rigs {
-        assert!(rig.health.passes(), "{:?} {:?}", rig.health.state(), rig.pool.snapshot());
+        assert!(rig.health.all_closed(), "{:?} {:?}", rig.health.state(), rig.pool.snapshot());
     }
 }
 
