@@ -62,8 +62,6 @@ pub struct ClusterConfig {
     pub wait_queue_timeout: Duration,
     /// Longest wait for a suitable server.
     pub server_selection_timeout: Duration,
-    /// Longest silence of a server in the middle of a command.
-    pub socket_timeout: Option<Duration>,
     /// Longest run of one command once it was sent.
     pub command_timeout: Option<Duration>,
     /// Commands in flight per server, where that is to be less than the pool.
@@ -117,6 +115,8 @@ pub struct PoolConfig {
     pub max_lifetime: Duration,
     /// TCP, TLS, hello and authentication together.
     pub connect_timeout: Duration,
+    /// Longest silence of a server in the middle of a command; `None` for no limit.
+    pub socket_timeout: Option<Duration>,
 }
 
 /// When a server's breaker trips and how long it stays open.

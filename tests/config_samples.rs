@@ -131,7 +131,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(cluster.max_upstream_connections, None);
     assert_eq!((cluster.wait_queue_timeout, cluster.wait_queue_size), (ms(5_000), 4_000));
     assert_eq!(cluster.server_selection_timeout, ms(15_000));
-    assert_eq!((cluster.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
+    assert_eq!((cluster.pool.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
     assert_eq!((cluster.heartbeat_frequency, cluster.health_check), (ms(10_000), ms(30_000)));
     assert_eq!(cluster.local_threshold, ms(15));
     assert_eq!((cluster.breaker.consecutive_failures, cluster.breaker.minimum_samples), (5, 20));

@@ -93,10 +93,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.prepare(exchange, &operation, &mut connection)?;
         let sent = Instant::now();
         let limit = self.limit(exchange, sent);
+        let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // A request that loses was not written whole and is never executed: its connection is closed.
         let written = tokio::select! {
             biased;
             written = connection.send(exchange.frame.bytes()) => written,
+            () = self.socket.left(), if waited_for => return Err(Failed::Refused(Refusal::Left)),
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
         };
         if let Err(error) = written {
@@ -121,6 +123,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         exchange.upstream += sent.elapsed();
         exchange.long_poll = None;
+        if let Err(ReceiveError::Silent(limit)) = received {
+            return Err(self.too_slow(exchange, &operation, limit).into());
+        }
         if let Err(error) = received {
             return self.no_reply(exchange, &operation, &connection, &error);
         }
@@ -221,8 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn limit(&self, exchange: &Exchange, sent: Instant) -> Option<(Instant, Duration)> {
         let config = &self.shared.cluster.config;
         let own = exchange.deadline.map(|deadline| (deadline + MAX_TIME_GRACE, deadline - exchange.started));
-        let configured = [config.command_timeout, config.socket_timeout].into_iter().flatten();
-        configured.map(|limit| (sent + limit, limit)).chain(own).min()
+        config.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
     }
 
     fn too_slow(&self, exchange: &Exchange, operation: &Operation, limit: Duration) -> Situation {

@@ -152,12 +152,12 @@ impl Builder<'_> {
                 max_idle_time: layers.duration_or_off(&limits::MAX_IDLE_TIME).unwrap_or(limits::NEVER),
                 max_lifetime: layers.duration_or_off(&limits::MAX_LIFETIME).unwrap_or(limits::NEVER),
                 connect_timeout: layers.duration(&limits::CONNECT_TIMEOUT),
+                socket_timeout: layers.duration_or_off(&limits::SOCKET_TIMEOUT),
             },
             max_upstream_connections: layers.count_or_off(&limits::MAX_UPSTREAM_CONNECTIONS),
             wait_queue_size: layers.size(&limits::WAIT_QUEUE_SIZE),
             wait_queue_timeout: layers.duration(&limits::WAIT_QUEUE_TIMEOUT),
             server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
-            socket_timeout: layers.duration_or_off(&limits::SOCKET_TIMEOUT),
             command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
             max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),
             heartbeat_frequency: layers.duration(&limits::HEARTBEAT_FREQUENCY),
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!((pool.max_pool_size, pool.min_pool_size, pool.max_connecting), (11, 3, 4));
         assert_eq!((pool.max_idle_time, pool.connect_timeout), (ms(5_000), ms(8_000)));
         assert_eq!((cluster.wait_queue_timeout, cluster.server_selection_timeout), (ms(6_000), ms(7_000)));
-        assert_eq!((cluster.socket_timeout, cluster.heartbeat_frequency), (Some(ms(9_000)), ms(10_001)));
+        assert_eq!((cluster.pool.socket_timeout, cluster.heartbeat_frequency), (Some(ms(9_000)), ms(10_001)));
         assert_eq!(cluster.local_threshold, ms(12));
     }
 
@@ -489,7 +489,7 @@ mod tests {
                     client_idle_timeout_ms = 0\nmax_idle_time_ms = 0\nmax_lifetime_ms = 0\n";
         let (config, _) = loaded(&Sources { profile: Some(Profile::Serverless), ..file(text) });
         let cluster = &config.clusters[0];
-        assert_eq!((cluster.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
+        assert_eq!((cluster.pool.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
         assert_eq!((cluster.max_upstream_connections, config.client.idle_timeout), (None, None));
         assert_eq!((cluster.pool.max_idle_time, cluster.pool.max_lifetime), (limits::NEVER, limits::NEVER));
     }

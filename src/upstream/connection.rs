@@ -4,7 +4,7 @@
 //! whose bytes come next. It is marked before the first byte and cleared after the last.
 
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
@@ -60,6 +60,9 @@ pub enum ReceiveError {
     /// Monitoring found the server dead.
     #[error("monitoring found the server unreachable")]
     Interrupted,
+    /// Nothing came for as long as the server may be silent.
+    #[error("the server was silent for {} ms", .0.as_millis())]
+    Silent(Duration),
 }
 
 /// Wakes a command that waits for a server which monitoring has found dead.
@@ -113,6 +116,8 @@ pub struct Connection {
     pub last_used: Instant,
     /// When it is to be replaced.
     pub expires: Instant,
+    /// Longest silence of the server in the middle of a message; `None` for no limit.
+    pub socket_timeout: Option<Duration>,
     /// What the server said.
     pub greeting: Greeting,
 }
@@ -144,6 +149,7 @@ impl Connection {
             generation: 0,
             last_used: now,
             expires: now + Duration::from_secs(u64::from(u32::MAX)),
+            socket_timeout: None,
             greeting: Greeting::default(),
         }
     }
@@ -184,7 +190,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`SendError`]: the server cannot have executed the request, as it did not get all of it. Also when monitoring found
-    /// the server dead while it took nothing any more.
+    /// the server dead while it took nothing any more, and when it took nothing for `socket_timeout`.
     ///
     /// # Cancel safety
     /// None: a connection whose future was dropped is between messages only if nothing was written.
@@ -193,17 +199,48 @@ impl Connection {
         // The last reply must not be taken for the next one.
         self.clear_reply();
         self.between_messages = false;
-        let (stream, interrupt) = (&mut self.stream, &self.interrupt);
-        let mut write = pin!(async {
-            stream.write_all(message).await?;
-            stream.flush().await
-        });
-        let written = std::future::poll_fn(|context| match write.as_mut().poll(context) {
+        // Almost always all of it at once: no timer, and no room in the task of every client for the waiting.
+        let written = std::future::poll_fn(|context| Poll::Ready(self.write_now(context, message)));
+        match written.await.map_err(SendError)? {
+            None => Ok(()),
+            Some(written) => Box::pin(self.send_rest(&message[written..])).await.map_err(SendError),
+        }
+    }
+
+    /// What the stream takes without waiting; `None` when that is all of it, and flushed.
+    fn write_now(&mut self, context: &mut Context<'_>, message: &[u8]) -> io::Result<Option<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let written = match stream.poll_write(context, message) {
+            Poll::Ready(written) => written?,
+            Poll::Pending => 0,
+        };
+        if written < message.len() || Pin::new(&mut self.stream).poll_flush(context)?.is_pending() {
+            return Ok(Some(written));
+        }
+        Ok(None)
+    }
+
+    async fn send_rest(&mut self, mut rest: &[u8]) -> io::Result<()> {
+        let limit = self.socket_timeout;
+        while !rest.is_empty() {
+            match unless_silent(limit, self.write_some(rest))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?
+            {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => rest = &rest[written..],
+            }
+        }
+        unless_silent(limit, self.stream.flush()).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        std::future::poll_fn(|context| match Pin::new(&mut self.stream).poll_write(context, bytes) {
             // Looked at second, so that an error means that not all was written.
-            Poll::Pending => interrupt.poll(context).map(|()| Err(io::ErrorKind::ConnectionAborted.into())),
+            Poll::Pending => self.interrupt.poll(context).map(|()| Err(io::ErrorKind::ConnectionAborted.into())),
             written => written,
-        });
-        written.await.map_err(SendError)
+        })
+        .await
     }
 
     /// Takes the reply to the last request whole.
@@ -235,7 +272,11 @@ impl Connection {
                 Some(_) => {}
                 None => self.buffer.reserve(CONNECTION_BUFFER_BYTES - self.buffer.len()),
             }
-            eof = self.fill().await? == 0;
+            eof = 0
+                == match self.socket_timeout {
+                    None => self.fill().await?,
+                    limit => Box::pin(unless_silent(limit, self.fill())).await.map_err(ReceiveError::Silent)??,
+                };
         }
     }
 
@@ -343,6 +384,14 @@ impl Connection {
             }
         })
         .await
+    }
+}
+
+/// Waits for some progress, no longer than `limit` if there is one, which is then the error.
+async fn unless_silent<T>(limit: Option<Duration>, progress: impl Future<Output = T>) -> Result<T, Duration> {
+    match limit {
+        None => Ok(progress.await),
+        Some(limit) => tokio::time::timeout(limit, progress).await.map_err(|_| limit),
     }
 }
 

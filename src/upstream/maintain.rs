@@ -249,6 +249,7 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
     let mut connection = Box::new(connection);
     shared.register(&mut connection);
     connection.generation = generation;
+    connection.socket_timeout = shared.parts.config.socket_timeout;
     let lifetime = shared.parts.config.max_lifetime;
     let jitter = lifetime * LIFETIME_JITTER_PERCENT / 100;
     connection.expires = Instant::now() + lifetime - jitter.mul_f64(rand::random());

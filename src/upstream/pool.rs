@@ -315,6 +315,13 @@ impl Pool {
         bound.owes_place() && self.0.state().counts().total() > 1 && bound.give_place()
     }
 
+    /// True while somebody waits and the bound leaves room for the connection that is established for him: until that is
+    /// there, an old one is better than none.
+    fn replaces_first(&self) -> bool {
+        let state = self.0.state();
+        !state.queue().is_empty() && state.counts().total() < state.bounds().max_pool_size
+    }
+
     fn end_generation(&self, reason: ConnectionClosed, end: impl FnOnce(&mut State) -> Option<Vec<Waker>>) {
         let (evicted, closed) = {
             let mut state = self.0.state();
@@ -495,7 +502,7 @@ impl Drop for PooledConnection {
             return self.give_up(connection, ConnectionClosed::Error);
         }
         let now = Instant::now();
-        if now >= connection.expires {
+        if now >= connection.expires && !self.pool.replaces_first() {
             return self.give_up(connection, ConnectionClosed::Lifetime);
         }
         if self.pool.owes_place() {

@@ -302,6 +302,7 @@ impl Setup {
                 max_idle_time: NEVER,
                 max_lifetime: NEVER,
                 connect_timeout: ms(10_000),
+                socket_timeout: None,
             },
             max_in_flight: None,
             health_check: NEVER,

@@ -289,3 +289,33 @@ async fn closing_waits_for_the_server_a_second_at_most() {
         assert_eq!(waited.as_millis(), closed_after);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_measured_from_the_last_byte_and_not_from_the_first() {
+    let (mut connection, mut server) = asked(&budget()).await;
+    connection.socket_timeout = Some(Duration::from_secs(1));
+    let drip = async {
+        for byte in reply(1, 0) {
+            tokio::time::sleep(Duration::from_millis(900)).await;
+            server.write_all(&[byte]).await.unwrap();
+        }
+    };
+    let (received, ()) = tokio::join!(connection.receive(), drip);
+    received.expect("slow, and never silent for long");
+
+    ask(&mut connection, &mut server).await;
+    let error = connection.receive().await.unwrap_err();
+    assert!(matches!(error, ReceiveError::Silent(_)), "{error}");
+    assert!(!connection.is_between_messages());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_takes_nothing_is_silent_too() {
+    let (ours, _theirs) = tokio::io::duplex(8);
+    let mut connection = Connection::new(Box::new(ours), budget(), 1_000_000);
+    connection.socket_timeout = Some(Duration::from_secs(1));
+    let request = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1});
+    let error = connection.send(request.bytes()).await.unwrap_err();
+    assert_eq!(error.0.kind(), io::ErrorKind::TimedOut);
+    assert!(!connection.is_between_messages());
+}

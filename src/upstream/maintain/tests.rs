@@ -157,6 +157,24 @@ async fn a_connection_in_use_outlives_all_limits_and_ends_when_it_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_old_connection_serves_who_waits_until_its_replacement_is_there() {
+    let mut setup = Setup::new(1, 2);
+    setup.pool.max_lifetime = ms(10_000);
+    setup.server.dials(|number| Dial::Accept(ms(if number == 1 { 0 } else { 5_000 })));
+    let rig = setup.start();
+    settle().await;
+    let held = rig.check_out().await.unwrap();
+    sleep(ms(10_000)).await;
+    let began = Instant::now();
+    let (waited, ()) = tokio::join!(rig.check_out(), async { drop(held) });
+    assert!(began.elapsed() < ms(10), "handed over, old as it is");
+    drop(waited.unwrap());
+    settle().await;
+    assert_eq!(rig.closed(ConnectionClosed::Lifetime), 1, "nobody waits now");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_replacement_is_tried_while_the_server_cannot_be_reached() {
     let mut setup = without_breaker(Setup::new(1, 2));
     setup.pool.max_lifetime = ms(10_000);
