@@ -244,7 +244,9 @@ mod tests {
         let expected = json!({
             "address": server, "status": "healthy", "role": "standalone", "serverVersion": "7.0",
             "active": 0, "idle": 2, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 0,
-            "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "pins": {"cursors": 0, "transactions": 0},
+            "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "breakerReason": null,
+            "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
+            "pins": {"cursors": 0, "transactions": 0},
             "error": null, "recommendations": [],
         });
         assert_eq!(stats["clusters"][0]["servers"], json!([expected]));

@@ -234,6 +234,9 @@ async fn a_killed_standalone_is_waited_for() {
     let mut deployment = support::standalone().await;
     let settings = "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000";
     let proxy = proxy(&deployment.uri(), settings).await;
+    let server = deployment.members()[0].address();
+    let events =
+        |event: &str| proxy.metric(&format!("mongomux_server_events_total{{event=\"{event}\",server=\"{server}\"}}"));
     count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
         more(done, 100).await;
         deployment.member(0).kill().await.unwrap();
@@ -250,6 +253,8 @@ async fn a_killed_standalone_is_waited_for() {
         more(done, 200).await;
     })
     .await;
+    assert_eq!(["connected", "disconnected", "reconnected"].map(events), [1.0; 3]);
+    assert!(events("error") >= 1.0);
 }
 
 const POOL: u32 = 4;

@@ -12,7 +12,8 @@ pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
     let (waiting, active) = (server.wait_queue.length, server.connections.active);
     let error = server.error.as_deref();
     if server.breaker != "closed" {
-        let why = error.unwrap_or("too many connections broke in the middle of a command");
+        let reason = server.breaker_reason.as_deref().unwrap_or("too many failures");
+        let why = error.map_or_else(|| reason.to_owned(), |error| format!("{reason} ({error})"));
         let state = server.breaker.replace('_', "-");
         advice.push(format!("The circuit breaker is {state}: {why}. It closes by itself once the server answers."));
     } else if server.status == Status::Down || error.is_some() {
@@ -90,13 +91,15 @@ mod tests {
     fn an_open_breaker_names_the_last_error() {
         let open = ServerStats {
             breaker: "open".to_owned(),
+            breaker_reason: Some("connections cannot be established".to_owned()),
             status: Status::Down,
             error: Some("authentication as `a` failed".to_owned()),
             ..server(0, 0)
         };
         let said = for_server(&open, false);
         assert_eq!(said.len(), 1, "one cause, one advice: {said:?}");
-        assert!(said[0].contains("breaker is open: authentication as `a` failed"), "{said:?}");
+        let both = "breaker is open: connections cannot be established (authentication as `a` failed)";
+        assert!(said[0].contains(both), "{said:?}");
     }
 
     #[test]

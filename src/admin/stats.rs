@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use super::advice;
 use crate::breaker::BreakerState;
+use crate::telemetry::labels::ServerEvent;
+use crate::telemetry::metrics::ServerMetrics;
 use crate::topology::{ServerDescription, ServerKind};
 use crate::upstream::Cluster;
 use crate::upstream::pool::{PoolSnapshot, lock};
@@ -90,6 +92,10 @@ pub struct ServerStats {
     pub wait_queue: WaitQueueStats,
     /// `closed`, `half_open` or `open`.
     pub breaker: String,
+    /// Why it is not closed; `None` while it is.
+    pub breaker_reason: Option<String>,
+    /// What has happened to it since it was found.
+    pub events: EventCounts,
     /// Cursors and transactions that are bound to it.
     pub pins: PinStats,
     /// Why monitoring does not reach it, else why the last attempt to connect failed.
@@ -126,6 +132,32 @@ pub struct WaitQueueStats {
     pub length: usize,
     /// How long the one that has waited longest for a connection has, milliseconds; 0 when none does.
     pub oldest_ms: u64,
+}
+
+/// What has happened to a server, and how often.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventCounts {
+    /// Reached for the first time.
+    pub connected: u64,
+    /// A connection could not be established, or broke in the middle of a command.
+    pub error: u64,
+    /// Lost.
+    pub disconnected: u64,
+    /// Reached again.
+    pub reconnected: u64,
+}
+
+impl EventCounts {
+    fn of(metrics: &ServerMetrics) -> Self {
+        let count = |event| metrics.events[event].get();
+        Self {
+            connected: count(ServerEvent::Connected),
+            error: count(ServerEvent::Error),
+            disconnected: count(ServerEvent::Disconnected),
+            reconnected: count(ServerEvent::Reconnected),
+        }
+    }
 }
 
 /// What is bound to a server.
@@ -224,6 +256,12 @@ pub struct ServerFacts<'a> {
     pub pool: &'a PoolSnapshot,
     /// Its breaker.
     pub breaker: BreakerState,
+    /// Why that is not closed.
+    pub breaker_reason: Option<String>,
+    /// True while commands get past the breaker.
+    pub passes: bool,
+    /// What has happened to it.
+    pub events: EventCounts,
     /// Cursors and transactions on it.
     pub pins: (usize, usize),
     /// Commands in flight at most, where that is less than the pool.
@@ -245,14 +283,19 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
             oldest_ms: pool.oldest.map_or(0, |since| milliseconds(now.duration_since(since))),
         },
         breaker: facts.breaker.as_str().to_owned(),
+        breaker_reason: facts.breaker_reason.clone(),
+        events: facts.events,
         pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
     };
     let all_in_use = stats.connections.active >= facts.max_in_flight.unwrap_or(u32::MAX).min(stats.connections.max);
-    stats.status = if !known || facts.breaker != BreakerState::Closed || pool.status != PoolStatus::Ready {
+    stats.status = if !known || !facts.passes || pool.status != PoolStatus::Ready {
         Status::Down
-    } else if pool.last_connect_error.is_some() || (all_in_use && stats.wait_queue.length > 0) {
+    } else if facts.breaker != BreakerState::Closed
+        || pool.last_connect_error.is_some()
+        || (all_in_use && stats.wait_queue.length > 0)
+    {
         Status::Degraded
     } else {
         Status::Healthy
@@ -270,6 +313,9 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             description: topology.servers.get(&*server.address),
             pool: &server.pool.snapshot(),
             breaker: server.health.state(),
+            breaker_reason: server.health.trouble(),
+            passes: server.passes(),
+            events: EventCounts::of(&server.metrics),
             pins: lock(&cluster.pins).count_on(&server.address),
             max_in_flight: cluster.config.max_in_flight,
         };
@@ -382,7 +428,17 @@ pub(super) mod tests {
 
     fn facts<'a>(description: Option<&'a ServerDescription>, pool: &'a PoolSnapshot) -> ServerFacts<'a> {
         let address = "db:27017".to_owned();
-        ServerFacts { address, description, pool, breaker: BreakerState::Closed, pins: (3, 1), max_in_flight: None }
+        ServerFacts {
+            address,
+            description,
+            pool,
+            breaker: BreakerState::Closed,
+            breaker_reason: None,
+            passes: true,
+            events: EventCounts { connected: 1, ..EventCounts::default() },
+            pins: (3, 1),
+            max_in_flight: None,
+        }
     }
 
     /// A server of a replica set with so many connections in use and commands waiting.
@@ -422,7 +478,9 @@ pub(super) mod tests {
         let expected = json!({
             "address": "db:27017", "status": "healthy", "role": "primary", "serverVersion": "8.0",
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
-            "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "pins": {"cursors": 3, "transactions": 1},
+            "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
+            "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
+            "pins": {"cursors": 3, "transactions": 1},
             "error": null, "recommendations": [],
         });
         assert_eq!(shown, expected);
@@ -478,8 +536,12 @@ pub(super) mod tests {
         assert_eq!(status(same, &quiet, primary), Status::Healthy);
         assert_eq!(status(same, &quiet, ServerKind::Unknown), Status::Down);
         assert_eq!(status(|facts| facts.description = None, &quiet, primary), Status::Down);
-        assert_eq!(status(|facts| facts.breaker = BreakerState::Open, &quiet, primary), Status::Down);
-        assert_eq!(status(|facts| facts.breaker = BreakerState::HalfOpen, &quiet, primary), Status::Down);
+        assert_eq!(status(|facts| facts.passes = false, &quiet, primary), Status::Down);
+        assert_eq!(
+            status(|facts| facts.breaker = BreakerState::Open, &quiet, primary),
+            Status::Degraded,
+            "serves still"
+        );
         let paused = PoolSnapshot { status: PoolStatus::Paused, ..pool(0, 0, 0) };
         assert_eq!(status(same, &paused, primary), Status::Down);
         let failing = PoolSnapshot { last_connect_error: Some("too many files".to_owned()), ..pool(1, 1, 0) };
