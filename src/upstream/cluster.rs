@@ -296,7 +296,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection broke in the middle of a command. The server is suspect until it is heard of again, unless the
+    /// A connection broke in the middle of a command. The server is suspect until it is heard of again, and asked at once, unless the
     /// connection is of an older generation: then the failure that made it stale was heard of already.
     pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
         if !server.pool.is_current(generation) {
@@ -307,9 +307,10 @@ impl Cluster {
         tracing::info!(server = %server.address, event = ServerEvent::Error.as_str(), reason, "connection broke");
         server.pool.clear_generation(generation);
         self.monitor.suspect(&server.address, reason, None);
+        server.pool.recheck();
     }
 
-    /// A server said that it is not what we took it for, or that it shuts down.
+    /// A server said that it is not what we took it for, or that it shuts down: it is suspect, and asked at once.
     pub fn state_change(&self, server: &Server, code: i32, shutdown: bool, version: Option<TopologyVersion>) {
         if self.monitor.suspect(&server.address, &format!("answered with error {code}"), version) {
             tracing::info!(server = %server.address, code, "server changes its state");
@@ -318,6 +319,7 @@ impl Cluster {
             } else {
                 server.pool.evict();
             }
+            server.pool.recheck();
         }
     }
 
