@@ -286,13 +286,16 @@ struct Mongos {
     port: u16,
     seen: Arc<Mutex<Vec<Document>>>,
     ended: watch::Sender<bool>,
+    /// Lets nobody in but monitoring.
+    shut: watch::Sender<bool>,
 }
 
 impl Mongos {
     fn start() -> Self {
         let (listener, port) = scripted::listen(None);
-        let mongos = Self { port, seen: Arc::default(), ended: watch::Sender::new(false) };
-        let (seen, mut ended) = (mongos.seen.clone(), mongos.ended.subscribe());
+        let (ended, shut) = (watch::Sender::new(false), watch::Sender::new(false));
+        let mongos = Self { port, seen: Arc::default(), ended, shut };
+        let (seen, mut ended, shut) = (mongos.seen.clone(), mongos.ended.subscribe(), mongos.shut.subscribe());
         let tasks = Tasks::new();
         tasks.clone().spawn("mongos", async move {
             loop {
@@ -300,10 +303,10 @@ impl Mongos {
                     accepted = listener.accept() => accepted,
                     _ = ended.wait_for(|ended| *ended) => return,
                 };
-                let (stream, seen, mut ended) = (accepted.unwrap().0, seen.clone(), ended.clone());
+                let (stream, seen, mut ended, shut) = (accepted.unwrap().0, seen.clone(), ended.clone(), shut.clone());
                 tasks.spawn("mongos connection", async move {
                     tokio::select! {
-                        () = serve_mongos(stream, port, &seen) => {}
+                        () = serve_mongos(stream, port, &seen, shut) => {}
                         _ = ended.wait_for(|ended| *ended) => {}
                     }
                 });
@@ -322,9 +325,12 @@ impl Mongos {
     }
 }
 
-async fn serve_mongos(mut stream: TcpStream, port: u16, seen: &Mutex<Vec<Document>>) {
+async fn serve_mongos(mut stream: TcpStream, port: u16, seen: &Mutex<Vec<Document>>, mut shut: watch::Receiver<bool>) {
     while let Some(message) = scripted::read_message(&mut stream).await {
         let document = scripted::document(&message);
+        if !scripted::is_monitor(&document) && scripted::is_hello(&scripted::command_name(&message)) {
+            shut.wait_for(|shut| !*shut).await.unwrap();
+        }
         let reply = if scripted::is_hello(&scripted::command_name(&message)) {
             scripted::mongos_hello()
         } else {
@@ -384,6 +390,31 @@ async fn a_mongos_gets_commands_as_they_are_and_keeps_its_transactions() {
     assert_ne!(committed.get_i32("mongos").unwrap(), home);
     assert!(committed.get_document("echo").unwrap().contains_key("recoveryToken"));
     client.command("test", doc! { "find": "c" }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_warm_yet_gets_no_load_that_another_can_take() {
+    let mongos = [Mongos::start(), Mongos::start()];
+    mongos[1].shut.send_replace(true);
+    let uri = format!("mongodb://127.0.0.1:{},127.0.0.1:{}/", mongos[0].port, mongos[1].port);
+    let proxy = proxy(&uri, "local_threshold_ms = 60_000\nheartbeat_frequency_ms = 500").await;
+    let mut client = connect(proxy.address()).await;
+    let recovering = || {
+        let servers = proxy.clusters()[0].servers();
+        servers.iter().filter(|server| server.pool.is_recovering()).count()
+    };
+    eventually("both mongos", async || proxy.clusters()[0].topology().data_bearing().count() == 2).await;
+    eventually("a warm pool", async || recovering() == 1).await;
+    for _ in 0..50 {
+        client.command("test", doc! { "find": "c" }).await.unwrap();
+    }
+    assert_eq!((mongos[0].seen("find"), mongos[1].seen("find")), (50, 0));
+    mongos[1].shut.send_replace(false);
+    eventually("two warm pools", async || recovering() == 0).await;
+    for _ in 0..100 {
+        client.command("test", doc! { "find": "c" }).await.unwrap();
+    }
+    assert!(mongos[1].seen("find") > 0, "and then its share");
 }
 
 fn begin(number: i64, lsid: &Document) -> Document {
