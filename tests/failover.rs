@@ -589,6 +589,29 @@ async fn the_proxy_sends_again_itself_only_what_is_safe() {
 }
 
 #[tokio::test]
+async fn doubts_about_a_write_concern_are_cleared_by_a_second_copy_where_that_is_safe() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let proxy = proxy(&deployment.uri(), "retry = \"proxy\"").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "insert": "c", "documents": [{ "_id": 0, "n": 0 }] }).await.unwrap();
+    let inc = doc! { "update": "c", "updates": [{ "q": { "_id": 0 }, "u": { "$inc": { "n": 1 } } }] };
+    let mut retryable = inc.clone();
+    retryable.extend(doc! { "lsid": new_lsid(), "txnNumber": 1_i64 });
+    let doubt = doc! {
+        "failCommands": ["update"], "writeConcernError": { "code": 10107, "codeName": "NotWritablePrimary", "errmsg": "x" },
+    };
+    for (update, in_doubt) in [(inc, true), (retryable, false)] {
+        support::fail_command(server, 1, doubt.clone()).await;
+        let reply = client.reply("test", update).await.unwrap();
+        assert_cloaked(&reply);
+        assert_eq!(reply.contains_key("writeConcernError"), in_doubt, "{reply}");
+    }
+    let found = client.command("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(first_batch(&found)[0].get_i32("n").ok(), Some(2), "each once");
+}
+
+#[tokio::test]
 async fn one_broken_connection_ends_neither_cursors_nor_transactions() {
     let (_deployment, relay, proxy) = relayed("").await;
     let (mut client, mut other) = (connect(proxy.address()).await, connect(proxy.address()).await);

@@ -334,8 +334,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     || facts.labels.contains(Labels::NO_WRITES_PERFORMED))
         };
         let failure = Failure::StateChange { refused_at_start: nothing_done() };
-        // What was done, and only its durability is in doubt, brings the same doubt a second time: no reason to ask.
-        if change.refused && self.again(exchange, operation, failure) {
+        if self.again(exchange, operation, failure) {
             return Ok(Some(Verdict::Again));
         }
         match answer_state_change(change.kind, exchange.kind) {
