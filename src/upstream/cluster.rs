@@ -124,6 +124,8 @@ pub struct Cluster {
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
+    /// Servers that have left and still have connections, in case they come back: the bound holds for both together.
+    leaving: Mutex<BTreeMap<Address, Arc<Server>>>,
     pub(super) background: Background,
     waiting_for_server: AtomicUsize,
     somebody_waits: Notify,
@@ -150,6 +152,7 @@ impl Cluster {
             dialer,
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
+            leaving: Mutex::default(),
             background: Background::default(),
             waiting_for_server: AtomicUsize::new(0),
             somebody_waits: Notify::new(),
@@ -373,9 +376,14 @@ impl Cluster {
             }
             gone
         };
-        for (address, server) in gone {
-            tracing::info!(server = %address, "server left");
-            server.pool.close();
+        {
+            let mut leaving = lock(&self.leaving);
+            leaving.retain(|_, server| !server.pool.has_ended());
+            for (address, server) in gone {
+                tracing::info!(server = %address, "server left");
+                server.pool.close();
+                leaving.insert(address, server);
+            }
         }
         for server in self.servers() {
             if let Some(description) = topology.servers.get(&server.address) {
@@ -386,6 +394,9 @@ impl Cluster {
 
     fn add(&self, address: &Address) -> Arc<Server> {
         tracing::info!(server = %address, "server found");
+        if let Some(server) = lock(&self.leaving).remove(address).filter(|server| server.pool.reopen()) {
+            return server;
+        }
         let metrics = self.metrics.server(&address.to_string());
         let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
         let monitor = self.monitor.clone();

@@ -268,6 +268,22 @@ impl Pool {
         self.end_generation(ConnectionClosed::PoolClosed, |state| Some(state.close()));
     }
 
+    /// The server is back while connections of before are still open: they count against the bound, so the same pool goes
+    /// on. False when there are none, and the pool has ended.
+    pub fn reopen(&self) -> bool {
+        let reopened = self.0.state().reopen();
+        if reopened {
+            self.0.recovering.store(true, Ordering::Relaxed);
+        }
+        reopened
+    }
+
+    /// True once a closed pool has no connection left.
+    pub fn has_ended(&self) -> bool {
+        let state = self.0.state();
+        state.status() == PoolStatus::Closed && state.counts().total() == 0
+    }
+
     /// How the pool stands.
     pub fn snapshot(&self) -> PoolSnapshot {
         let last_connect_error = lock(&self.0.pace).last_error.clone();

@@ -354,6 +354,16 @@ impl<C, W> PoolState<C, W> {
         self.queue.drain()
     }
 
+    /// Makes a closed pool an empty, paused one again, unless its last connection is gone and nobody looks after it any
+    /// more. What is in use from before stays stale, and keeps its place.
+    pub fn reopen(&mut self) -> bool {
+        let alive = self.status == PoolStatus::Closed && self.counts().total() > 0;
+        if alive {
+            self.status = PoolStatus::Paused;
+        }
+        alive
+    }
+
     fn discard_unused(&mut self) {
         self.in_use -= count(self.handed.len());
         self.closing += count(self.available.len() + self.handed.len());

@@ -564,3 +564,29 @@ async fn after_an_outage_connections_come_back_spread_over_a_second() {
         rig.end().await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_whose_server_comes_back_while_connections_are_in_use_keeps_its_bound() {
+    let rig = Setup::new(2, 3).start();
+    let mut held = rig.check_out_many(3).await;
+    let busy = work(&mut held[0], 1, Work::take(60_000));
+    let reopens = async {
+        sleep(ms(100)).await;
+        rig.pool.close();
+        assert!(!rig.pool.has_ended());
+        sleep(ms(5_000)).await;
+        assert!(rig.pool.reopen());
+        assert!(rig.check_out().await.is_err(), "not before its server is known to be up");
+        rig.pool.ready();
+        assert_eq!(rig.check_out().await.unwrap_err(), CheckOutError::Timeout, "all places are taken");
+    };
+    let (worked, ()) = tokio::join!(busy, reopens);
+    assert_eq!(worked.unwrap(), 1, "in use, it went on");
+    drop(held);
+    rig.check_serves(3).await;
+    assert_eq!(rig.server.peak(), 3);
+    rig.pool.close();
+    sleep(ms(5_000)).await;
+    assert!(rig.pool.has_ended() && !rig.pool.reopen());
+    rig.end().await;
+}
