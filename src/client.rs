@@ -11,6 +11,7 @@ pub mod listener;
 pub mod session;
 pub mod shared;
 pub mod socket;
+pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};
 pub use shared::ClientShared;

@@ -2,6 +2,8 @@
 
 pub mod pins;
 pub mod route;
+pub mod socket_uses;
 
-pub use pins::{CursorPin, PinError, Pins};
+pub use pins::{CursorPin, Ended, PinError, Pins};
 pub use route::{Lost, Route, route};
+pub use socket_uses::SocketUses;

@@ -2,6 +2,7 @@
 
 pub mod backoff;
 mod bound;
+pub mod cancels;
 pub mod cluster;
 pub mod connection;
 pub mod errand;

@@ -11,10 +11,13 @@ use futures_util::future::join_all;
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::{Client, ClientSession};
 use mongomux::sandbox::deployment::Deployment;
-use mongomux::sandbox::wire_client::{WireClient, WireError};
+use mongomux::sandbox::mongod::Mongod;
+use mongomux::sandbox::wire_client::{Request, WireClient, WireError};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use support::hold::{eventually, hold_inserts};
 use support::proxy::{Proxy, proxy};
+use support::relay::{Fault, Relay};
 use tokio::time::{Duration, timeout};
 
 const DATABASE: &str = "transactions";
@@ -360,4 +363,149 @@ async fn a_transaction_gets_through_a_full_queue() {
     };
     let (committed, served) = timeout(PATIENCE, async { tokio::join!(transaction, everybody) }).await.unwrap();
     assert!(committed < served, "the transaction waited for the whole crowd");
+}
+
+/// Transactions that are open on the server, and how many `abortTransaction` it was sent.
+async fn on_server(server: &Mongod) -> (i64, i64) {
+    let status = support::client(server).await.command("admin", doc! { "serverStatus": 1 }).await.unwrap();
+    let transactions = status.get_document("transactions").unwrap();
+    let commands = status.get_document("metrics").unwrap().get_document("commands").unwrap();
+    let aborts = commands.get_document("abortTransaction").unwrap().get_i64("total").unwrap();
+    (transactions.get_i64("currentOpen").unwrap(), aborts)
+}
+
+fn change(id: i32) -> Document {
+    let update = doc! { "q": { "_id": id }, "u": { "$inc": { "sum": 1 } }, "upsert": true };
+    doc! { "update": "accounts", "updates": [update] }
+}
+
+/// `abandoned` is nobody's any more. The others lost a socket no later, and whoever has them still goes on.
+#[tokio::test]
+async fn a_transaction_is_aborted_when_all_its_sockets_have_gone_and_not_before() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let (abandoned, shared, resumed) = (Raw::new(), Raw::new(), Raw::new());
+    let mut leaving = support::connect(proxy.address()).await;
+    let mut staying = support::connect(proxy.address()).await;
+    for (id, raw) in [(1, &abandoned), (2, &shared), (3, &resumed)] {
+        leaving.command(DATABASE, raw.first(change(id))).await.unwrap();
+    }
+    staying.command(DATABASE, shared.next(change(4))).await.unwrap();
+    assert_eq!((on_server(server).await, open(&proxy).0), ((3, 0), 3));
+    // Waits for the document that the transaction has changed.
+    let mut blocked = support::client(server).await;
+    let waiting = blocked.send(&Request::new(DATABASE, change(1))).await.unwrap();
+    drop(leaving);
+    let mut back = support::connect(proxy.address()).await;
+    back.command(DATABASE, resumed.next(change(5))).await.unwrap();
+
+    let freed = timeout(PATIENCE, blocked.receive(waiting)).await.expect("its locks are freed").unwrap();
+    assert_eq!(freed.document().unwrap().get_i32("n").ok(), Some(1));
+    assert_eq!((on_server(server).await, open(&proxy).0), ((2, 1), 2), "one abort, of the one that is nobody's");
+    let late = back.command(DATABASE, abandoned.next(change(6))).await.unwrap_err();
+    assert!(late.code() == Some(251) && late.has_label(TRANSIENT_TRANSACTION_ERROR), "{late}");
+    staying.command(DATABASE, shared.next(change(7))).await.unwrap();
+    shared.end(&mut staying, "commitTransaction").await.unwrap();
+    resumed.end(&mut back, "commitTransaction").await.unwrap();
+    assert_eq!((on_server(server).await, open(&proxy).0), ((0, 1), 0));
+    let found = support::first_batch(&staying.command(DATABASE, doc! { "find": "accounts" }).await.unwrap());
+    let ids: std::collections::BTreeSet<i32> = found.iter().map(|found| found.get_i32("_id").unwrap()).collect();
+    assert_eq!(ids, [1, 2, 3, 4, 5, 7].into());
+}
+
+/// Waits until the proxy has noticed that the client of one such command is gone.
+async fn abandons(proxy: &Proxy, command: &str) {
+    let metric = format!("mongomux_commands_total{{command=\"{command}\",outcome=\"abandoned\"}}");
+    eventually(&metric, async || proxy.metric(&metric) == 1.0).await;
+}
+
+/// What the server is still busy with when its client vanishes runs to its end first; a commit is not followed by an abort.
+#[tokio::test]
+async fn a_transaction_is_not_aborted_under_a_statement_that_runs() {
+    let (deployment, proxy) = pair("max_pool_size = 4").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let (committed, running, idle) = (Raw::new(), Raw::new(), Raw::new());
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, committed.first(change(1))).await.unwrap();
+    let slow = doc! { "failCommands": ["commitTransaction"], "blockConnection": true, "blockTimeMS": 500, "appName": "mongomux" };
+    support::fail_command(server, 1, slow).await;
+    let commit = committed.next(doc! { "commitTransaction": 1, "writeConcern": { "w": 1 } });
+    client.send(&Request::new("admin", commit)).await.unwrap();
+    eventually("the commit on its way", async || proxy.pool().unwrap().counts.in_use == 1).await;
+    drop(client);
+    abandons(&proxy, "commitTransaction").await;
+
+    let hold = hold_inserts(server, "transactions.c").await;
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, running.first(change(2))).await.unwrap();
+    client.send(&Request::new(DATABASE, running.next(insert(2)))).await.unwrap();
+    hold.reaches(1).await;
+    drop(client);
+    abandons(&proxy, "insert").await;
+
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, idle.first(change(3))).await.unwrap();
+    drop(client);
+    // The last to lose its client is the first to go.
+    eventually("one is aborted", async || on_server(server).await.1 == 1).await;
+    assert_eq!((on_server(server).await, open(&proxy).0), ((1, 1), 1));
+    hold.release().await;
+    eventually("so is the other", async || on_server(server).await == (0, 2)).await;
+    assert_eq!(open(&proxy).0, 0);
+    let mut client = support::connect(proxy.address()).await;
+    let found = support::first_batch(&client.command(DATABASE, doc! { "find": "accounts" }).await.unwrap());
+    assert_eq!(found.iter().map(|found| found.get_i32("_id").unwrap()).collect::<Vec<_>>(), [1]);
+}
+
+/// Its client hears that the transaction is lost and begins anew; what is left of it does not stand in the way.
+#[tokio::test]
+async fn a_transaction_that_lost_a_reply_is_aborted_at_once() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let relay = Relay::start(server.address());
+    let proxy = proxy(&relay.uri(), "max_pool_size = 2").await;
+    let mut client = support::connect(proxy.address()).await;
+    for collection in ["c", "accounts"] {
+        client.command(DATABASE, doc! { "create": collection }).await.unwrap();
+    }
+    let mut raw = Raw::new();
+    for (aborts, fault) in (1..).zip([Fault::NoReply, Fault::HalfReply, Fault::WrongResponseTo]) {
+        raw.number += 1;
+        client.command(DATABASE, raw.first(change(1))).await.unwrap();
+        relay.next("insert", fault, 1);
+        let lost = client.command(DATABASE, raw.next(insert(1))).await.unwrap_err();
+        assert!(lost.code() == Some(251) && lost.has_label(TRANSIENT_TRANSACTION_ERROR), "{fault:?}: {lost}");
+        assert_eq!(open(&proxy).0, 0, "{fault:?}");
+        eventually("aborted", async || on_server(server).await == (0, aborts)).await;
+        support::client(server).await.command(DATABASE, change(1)).await.unwrap();
+    }
+    // As drivers do: their own abort changes nothing, nor does ours when it comes late.
+    let own = raw.end(&mut client, "abortTransaction").await.unwrap_err();
+    assert_eq!(own.code(), Some(251), "{own}");
+    raw.number += 1;
+    client.command(DATABASE, raw.first(change(1))).await.unwrap();
+    relay.next("update", Fault::NoReply, 1);
+    client.command(DATABASE, raw.next(change(1))).await.unwrap_err();
+    raw.number += 1;
+    client.command(DATABASE, raw.first(change(1))).await.unwrap();
+    eventually("a late abort", async || on_server(server).await.1 == 5).await;
+    raw.end(&mut client, "commitTransaction").await.unwrap();
+    assert_eq!(on_server(server).await.0, 0);
+}
+
+/// The statement that is given up runs on, so the abort waits for it, on the server.
+#[tokio::test]
+async fn a_statement_that_took_too_long_is_aborted_when_it_is_done() {
+    let (deployment, proxy) = pair("max_pool_size = 3\ncommand_timeout_ms = 1000").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let mut client = support::connect(proxy.address()).await;
+    let raw = Raw::new();
+    client.command(DATABASE, raw.first(change(1))).await.unwrap();
+    let hold = hold_inserts(server, "transactions.c").await;
+    let lost = client.command(DATABASE, raw.next(insert(1))).await.unwrap_err();
+    assert!(lost.code() == Some(251) && lost.has_label(TRANSIENT_TRANSACTION_ERROR), "{lost}");
+    assert_eq!(open(&proxy).0, 0);
+    hold.release().await;
+    eventually("aborted", async || on_server(server).await == (0, 1)).await;
+    assert_eq!(count(&mut client).await, 0);
 }

@@ -10,9 +10,11 @@ use tokio::time::Instant;
 use super::cursors::OpenCursor;
 use super::exchange::Exchange;
 use super::shared::ClientShared;
+use super::transactions::{OpenTransactions, end_transaction, ends_transaction};
+use crate::command::{Handling, TransactionId};
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;
-use crate::upstream::{LongPoll, Operation, PooledConnection};
+use crate::upstream::{LongPoll, Operation, PooledConnection, Server};
 
 /// A read that has run for this long without its client is interrupted.
 const CANCEL_AFTER: Duration = Duration::from_millis(500);
@@ -27,10 +29,15 @@ pub(super) struct Abandoned {
     long_poll: Option<LongPoll>,
     /// The cursor that a getMore was for.
     cursor: Option<Box<OpenCursor>>,
+    /// The transaction that it belongs to, and how the command is handled in it.
+    transaction: Option<(TransactionId, Handling)>,
+    /// Not to be aborted before the server is done with this statement of it.
+    in_use: OpenTransactions,
 }
 
 impl Abandoned {
     pub(super) fn new(
+        shared: &ClientShared,
         exchange: &mut Exchange,
         operation: Operation,
         connection: PooledConnection,
@@ -41,8 +48,13 @@ impl Abandoned {
         // Of the others the server goes on whatever we do.
         let interruptible = exchange.kind == OperationKind::Read
             && matches!(command.spec.name, "find" | "aggregate" | "count" | "distinct");
+        let transaction = command.session.transaction().map(|id| (id, command.spec.handling));
+        let mut in_use = OpenTransactions::default();
+        if let Some((id, _)) = transaction {
+            in_use.uses(id, &shared.cluster);
+        }
         let long_poll = exchange.long_poll.take();
-        Self { operation, connection, sent, interruptible, long_poll, cursor }
+        Self { operation, connection, sent, interruptible, long_poll, cursor, transaction, in_use }
     }
 }
 
@@ -50,29 +62,50 @@ impl Abandoned {
 pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
     let shared = shared.clone();
     shared.cluster.tasks.clone().spawn("abandoned command", async move {
-        let Abandoned { operation, mut connection, sent, interruptible, long_poll: _until_done, cursor } = abandoned;
-        let patience = async {
-            tokio::time::sleep_until(sent + CANCEL_AFTER).await;
-            while !interruptible || !shared.activity.may_cancel() {
-                tokio::time::sleep(CANCEL_AFTER).await;
+        let Abandoned { operation, mut connection, sent, mut interruptible, .. } = abandoned;
+        // Taken until the server is done, whatever its answer.
+        let _until_done = (abandoned.long_poll, abandoned.in_use);
+        let received = loop {
+            // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands. Biased, so that a
+            // reply that is there is not lost: it may leave a cursor open.
+            tokio::select! {
+                biased;
+                received = connection.receive() => break received.map_err(|error| error.to_string()),
+                () = patience(operation.server(), sent), if interruptible => {
+                    if connection.reply().is_empty() {
+                        connection.discard(ConnectionClosed::Error);
+                        return;
+                    }
+                    // The server is done and sends its reply: nothing is left to interrupt.
+                    interruptible = false;
+                }
+                () = shared.cluster.tasks.cancelled() => return,
             }
-        };
-        // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands.
-        let received = tokio::select! {
-            received = connection.receive() => received.map_err(|error| error.to_string()),
-            () = patience => {
-                connection.discard(ConnectionClosed::Error);
-                return;
-            }
-            () = shared.cluster.tasks.cancelled() => return,
         };
         let server = operation.server();
-        if let Err(why) = received {
-            shared.cluster.network_error(server, connection.generation, &why);
+        let inspected = match received {
+            Ok(()) => inspect(connection.reply(), false).ok(),
+            Err(why) => {
+                shared.cluster.network_error(server, connection.generation, &why);
+                None
+            }
+        };
+        if let (Some((id, handling)), Some(inspected)) = (abandoned.transaction, &inspected)
+            && ends_transaction(handling, &inspected.facts)
+        {
+            end_transaction(&shared, id);
         }
-        let left_open = || OpenCursor::of(server, &inspect(connection.reply(), false).ok()?, connection.reply());
-        if let Some(cursor) = cursor.or_else(left_open) {
+        let left_open = || OpenCursor::of(server, inspected.as_ref()?, connection.reply());
+        if let Some(cursor) = abandoned.cursor.or_else(left_open) {
             cursor.kill(&shared);
         }
     });
+}
+
+/// Resolves when a read that was sent then, and that nobody waits for, is to be interrupted.
+async fn patience(server: &Server, sent: Instant) {
+    tokio::time::sleep_until(sent + CANCEL_AFTER).await;
+    while !server.cancels.may_cancel(Instant::now()) {
+        tokio::time::sleep(CANCEL_AFTER).await;
+    }
 }

@@ -1,5 +1,5 @@
-//! What sessions remember of replies: cursors and transactions and where they live. And the two commands that are about
-//! what is remembered: `killCursors`, which may concern several servers, and `endSessions`.
+//! What sessions remember of cursors: where they live. And the commands that are about what is remembered: `killCursors`,
+//! which may concern several servers, and `endSessions`.
 
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use super::exchange::Exchange;
 use super::session::{ReplyTo, Session};
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
+use super::transactions::abort_lost_transaction;
 use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Inspected, Labels, StateChangeKind, local};
+use crate::reply::{Inspected, StateChangeKind, local};
 use crate::routing::CursorPin;
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
@@ -45,7 +46,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
             if ended && let Some(id) = exchange.command.cursor_id(&exchange.frame) {
-                unpin_cursor(&self.shared, id);
+                unpin_cursor(&self.shared, &server.address, id);
             }
             return None;
         }
@@ -63,24 +64,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Some(errors::too_many_pins("cursor", &error.to_string()))
     }
 
-    /// Notes that a transaction has ended: by commit or abort, or because the server says that it is no more.
-    pub(super) fn follow_transaction(&self, exchange: &Exchange, inspected: &Inspected) {
-        let Some(id) = exchange.command.session.transaction() else { return };
-        let facts = &inspected.facts;
-        let ended = facts.ok && exchange.command.spec.handling == Handling::EndTransaction
-            || facts.labels.contains(Labels::TRANSIENT_TRANSACTION)
-            || facts.code.is_some_and(errors::transaction_is_gone);
-        if ended && let Some(open) = lock(&self.shared.cluster.pins).end_transaction(id, Instant::now()) {
-            self.shared.metrics.pin_seconds.observe(open.as_secs_f64());
-        }
-    }
-
     /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.
     pub(super) fn lost_reply(&self, exchange: &Exchange, operation: &Operation) {
         // The batch may have been consumed: nobody knows where the cursor stands.
         if let Some(cursor) = OpenCursor::of_get_more(operation.server(), exchange) {
             cursor.kill(&self.shared);
         }
+        abort_lost_transaction(&self.shared, exchange, &operation.server().address);
     }
 
     /// `endSessions`: answered at once and passed on when there is time, so that a thousand clients that leave together
@@ -92,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reply_to: ReplyTo,
     ) -> Result<(), ReadEnd> {
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
-            self.shared.cluster.run_in_background(Errand::Primary, document);
+            self.shared.cluster.run_in_background(Errand::Primary, Lane::Background, document);
         }
         self.shared.metrics.commands[(CommandLabel::EndSessions, Outcome::Completed)].inc();
         self.reply(command, reply_to, &local::ok()).await
@@ -133,21 +123,21 @@ async fn kill_on_each(
         let reply = match server {
             Some(server) => {
                 let split = with_cursors(command.document(frame), &ids);
-                shared.cluster.run(Errand::Server(server), Lane::Transaction, &split).await
+                let reply = shared.cluster.run(Errand::Server(server.clone()), Lane::Transaction, &split).await;
+                reply.map(|reply| (server, reply))
             }
             None => None,
         };
-        let succeeded = reply.as_ref().is_some_and(|reply| reply.get_f64("ok").ok() == Some(1.0));
         match reply {
-            Some(reply) if succeeded => {
+            Some((server, reply)) if reply.get_f64("ok").ok() == Some(1.0) => {
                 for (name, result) in KILL_RESULTS.iter().zip(&mut results) {
                     let items = reply.get_array(name).into_iter().flatten().filter_map(Result::ok);
                     items.filter_map(RawBsonRef::as_i64).for_each(|id| result.push(id));
                 }
-                ids.into_iter().for_each(|id| unpin_cursor(shared, id));
+                ids.into_iter().for_each(|id| unpin_cursor(shared, &server, id));
             }
             // The command itself is wrong, for instance one of its other fields.
-            Some(reply) if !is_state_change(&reply) => refused = Some(reply),
+            Some((_, reply)) if !is_state_change(&reply) => refused = Some(reply),
             // Unknown to us, or on a server that is gone and took them along.
             _ => ids.iter().for_each(|id| results[1].push(*id)),
         }
@@ -220,7 +210,7 @@ impl OpenCursor {
 
     /// The client will never read its reply: the batch is lost, and with it the position.
     pub(super) fn kill(self, shared: &ClientShared) {
-        unpin_cursor(shared, self.id);
+        unpin_cursor(shared, &self.server, self.id);
         kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
     }
 }
@@ -234,9 +224,9 @@ pub(super) fn brought_nothing(inspected: &Inspected, reply: &[u8]) -> bool {
         && batch().is_some_and(|batch| batch.len() == EMPTY_DOCUMENT_BYTES)
 }
 
-/// Forgets a cursor that has ended.
-fn unpin_cursor(shared: &ClientShared, id: i64) {
-    if let Some(pinned) = lock(&shared.cluster.pins).unpin_cursor(id, Instant::now()) {
+/// Forgets a cursor of that server which has ended.
+fn unpin_cursor(shared: &ClientShared, server: &Address, id: i64) {
+    if let Some(pinned) = lock(&shared.cluster.pins).unpin_cursor(id, server, Instant::now()) {
         shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
     }
 }
@@ -245,7 +235,7 @@ fn unpin_cursor(shared: &ClientShared, id: i64) {
 fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
     let (database, collection) = namespace;
     let command = rawdoc! {"killCursors": collection, "cursors": [id], "$db": database};
-    cluster.run_in_background(Errand::Server(server), command);
+    cluster.run_in_background(Errand::Server(server), Lane::Background, command);
 }
 
 /// Database and collection of the cursor in a reply.

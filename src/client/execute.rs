@@ -51,6 +51,7 @@ enum Attempt {
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Carries a command out and delivers its reply, the server's or ours.
     pub(super) async fn execute(&mut self, exchange: &mut Exchange) -> Result<(), ReadEnd> {
+        self.use_transaction(exchange);
         loop {
             let acquired = match acquire_now(&self.shared, exchange).transpose() {
                 Some(acquired) => acquired,
@@ -111,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             biased;
             received = connection.receive() => received,
             () = self.socket.left() => {
-                abandoned::finish(&self.shared, Abandoned::new(exchange, operation, connection, sent));
+                abandoned::finish(&self.shared, Abandoned::new(&self.shared, exchange, operation, connection, sent));
                 self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
@@ -158,7 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Makes the message ready for this connection, and pins a transaction that begins with it.
     fn prepare(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         operation: &Operation,
         connection: &mut PooledConnection,
@@ -182,6 +183,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             pinned.map_err(|error| {
                 Failed::Refused(Refusal::Reply(errors::too_many_pins("transaction", &error.to_string())))
             })?;
+            self.use_transaction(exchange);
         }
         exchange.frame.set_request_id(connection.next_request_id());
         Ok(())
@@ -265,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Looks at a whole reply, acts on what it says, and decides what the client reads. A cursor that the reply leaves
     /// open goes into `undelivered`.
     fn judge(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         operation: &Operation,
         connection: &mut PooledConnection,
@@ -298,7 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
             return Err(Failed::Refused(Refusal::Reply(error)));
         }
-        self.follow_transaction(exchange, &inspected);
+        self.follow_transaction(exchange, &inspected.facts);
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
         self.shared.metrics.commands[(exchange.label, outcome)].inc();

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::exchange::Exchange;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
+use super::transactions::OpenTransactions;
 use crate::admission::Reservation;
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
@@ -36,6 +37,8 @@ pub struct Session<S> {
     /// The client's address in words.
     peer: Box<str>,
     connection_id: i64,
+    /// Those that it has used and that are open still.
+    pub(super) transactions: OpenTransactions,
 }
 
 /// What is to be done about a message.
@@ -76,7 +79,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub fn new(stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> Self {
         let socket = ClientSocket::new(stream, shared.limits.clone(), shared.cluster.memory.clone());
         let connection_id = shared.next_connection_id();
-        Self { socket, shared, state: ClientState::default(), told: None, peer, connection_id }
+        let (state, transactions) = (ClientState::default(), OpenTransactions::default());
+        Self { socket, shared, state, told: None, peer, connection_id, transactions }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
@@ -50,7 +49,7 @@ impl ClientShared {
 }
 
 /// How busy the clients of all clusters are, and whether the program is about to end.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Activity {
     /// Where sessions run. They end with their clients, and those that are left at the end of a drain with the runtime: to
     /// tell thousands of idle ones would cost each of them memory all its life.
@@ -67,29 +66,6 @@ pub struct Activity {
     over_told: Notify,
     /// Told when a client leaves.
     pub left: Notify,
-    started: Instant,
-    /// Reads interrupted: the second since the start in the upper bits, the count within it in the lowest eight.
-    cancels: AtomicU64,
-}
-
-/// Reads without a client that are interrupted per second: each costs a connection.
-const CANCELS_PER_SECOND: u64 = 5;
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self {
-            sessions: Tasks::new(),
-            clients: AtomicUsize::new(0),
-            in_flight: AtomicUsize::new(0),
-            long_polls: AtomicUsize::new(0),
-            begun: AtomicU64::new(0),
-            over: AtomicBool::new(false),
-            over_told: Notify::new(),
-            left: Notify::new(),
-            started: Instant::now(),
-            cancels: AtomicU64::new(0),
-        }
-    }
 }
 
 impl Activity {
@@ -112,21 +88,6 @@ impl Activity {
     /// Commands under way, and commands begun so far.
     pub fn commands(&self) -> (usize, u64) {
         (self.in_flight.load(Ordering::Relaxed), self.begun.load(Ordering::Relaxed))
-    }
-
-    /// When the program started to serve.
-    pub fn started(&self) -> Instant {
-        self.started
-    }
-
-    /// Counts one more read to be interrupted within the current second; false when there were enough.
-    pub fn may_cancel(&self) -> bool {
-        let second = self.started.elapsed().as_secs();
-        let one_more = |window: u64| {
-            let count = if window >> 8 == second { window & 0xFF } else { 0 };
-            (count < CANCELS_PER_SECOND).then(|| second << 8 | (count + 1))
-        };
-        self.cancels.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// The drain is over: long polls are answered.

@@ -218,6 +218,12 @@ pub const MAX_CURSOR_PINS: usize = 100_000;
 pub const MAX_TRANSACTION_PINS: usize = 10_000;
 /// A cursor is forgotten after this long without use: the server's `cursorTimeoutMillis` and a margin.
 pub const CURSOR_PIN_EXPIRY: Duration = Duration::from_secs(660);
+/// An open transaction is aborted when every socket that used it has been gone for this long: a driver that lost its
+/// socket has opened another by then, and locks are not held much longer than that.
+pub const ORPHANED_TRANSACTION_GRACE: Duration = Duration::from_secs(5);
+/// Open transactions that one client's socket is remembered to use. A driver's socket serves one session after the other,
+/// so this is far beyond what is seen; those beyond it are left to the server's own limit.
+pub const MAX_TRANSACTIONS_PER_SOCKET: usize = 64;
 /// One read buffer per thread, shared by all sockets, bytes: idle clients hold none.
 pub const SCRATCH_BUFFER_BYTES: usize = 64 << 10;
 /// What an upstream connection keeps of its reply buffer between commands, bytes; larger ones are given back.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::command::{SessionId, TransactionId};
 use crate::config::Address;
-use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
+use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE};
 
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
@@ -42,13 +42,42 @@ struct PinnedCursor {
     last_used: Instant,
 }
 
+/// Tells the pin of a transaction from earlier and later ones of the same session, whatever their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PinSerial(u64);
+
 #[derive(Debug)]
 struct PinnedTransaction {
     number: i64,
+    serial: PinSerial,
     server: Arc<Address>,
     open: bool,
+    /// Sockets that have used it and are open, and commands that outlived theirs.
+    sockets: u32,
     since: Instant,
+    /// Also when a socket was gone.
     last_used: Instant,
+}
+
+impl PinnedTransaction {
+    fn is_orphan(&self, now: Instant) -> bool {
+        self.open && self.sockets == 0 && now.duration_since(self.last_used) >= ORPHANED_TRANSACTION_GRACE
+    }
+
+    fn end(&mut self, now: Instant) -> Ended {
+        self.open = false;
+        self.last_used = now;
+        Ended { server: self.server.clone(), open_for: now.duration_since(self.since) }
+    }
+}
+
+/// A transaction that was open until now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Where it ran.
+    pub server: Arc<Address>,
+    /// How long it was open.
+    pub open_for: Duration,
 }
 
 /// Why there is no pin for a new cursor or transaction.
@@ -70,6 +99,7 @@ pub enum PinError {
 pub struct Pins {
     cursors: HashMap<i64, PinnedCursor>,
     transactions: HashMap<SessionId, PinnedTransaction>,
+    last_serial: u64,
 }
 
 impl Pins {
@@ -94,23 +124,32 @@ impl Pins {
         Some(&cursor.pin)
     }
 
-    /// Forgets a cursor; returns how long it was pinned.
-    pub fn unpin_cursor(&mut self, id: i64, now: Instant) -> Option<Duration> {
+    /// Forgets a cursor of that server; returns how long it was pinned.
+    pub fn unpin_cursor(&mut self, id: i64, server: &Address, now: Instant) -> Option<Duration> {
+        self.cursors.get(&id).filter(|cursor| *cursor.pin.server == *server)?;
         self.cursors.remove(&id).map(|cursor| now.duration_since(cursor.since))
     }
 
-    /// Remembers where a transaction starts. It replaces an older one of the same session, which it ends on the server.
+    /// Remembers where a transaction starts. It replaces an older one of the same session, which it ends on the server;
+    /// one that is tried again on another server stays the same.
     ///
     /// # Errors
     /// [`PinError::Full`]
     pub fn pin_transaction(&mut self, id: TransactionId, server: Arc<Address>, now: Instant) -> Result<(), PinError> {
+        if let Some(again) = self.open_transaction(id) {
+            again.server = server;
+            again.last_used = now;
+            return Ok(());
+        }
         if self.transactions.len() >= MAX_TRANSACTION_PINS && !self.transactions.contains_key(&id.session) {
             self.transactions.retain(|_, pin| pin.open);
             if self.transactions.len() >= MAX_TRANSACTION_PINS {
                 return Err(PinError::Full { limit: MAX_TRANSACTION_PINS });
             }
         }
-        let pin = PinnedTransaction { number: id.number, server, open: true, since: now, last_used: now };
+        self.last_serial += 1;
+        let (number, serial) = (id.number, PinSerial(self.last_serial));
+        let pin = PinnedTransaction { number, serial, server, open: true, sockets: 0, since: now, last_used: now };
         self.transactions.insert(id.session, pin);
         Ok(())
     }
@@ -123,12 +162,44 @@ impl Pins {
     }
 
     /// A transaction was committed or aborted; its server is remembered for a while, as a commit may be repeated.
-    /// Returns how long it was open, once.
-    pub fn end_transaction(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
-        let pin = self.transactions.get_mut(&id.session).filter(|pin| pin.number == id.number && pin.open)?;
-        pin.open = false;
+    /// Tells of it once.
+    pub fn end_transaction(&mut self, id: TransactionId, now: Instant) -> Option<Ended> {
+        Some(self.open_transaction(id)?.end(now))
+    }
+
+    /// A socket uses an open transaction; it is counted unless `counted` says that it was. `None` when the transaction
+    /// is not open, or not known.
+    pub fn join(&mut self, id: TransactionId, counted: Option<PinSerial>, now: Instant) -> Option<PinSerial> {
+        let pin = self.open_transaction(id)?;
         pin.last_used = now;
-        Some(now.duration_since(pin.since))
+        if counted != Some(pin.serial) {
+            pin.sockets = pin.sockets.saturating_add(1);
+        }
+        Some(pin.serial)
+    }
+
+    /// A socket that was counted is gone.
+    pub fn leave(&mut self, id: TransactionId, counted: PinSerial, now: Instant) {
+        if let Some(pin) = self.open_transaction(id).filter(|pin| pin.serial == counted) {
+            pin.sockets = pin.sockets.saturating_sub(1);
+            pin.last_used = now;
+        }
+    }
+
+    /// True while the transaction is open that `serial` was given for.
+    pub fn is_open(&self, id: TransactionId, serial: PinSerial) -> bool {
+        self.transactions.get(&id.session).is_some_and(|pin| pin.open && pin.serial == serial)
+    }
+
+    /// Ends up to `most` open transactions whose last socket has been gone for long enough: nobody can end them any more,
+    /// and they hold locks.
+    pub fn take_orphans(&mut self, most: usize, now: Instant) -> Vec<(TransactionId, Ended)> {
+        let orphans = self.transactions.iter_mut().filter(|(_, pin)| pin.is_orphan(now)).take(most);
+        orphans.map(|(session, pin)| (TransactionId { session: *session, number: pin.number }, pin.end(now))).collect()
+    }
+
+    fn open_transaction(&mut self, id: TransactionId) -> Option<&mut PinnedTransaction> {
+        self.transactions.get_mut(&id.session).filter(|pin| pin.number == id.number && pin.open)
     }
 
     /// Forgets what has not been used for longer than the server would keep it.
@@ -196,8 +267,9 @@ mod tests {
         pins.expire(later + CURSOR_PIN_EXPIRY);
         assert_eq!(pins.cursor(7, later), None);
         pins.pin_cursor(8, cursor(1), now).unwrap();
-        assert_eq!(pins.unpin_cursor(8, now + Duration::from_secs(3)), Some(Duration::from_secs(3)));
-        assert_eq!(pins.unpin_cursor(8, now), None);
+        assert_eq!(pins.unpin_cursor(8, &server(2), now), None, "one of the same id, elsewhere");
+        assert_eq!(pins.unpin_cursor(8, &server(1), now + Duration::from_secs(3)), Some(Duration::from_secs(3)));
+        assert_eq!(pins.unpin_cursor(8, &server(1), now), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::cancels::Cancels;
 use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::{Health, Judgement};
@@ -36,6 +37,9 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Pins are searched for expired ones this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Open transactions are searched for those without a client this often: they hold locks.
+const ORPHAN_INTERVAL: Duration = Duration::from_secs(1);
+
 /// One server of a cluster.
 pub struct Server {
     /// Where it is.
@@ -48,6 +52,8 @@ pub struct Server {
     pub metrics: Arc<ServerMetrics>,
     /// Who may wait for data on it.
     pub long_polls: LongPolls,
+    /// How many reads without a client may be interrupted on it.
+    pub cancels: Cancels,
     /// Commands that were routed to it and have not ended: `operationCount` of the server-selection specification.
     operations: AtomicU32,
     seen: Mutex<Seen>,
@@ -184,10 +190,13 @@ impl Cluster {
         });
         let cluster = self.clone();
         self.tasks.spawn("expire pins", async move {
-            let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
+            let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
+            let mut orphans = tokio::time::interval(ORPHAN_INTERVAL);
             loop {
+                // Nothing is lost when an arm loses: a tick that is due stays due.
                 tokio::select! {
-                    now = ticks.tick() => lock(&cluster.pins).expire(now),
+                    now = expiry.tick() => lock(&cluster.pins).expire(now),
+                    now = orphans.tick() => cluster.abort_orphans(now),
                     () = cluster.tasks.cancelled() => return,
                 }
             }
@@ -420,8 +429,8 @@ impl Cluster {
         let address = Arc::new(address.clone());
         let long_polls =
             LongPolls::new(self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size));
-        let (operations, seen) = (AtomicU32::new(0), Mutex::default());
-        Arc::new(Server { address, pool, health, metrics, long_polls, operations, seen })
+        let (cancels, operations, seen) = (Cancels::new(Instant::now()), AtomicU32::new(0), Mutex::default());
+        Arc::new(Server { address, pool, health, metrics, long_polls, cancels, operations, seen })
     }
 
     async fn recheck_while_waited_for(&self) {

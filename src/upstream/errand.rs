@@ -6,17 +6,25 @@
 use std::sync::Arc;
 
 use bson::raw::{RawDocument, RawDocumentBuf};
+use bson::spec::BinarySubtype;
+use bson::{Binary, rawdoc};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
+use super::pool::lock;
 use crate::admission::Lane;
+use crate::command::TransactionId;
 use crate::config::Address;
 use crate::topology::Criteria;
 use crate::wire::{encode, op_msg};
 
 /// Errands under way at once that nobody waits for, per cluster.
 const MAX_BACKGROUND: usize = 64;
+
+/// An abort waits on the server for the statement that runs, which may be a long one whose connection is gone. Until the
+/// server's own limit of a transaction's life, then: a connection is worth more than these seconds.
+const MAX_ABORT_TIME_MS: i32 = 5_000;
 
 /// Where an errand goes.
 #[derive(Debug, Clone)]
@@ -34,6 +42,13 @@ pub struct Background(Arc<Semaphore>);
 impl Default for Background {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_BACKGROUND)))
+    }
+}
+
+impl Background {
+    /// How many more may be under way now.
+    fn room(&self) -> usize {
+        self.0.available_permits()
     }
 }
 
@@ -66,7 +81,7 @@ impl Cluster {
     }
 
     /// Runs a command of our own that nobody waits for.
-    pub fn run_in_background(self: &Arc<Self>, errand: Errand, command: RawDocumentBuf) {
+    pub fn run_in_background(self: &Arc<Self>, errand: Errand, lane: Lane, command: RawDocumentBuf) {
         let Ok(permit) = self.background.0.clone().try_acquire_owned() else {
             tracing::debug!("too many clean-up commands under way, one is left out");
             return;
@@ -75,10 +90,39 @@ impl Cluster {
         self.tasks.spawn("errand", async move {
             // Nothing is lost at the end of the program: servers clean up by themselves.
             tokio::select! {
-                _ = cluster.run(errand, Lane::Background, &command) => {}
+                _ = cluster.run(errand, lane, &command) => {}
                 () = cluster.tasks.cancelled() => {}
             }
             drop(permit);
         });
+    }
+
+    /// Aborts a transaction that nobody goes on with, on its server. Harmless where it has ended meanwhile: the server
+    /// says so.
+    pub fn abort_in_background(self: &Arc<Self>, id: TransactionId, server: Arc<Address>) {
+        // Before others, like an abort of a client: it frees locks.
+        self.run_in_background(Errand::Server(server), Lane::Transaction, abort_transaction(id));
+    }
+
+    /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
+    pub(super) fn abort_orphans(self: &Arc<Self>, now: Instant) {
+        let orphans = lock(&self.pins).take_orphans(self.background.room(), now);
+        if orphans.is_empty() {
+            return;
+        }
+        let oldest_ms = orphans.iter().map(|(_, ended)| ended.open_for).max().unwrap_or_default().as_millis();
+        tracing::info!(count = orphans.len(), oldest_ms, "aborting open transactions whose clients have gone");
+        for (id, ended) in orphans {
+            self.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
+            self.abort_in_background(id, ended.server);
+        }
+    }
+}
+
+fn abort_transaction(id: TransactionId) -> RawDocumentBuf {
+    let session = Binary { subtype: BinarySubtype::Uuid, bytes: id.session.to_vec() };
+    rawdoc! {
+        "abortTransaction": 1, "lsid": { "id": session }, "txnNumber": id.number, "autocommit": false,
+        "maxTimeMS": MAX_ABORT_TIME_MS, "$db": "admin",
     }
 }
