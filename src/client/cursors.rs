@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reply_to: ReplyTo,
     ) -> Result<(), ReadEnd> {
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
-            self.shared.cluster.run_in_background(Errand::Primary, Lane::Background, document);
+            self.shared.cluster.run_in_background(Errand::Primary, document);
         }
         self.shared.metrics.commands[(CommandLabel::EndSessions, Outcome::Completed)].inc();
         self.reply(command, reply_to, &local::ok()).await
@@ -235,7 +235,7 @@ fn unpin_cursor(shared: &ClientShared, server: &Address, id: i64) {
 fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
     let (database, collection) = namespace;
     let command = rawdoc! {"killCursors": collection, "cursors": [id], "$db": database};
-    cluster.run_in_background(Errand::Server(server), Lane::Background, command);
+    cluster.run_in_background(Errand::Server(server), command);
 }
 
 /// Database and collection of the cursor in a reply.

@@ -147,8 +147,7 @@ impl Pins {
                 return Err(PinError::Full { limit: MAX_TRANSACTION_PINS });
             }
         }
-        self.last_serial += 1;
-        let (number, serial) = (id.number, PinSerial(self.last_serial));
+        let (number, serial) = (id.number, self.next_serial());
         let pin = PinnedTransaction { number, serial, server, open: true, sockets: 0, since: now, last_used: now };
         self.transactions.insert(id.session, pin);
         Ok(())
@@ -165,6 +164,25 @@ impl Pins {
     /// Tells of it once.
     pub fn end_transaction(&mut self, id: TransactionId, now: Instant) -> Option<Ended> {
         Some(self.open_transaction(id)?.end(now))
+    }
+
+    /// A transaction that was taken for ended may be open still, and nobody's: it is an orphan from now on. Not for ever:
+    /// what is older than any server keeps a transaction has ended.
+    pub fn reopen_transaction(&mut self, id: TransactionId, now: Instant) {
+        let serial = self.next_serial();
+        if let Some(pin) = self.transactions.get_mut(&id.session)
+            && pin.number == id.number
+            && now.duration_since(pin.since) < TRANSACTION_PIN_EXPIRY
+        {
+            *pin = PinnedTransaction {
+                serial,
+                open: true,
+                sockets: 0,
+                last_used: now,
+                server: pin.server.clone(),
+                ..*pin
+            };
+        }
     }
 
     /// A socket uses an open transaction; it is counted unless `counted` says that it was. `None` when the transaction
@@ -196,6 +214,11 @@ impl Pins {
     pub fn take_orphans(&mut self, most: usize, now: Instant) -> Vec<(TransactionId, Ended)> {
         let orphans = self.transactions.iter_mut().filter(|(_, pin)| pin.is_orphan(now)).take(most);
         orphans.map(|(session, pin)| (TransactionId { session: *session, number: pin.number }, pin.end(now))).collect()
+    }
+
+    fn next_serial(&mut self) -> PinSerial {
+        self.last_serial += 1;
+        PinSerial(self.last_serial)
     }
 
     fn open_transaction(&mut self, id: TransactionId) -> Option<&mut PinnedTransaction> {

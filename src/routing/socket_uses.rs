@@ -112,6 +112,33 @@ mod tests {
     }
 
     #[test]
+    fn an_abort_that_came_to_nothing_is_tried_again_while_the_transaction_can_be_open() {
+        let (mut pins, mut now, id) = (Pins::default(), Instant::now(), transaction(1, 5));
+        let mut socket = SocketUses::default();
+        pins.pin_transaction(id, server(), now).unwrap();
+        socket.uses(id, &mut pins, now);
+        let mut aborts = 0;
+        while pins.end_transaction(id, now).is_some() {
+            aborts += 1;
+            now += 10 * SECOND;
+            pins.reopen_transaction(id, now);
+            assert_eq!(orphans(&mut pins, now), []);
+        }
+        assert_eq!(aborts, 12, "two minutes long");
+        pins.pin_transaction(transaction(1, 6), server(), now).unwrap();
+        pins.reopen_transaction(id, now);
+        assert_eq!(orphans(&mut pins, now + GRACE), [transaction(1, 6)], "the next one of its session has replaced it");
+
+        // Whoever comes back to it counts again, whatever was counted before.
+        pins.pin_transaction(id, server(), now).unwrap();
+        socket.uses(id, &mut pins, now);
+        pins.end_transaction(id, now).unwrap();
+        pins.reopen_transaction(id, now);
+        socket.uses(id, &mut pins, now);
+        assert_eq!(orphans(&mut pins, now + 10 * GRACE), []);
+    }
+
+    #[test]
     fn no_more_are_taken_than_can_be_seen_to() {
         let (mut pins, now) = (Pins::default(), Instant::now());
         for session in 0..10 {

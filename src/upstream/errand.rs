@@ -22,9 +22,12 @@ use crate::wire::{encode, op_msg};
 /// Errands under way at once that nobody waits for, per cluster.
 const MAX_BACKGROUND: usize = 64;
 
-/// An abort waits on the server for the statement that runs, which may be a long one whose connection is gone. Until the
-/// server's own limit of a transaction's life, then: a connection is worth more than these seconds.
+/// An abort waits on the server for the statement that runs, which may be a long one whose connection is gone. It is not
+/// to hold a connection as long as that: it comes again later.
 const MAX_ABORT_TIME_MS: i32 = 5_000;
+
+/// MaxTimeMSExpired
+const MAX_TIME_MS_EXPIRED: i32 = 50;
 
 /// Where an errand goes.
 #[derive(Debug, Clone)]
@@ -81,27 +84,45 @@ impl Cluster {
     }
 
     /// Runs a command of our own that nobody waits for.
-    pub fn run_in_background(self: &Arc<Self>, errand: Errand, lane: Lane, command: RawDocumentBuf) {
-        let Ok(permit) = self.background.0.clone().try_acquire_owned() else {
+    pub fn run_in_background(self: &Arc<Self>, errand: Errand, command: RawDocumentBuf) {
+        let cluster = self.clone();
+        let started = self.in_background(async move {
+            cluster.run(errand, Lane::Background, &command).await;
+        });
+        if !started {
             tracing::debug!("too many clean-up commands under way, one is left out");
-            return;
-        };
+        }
+    }
+
+    /// False when as many errands are under way as may be.
+    fn in_background(self: &Arc<Self>, errand: impl Future<Output = ()> + Send + 'static) -> bool {
+        let Ok(permit) = self.background.0.clone().try_acquire_owned() else { return false };
         let cluster = self.clone();
         self.tasks.spawn("errand", async move {
             // Nothing is lost at the end of the program: servers clean up by themselves.
             tokio::select! {
-                _ = cluster.run(errand, lane, &command) => {}
+                () = errand => {}
                 () = cluster.tasks.cancelled() => {}
             }
             drop(permit);
         });
+        true
     }
 
-    /// Aborts a transaction that nobody goes on with, on its server. Harmless where it has ended meanwhile: the server
-    /// says so.
+    /// Aborts a transaction that nobody goes on with and that counts as ended, on its server. Harmless where it has ended
+    /// indeed: the server says so. Where it says nothing yet, the transaction is open again, and an orphan.
     pub fn abort_in_background(self: &Arc<Self>, id: TransactionId, server: Arc<Address>) {
-        // Before others, like an abort of a client: it frees locks.
-        self.run_in_background(Errand::Server(server), Lane::Transaction, abort_transaction(id));
+        let cluster = self.clone();
+        let started = self.in_background(async move {
+            // Before others, like an abort of a client: it frees locks.
+            let reply = cluster.run(Errand::Server(server), Lane::Transaction, &abort_transaction(id)).await;
+            if reply.is_none_or(|reply| reply.get_i32("code").is_ok_and(|code| code == MAX_TIME_MS_EXPIRED)) {
+                lock(&cluster.pins).reopen_transaction(id, Instant::now());
+            }
+        });
+        if !started {
+            lock(&self.pins).reopen_transaction(id, Instant::now());
+        }
     }
 
     /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
