@@ -9,16 +9,27 @@ use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
 use futures_util::future::join_all;
 use mongomux::config::Address;
+use mongomux::config::limits::MAX_CURSOR_PINS;
+use mongomux::routing::CursorPin;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{EXHAUST_ALLOWED, MORE_TO_COME, Request, WireClient, WireError};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use support::hold::{eventually, hold_finds};
 use support::proxy::{Proxy, proxy};
+use support::raw;
+use support::relay::{Fault, Relay};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Duration, Instant, timeout};
 
 /// Longest wait for something that is expected.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const DATABASE: &str = "cursors";
+
+/// Number of a compressor in an OP_COMPRESSED.
+const SNAPPY: u8 = 1;
 
 async fn pair(settings: &str) -> (Deployment, Proxy) {
     let deployment = support::replica_set(1).await;
@@ -407,6 +418,93 @@ async fn the_cursor_of_a_client_that_left_before_the_reply_is_killed() {
         }
     }
     staying.command(DATABASE, doc! { "find": "c" }).await.unwrap();
+}
+
+/// A reply that is compressed for its client is lost no other way than one that is not.
+#[tokio::test]
+async fn the_cursor_of_a_client_that_left_in_a_compressed_reply_is_killed() {
+    let (deployment, proxy) = pair("max_pool_size = 2").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let noise = || Binary {
+        subtype: BinarySubtype::Generic,
+        bytes: SmallRng::seed_from_u64(1).random_iter().take(900_000).collect(),
+    };
+    let documents: Vec<Document> = (0..15).map(|id| doc! { "_id": id, "a": noise() }).collect();
+    let insert = Request::new(DATABASE, doc! { "insert": "noise" }).sequence("documents", documents);
+    support::connect(proxy.address()).await.exchange(&insert).await.unwrap();
+    let mut socket = raw::connect(proxy.address()).await;
+    let find = raw::command(doc! { "find": "noise", "batchSize": 14, "$db": DATABASE });
+    socket.write_all(&raw::compressed(&find, SNAPPY)).await.unwrap();
+    await_cursors(server, &proxy, 1, "a cursor whose first batch is on its way").await;
+    drop(socket);
+    await_cursors(server, &proxy, 0, "a client that left in the middle of a compressed batch").await;
+}
+
+/// A read is interrupted when nobody waits for it, but not while its reply is coming: then the cursor is there already.
+#[tokio::test]
+async fn the_cursor_in_a_reply_that_comes_slowly_to_nobody_is_killed() {
+    let deployment = support::replica_set(1).await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let relay = Relay::start(server.address());
+    let proxy = proxy(&relay.uri(), "max_pool_size = 2").await;
+    fill(proxy.address(), "c", 100, 10).await;
+    let mut client = support::connect(proxy.address()).await;
+    relay.next("find", Fault::LateHalf, 1);
+    client.send(&Request::new(DATABASE, doc! { "find": "c", "batchSize": 2 })).await.unwrap();
+    eventually("the cursor is made", async || open_cursors(server).await == 1).await;
+    drop(client);
+    await_cursors(server, &proxy, 0, "a client that left while its reply came slowly").await;
+}
+
+/// Nothing was sent, so nothing is lost: whoever has the cursor goes on where it stands.
+#[tokio::test]
+async fn the_cursor_of_a_client_that_left_the_queue_goes_on() {
+    let (deployment, proxy) = pair("max_pool_size = 1\nmin_pool_size = 1").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 100, 10).await;
+    let [mut holding, mut leaving, mut staying] = [
+        support::connect(proxy.address()).await,
+        support::connect(proxy.address()).await,
+        support::connect(proxy.address()).await,
+    ];
+    let id = open(&mut leaving, doc! { "find": "c", "batchSize": 2, "sort": { "_id": 1 } }).await;
+    let hold = hold_finds(server, "cursors.held").await;
+    let held = holding.send(&Request::new(DATABASE, doc! { "find": "held" })).await.unwrap();
+    hold.reaches(1).await;
+    leaving.send(&Request::new(DATABASE, get_more(id, "c", 2))).await.unwrap();
+    proxy.waits(1).await;
+    drop(leaving);
+    proxy.waits(0).await;
+    hold.release().await;
+    holding.receive(held).await.unwrap();
+    let next = support::next_batch(&staying.command(DATABASE, get_more(id, "c", 1)).await.unwrap());
+    assert_eq!(next[0].get_i32("_id").ok(), Some(2));
+}
+
+/// At the bound no living cursor is forgotten for a new one. The new one is killed, for those who hear of it and those who
+/// do not.
+#[tokio::test]
+async fn a_cursor_that_cannot_be_remembered_is_killed() {
+    let (deployment, proxy) = pair("").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "c", 100, 10).await;
+    let mut client = support::connect(proxy.address()).await;
+    let find = doc! { "find": "c", "batchSize": 2, "sort": { "_id": 1 } };
+    let living = open(&mut client, find.clone()).await;
+    {
+        let address = std::sync::Arc::new(server.address());
+        let pin = || CursorPin { server: address.clone(), awaits_data: false, change_stream: false, in_session: false };
+        let mut pins = proxy.clusters()[0].pins.lock().unwrap();
+        let full = (1..).find(|id| pins.pin_cursor(*id, pin(), Instant::now()).is_err());
+        assert_eq!(full, Some(i64::try_from(MAX_CURSOR_PINS).unwrap()), "one is there already");
+    }
+    let refused = client.command(DATABASE, find.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Some(462), "{refused}");
+    client.send(&Request::new(DATABASE, find).flags(MORE_TO_COME)).await.unwrap();
+    let next = support::next_batch(&client.command(DATABASE, get_more(living, "c", 1)).await.unwrap());
+    assert_eq!(next[0].get_i32("_id").ok(), Some(2));
+    eventually("the new ones are killed", async || open_cursors(server).await == 1).await;
+    assert_eq!(pins(&proxy), MAX_CURSOR_PINS);
 }
 
 async fn in_use(client: &mut WireClient) -> i32 {

@@ -281,7 +281,8 @@ async fn without_a_primary_only_reads_that_may_go_elsewhere_do(it: &mut Set) {
     assert_eq!(inserted.unwrap().get_i32("n").unwrap(), 1);
 }
 
-/// A mongos that repeats every command, and says which mongos it is.
+/// A mongos that repeats every command, and says which mongos it is. A command says in its `comment` what else it is
+/// answered.
 struct Mongos {
     port: u16,
     seen: Arc<Mutex<Vec<Document>>>,
@@ -335,7 +336,10 @@ async fn serve_mongos(mut stream: TcpStream, port: u16, seen: &Mutex<Vec<Documen
             scripted::mongos_hello()
         } else {
             seen.lock().unwrap().push(document.clone());
-            doc! { "echo": document, "mongos": i32::from(port), "ok": 1.0 }
+            let more = document.get_document("comment").cloned().unwrap_or_default();
+            let mut reply = doc! { "echo": document, "mongos": i32::from(port), "ok": 1.0 };
+            reply.extend(more);
+            reply
         };
         if stream.write_all(&scripted::answer(&message, &reply)).await.is_err() {
             return;
@@ -415,6 +419,35 @@ async fn a_server_that_is_not_warm_yet_gets_no_load_that_another_can_take() {
         client.command("test", doc! { "find": "c" }).await.unwrap();
     }
     assert!(mongos[1].seen("find") > 0, "and then its share");
+}
+
+/// Ids are the servers' to choose. Where two choose the same, the second is killed, and the first goes on.
+#[tokio::test]
+async fn of_two_cursors_with_one_id_the_second_is_killed() {
+    let mongos = [Mongos::start(), Mongos::start()];
+    let uri = format!("mongodb://127.0.0.1:{},127.0.0.1:{}/", mongos[0].port, mongos[1].port);
+    let proxy = proxy(&uri, "local_threshold_ms = 60_000\nheartbeat_frequency_ms = 500").await;
+    let mut client = connect(proxy.address()).await;
+    let find = doc! { "find": "c", "comment": { "cursor": { "id": 77_i64, "ns": "test.c", "firstBatch": [] } } };
+    let first = client.command("test", find.clone()).await.unwrap().get_i32("mongos").unwrap();
+    let refused = loop {
+        let reply = client.reply("test", find.clone()).await.unwrap();
+        if reply.get_f64("ok").unwrap() == 0.0 {
+            break reply;
+        }
+        assert_eq!(reply.get_i32("mongos").unwrap(), first);
+    };
+    assert_eq!(code_and_labels(&refused), (6, vec![]), "{refused}");
+    let [holder, other] = if i32::from(mongos[0].port) == first { [0, 1] } else { [1, 0] };
+    eventually("the second is killed", async || mongos[other].seen("killCursors") == 1).await;
+    let kill = mongos[other].seen.lock().unwrap().last().cloned().unwrap();
+    assert_eq!(kill.get_str("killCursors").unwrap(), "c");
+    assert_eq!(kill.get_array("cursors").unwrap(), &[Bson::from(77_i64)]);
+    assert_eq!((mongos[holder].seen("killCursors"), proxy.pinned().0), (0, 1));
+    for _ in 0..10 {
+        let more = client.command("test", doc! { "getMore": 77_i64, "collection": "c" }).await.unwrap();
+        assert_eq!(more.get_i32("mongos").unwrap(), first);
+    }
 }
 
 fn begin(number: i64, lsid: &Document) -> Document {

@@ -18,7 +18,7 @@ use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{Inspected, StateChangeKind, local};
-use crate::routing::CursorPin;
+use crate::routing::{CursorPin, PinError};
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Errand, Operation, Server};
@@ -61,7 +61,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
             kill_in_background(&self.shared.cluster, server.address.clone(), namespace, id);
         }
-        Some(errors::too_many_pins("cursor", &error.to_string()))
+        let why = error.to_string();
+        Some(match error {
+            PinError::Full { .. } => errors::too_many_pins("cursor", &why),
+            PinError::Collision => errors::cursor_collision(&why),
+        })
     }
 
     /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.

@@ -316,6 +316,11 @@ pub fn too_many_pins(what: &str, why: &str) -> ErrorReply {
     }
 }
 
+/// A new cursor whose id another server uses, too. It is killed; whoever asks again gets one with another id.
+pub fn cursor_collision(why: &str) -> ErrorReply {
+    ErrorReply::new(code::HOST_UNREACHABLE, &format!("the cursor is lost: {why}"))
+}
+
 /// True for a code after which a cursor cannot be continued: not found, or killed.
 pub fn cursor_is_gone(code: i32) -> bool {
     matches!(code, 43 | 237)

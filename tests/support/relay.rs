@@ -39,6 +39,8 @@ pub enum Fault {
     NoReply,
     /// Executed; the connection closes in the middle of the reply.
     HalfReply,
+    /// Executed; a second passes between the halves of the reply.
+    LateHalf,
     /// Executed; the reply claims to answer another request.
     WrongResponseTo,
     /// Executed; the reply is followed by bytes that nobody asked for.
@@ -229,6 +231,12 @@ async fn relay(proxy: &mut TcpStream, server: &mut TcpStream, first: Vec<u8>, sh
                     reply.truncate(reply.len() / 2);
                     proxy.write_all(&reply).await.ok()?;
                     return None;
+                }
+                Some(Fault::LateHalf) => {
+                    let rest = reply.split_off(reply.len() / 2);
+                    proxy.write_all(&reply).await.ok()?;
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    reply = rest;
                 }
                 Some(Fault::Silence) => {
                     while proxy.read(&mut [0; 64]).await.ok()? > 0 {}
