@@ -27,7 +27,8 @@ const MONITOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A drain looks this often whether it is quiet.
 const QUIET_LOOK: Duration = Duration::from_millis(50);
 
-/// At the end of a drain long polls have this long to take their answer along.
+/// At the end of a drain long polls have this long to take their answer along, and what they leave on the servers to be
+/// cleaned up.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// Longest wait for the tasks that were told to end.
@@ -160,7 +161,7 @@ impl App {
         let drained = self.cut_off();
         self.activity.end_long_polls();
         let answered = async {
-            while self.activity.long_polls() > 0 {
+            while self.activity.long_polls() > 0 || self.clusters.iter().any(|cluster| cluster.errands() > 0) {
                 tokio::time::sleep(QUIET_LOOK).await;
             }
         };

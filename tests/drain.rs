@@ -163,6 +163,11 @@ async fn a_long_poll_is_answered_in_the_end() {
     assert_eq!(reply.get_i32("code").ok(), Some(43), "{reply}");
     let (code, log, _) = program.ended().await;
     assert_eq!(code, 0, "{log}");
+    // Its driver watches on elsewhere, over another cursor.
+    let mut direct = support::client(&deployment.members()[0]).await;
+    let status = direct.command("admin", doc! { "serverStatus": 1 }).await.unwrap();
+    let cursors = status.get_document("metrics").unwrap().get_document("cursor").unwrap();
+    assert_eq!(cursors.get_document("open").unwrap().get_i64("total").ok(), Some(0), "{cursors}");
 }
 
 #[tokio::test]

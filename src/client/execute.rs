@@ -118,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
             () = long_polls_end(&self.shared, exchange.lane) => {
+                self.lost_reply(exchange, &operation);
                 let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
                 return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
             }

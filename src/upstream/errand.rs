@@ -48,14 +48,12 @@ impl Default for Background {
     }
 }
 
-impl Background {
-    /// How many more may be under way now.
-    fn room(&self) -> usize {
-        self.0.available_permits()
-    }
-}
-
 impl Cluster {
+    /// Errands under way that nobody waits for.
+    pub fn errands(&self) -> usize {
+        MAX_BACKGROUND - self.background.0.available_permits()
+    }
+
     /// Runs a command of our own and returns the server's reply, an error reply included. `None` when there was none.
     ///
     /// # Cancel safety
@@ -127,7 +125,7 @@ impl Cluster {
 
     /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
     pub(super) fn abort_orphans(self: &Arc<Self>, now: Instant) {
-        let orphans = lock(&self.pins).take_orphans(self.background.room(), now);
+        let orphans = lock(&self.pins).take_orphans(MAX_BACKGROUND - self.errands(), now);
         if orphans.is_empty() {
             return;
         }
