@@ -12,6 +12,7 @@ pub mod gauges;
 pub mod server;
 pub mod snapshot_log;
 pub mod stats;
+pub mod suspicions;
 
 use std::sync::Arc;
 

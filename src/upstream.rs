@@ -8,6 +8,7 @@ pub mod connection;
 pub mod errand;
 pub mod handshake;
 pub mod health;
+pub mod in_use;
 pub mod long_polls;
 pub mod maintain;
 pub mod pool;

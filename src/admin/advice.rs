@@ -1,7 +1,10 @@
 //! What an operator can do about it: a few rules from numbers to plain words. Silence means that nothing is to be done.
 
 use super::stats::{ClusterStats, ServerStats, Status};
+use super::suspicions::Suspicion;
 use crate::config::limits::{MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
+use crate::routing::pins::Group;
+use crate::telemetry::labels::Label as _;
 
 /// From this share of a bound on, percent, it is time to say so: there is still room to act.
 const NEARLY_FULL_PERCENT: usize = 80;
@@ -29,6 +32,29 @@ pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
         advice.push(format!("All {active} connections are in use: the next command has to wait."));
     }
     advice
+}
+
+/// About something that looks stuck or leaked on a server.
+pub fn for_suspicion(suspicion: &Suspicion) -> String {
+    match suspicion {
+        Suspicion::OpenTransactions(Group { count, oldest }) => format!(
+            "{count} transactions are open for long, the oldest for {oldest:.0?}: servers end them after 60 s, and they \
+             hold locks until then. Commit or abort them sooner."
+        ),
+        Suspicion::LongCommands(Group { count, oldest }, command) => format!(
+            "{count} connections are in use for long by one command, the longest for {oldest:.0?} by `{}`: find out with \
+             currentOp what it does, or give such commands a proxy of their own.",
+            command.as_str()
+        ),
+        Suspicion::StuckCursors(Group { count, oldest }) => format!(
+            "{count} cursors are remembered that have been idle for up to {oldest:.0?}: a fault of the proxy, please \
+             report it."
+        ),
+        Suspicion::Unaccounted(Group { count, oldest }) => format!(
+            "{count} connections have been in use for {oldest:.0?} and no command uses them: a fault of the proxy, please \
+             report it."
+        ),
+    }
 }
 
 /// About a cluster as a whole.

@@ -1,4 +1,5 @@
-//! A line per server in the log now and then, so that a log alone tells how a pool did last night.
+//! A line per server in the log now and then, so that a log alone tells how a pool did last night. And a warning about
+//! what looks stuck or leaked: the tables are bounded, so that looking through them takes a millisecond or two at most.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,9 +7,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::stats::suspicions_about;
+use super::suspicions::{LastLook, Suspicion, Usage};
 use crate::breaker::BreakerState;
 use crate::config::Address;
+use crate::routing::pins::Group;
 use crate::tasks::Tasks;
+use crate::telemetry::labels::Label;
 use crate::upstream::Cluster;
 use crate::upstream::pool::{PoolSnapshot, lock};
 
@@ -29,6 +34,7 @@ impl Line {
 }
 
 /// Logs every `interval` how each server's pool stands, unless it is unused and unchanged, until the tasks are cancelled.
+/// Warns of what looks stuck or leaked.
 pub fn log_snapshots(clusters: Vec<Arc<Cluster>>, interval: Duration, tasks: &Tasks) {
     let cancelled = tasks.clone();
     tasks.spawn("log snapshots", async move {
@@ -39,29 +45,49 @@ pub fn log_snapshots(clusters: Vec<Arc<Cluster>>, interval: Duration, tasks: &Ta
         loop {
             // Nothing is lost when an arm loses: a tick that is due stays due.
             tokio::select! {
-                now = ticks.tick() => before = log_all(&clusters, &before, now),
+                now = ticks.tick() => before = log_all(&clusters, before, now),
                 () = cancelled.cancelled() => return,
             }
         }
     });
 }
 
-type Lines = BTreeMap<(usize, Address), Line>;
+/// What is remembered of a server from one look to the next.
+struct Seen {
+    at: Instant,
+    line: Line,
+    look: LastLook,
+}
 
-fn log_all(clusters: &[Arc<Cluster>], before: &Lines, now: Instant) -> Lines {
-    let mut lines = Lines::new();
+type Servers = BTreeMap<(usize, Address), Seen>;
+
+fn log_all(clusters: &[Arc<Cluster>], mut before: Servers, now: Instant) -> Servers {
+    let mut servers = Servers::new();
     for (index, cluster) in clusters.iter().enumerate() {
         for server in cluster.servers() {
             let pins = lock(&cluster.pins).count_on(&server.address);
             let line = Line { pool: server.pool.snapshot(), breaker: server.health.state(), pins };
             let key = (index, (*server.address).clone());
-            if line.is_news(before.get(&key)) {
+            let last = before.remove(&key);
+            if line.is_news(last.as_ref().map(|last| &last.line)) {
                 log(&cluster.config.name, &server.address, &line, now);
             }
-            lines.insert(key, line);
+            let (at, mut look) = last.map_or((now, LastLook::default()), |last| (last.at, last.look));
+            let uses = server.pool.uses(now);
+            let usage = Usage { in_use: line.pool.counts.in_use, operations: server.operations(), uses: &uses };
+            for suspicion in look.next(suspicions_about(cluster, &server, now), usage, now.duration_since(at)) {
+                warn(&cluster.config.name, &server.address, &suspicion);
+            }
+            servers.insert(key, Seen { at: now, line, look });
         }
     }
-    lines
+    servers
+}
+
+fn warn(cluster: &str, server: &Address, suspicion: &Suspicion) {
+    let (Group { count, oldest }, what) = (suspicion.group(), suspicion.what());
+    let command = suspicion.command().map(Label::as_str);
+    tracing::warn!(cluster, %server, count, oldest_seconds = oldest.as_secs(), command, "{what}");
 }
 
 fn log(cluster: &str, server: &Address, line: &Line, now: Instant) {
@@ -88,8 +114,11 @@ fn log(cluster: &str, server: &Address, line: &Line, now: Instant) {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::Fixture;
+    use super::super::stats::of_cluster;
     use super::super::stats::tests::pool;
     use super::*;
+    use crate::command::TransactionId;
+    use crate::telemetry::labels::CommandLabel;
 
     fn line(in_use: u32, available: u32, waiting: usize) -> Line {
         Line { pool: pool(in_use, available, waiting), breaker: BreakerState::Closed, pins: (0, 0) }
@@ -107,15 +136,52 @@ mod tests {
         assert!(busy.is_news(Some(&busy)) && queued.is_news(Some(&queued)));
     }
 
+    /// As an operator sees it: in the log, of which only what was told is kept, and in `/stats`.
+    #[tokio::test]
+    async fn what_is_stuck_or_leaked_is_told() {
+        let (fixture, _) = Fixture::standalone().await;
+        let (clusters, now) = ([fixture.cluster.clone()], Instant::now());
+        let server = fixture.cluster.servers().remove(0);
+        let seconds = Duration::from_secs;
+        let told = |servers: &Servers| servers.values().flat_map(|seen| seen.look.told.clone()).collect::<Vec<_>>();
+        let look = |before, after| log_all(&clusters, before, now + seconds(after));
+
+        let transaction = TransactionId { session: [1; 16], number: 1 };
+        lock(&fixture.cluster.pins).pin_transaction(transaction, server.address.clone(), now).unwrap();
+        let leaked = server.pool.try_check_out().unwrap().unwrap();
+        let servers = look(Servers::new(), 45);
+        assert_eq!(told(&servers), []);
+        let servers = look(servers, 100);
+        let group = |oldest| Group { count: 1, oldest: seconds(oldest) };
+        let expected = [Suspicion::OpenTransactions(group(100)), Suspicion::Unaccounted(group(55))];
+        assert_eq!(told(&servers), expected);
+        let advice = &of_cluster(&fixture.cluster, now + seconds(100)).servers[0].recommendations;
+        assert!(advice.len() == 1 && advice[0].contains("1 transactions are open for long"), "{advice:?}");
+
+        // The connection is used by a command, and the transaction over.
+        let operation = fixture.cluster.operation_on(&server.address).unwrap();
+        leaked.in_use().begin(Some(CommandLabel::Find), now);
+        lock(&fixture.cluster.pins).end_transaction(transaction, now + seconds(100)).unwrap();
+        let servers = look(servers, 150);
+        assert_eq!(told(&servers), []);
+        let servers = look(servers, 400);
+        assert_eq!(told(&servers), [Suspicion::LongCommands(group(400), CommandLabel::Find)]);
+        let advice = &of_cluster(&fixture.cluster, now + seconds(400)).servers[0].recommendations;
+        assert!(advice.len() == 1 && advice[0].contains("for 400s by `find`"), "{advice:?}");
+        drop((leaked, operation));
+        assert_eq!(told(&look(servers, 450)), []);
+        fixture.end().await;
+    }
+
     #[tokio::test]
     async fn servers_are_remembered_as_long_as_they_are_there() {
         let (fixture, server) = Fixture::standalone().await;
         let clusters = [fixture.cluster.clone()];
-        let lines = log_all(&clusters, &Lines::new(), Instant::now());
-        let (key, line) = lines.first_key_value().unwrap();
+        let lines = log_all(&clusters, Servers::new(), Instant::now());
+        let (key, Seen { line, .. }) = lines.first_key_value().unwrap();
         assert_eq!((lines.len(), key.1.to_string()), (1, server));
         assert!(!line.is_news(Some(line)), "at rest");
-        assert_eq!(log_all(&[], &lines, Instant::now()).len(), 0);
+        assert_eq!(log_all(&[], lines, Instant::now()).len(), 0);
         log_snapshots(clusters.to_vec(), Duration::from_secs(60), &fixture.tasks);
         fixture.end().await;
     }

@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::advice;
+use super::suspicions::{Suspicion, at_a_look};
 use crate::breaker::BreakerState;
 use crate::telemetry::labels::ServerEvent;
 use crate::telemetry::metrics::ServerMetrics;
 use crate::topology::{ServerDescription, ServerKind};
-use crate::upstream::Cluster;
 use crate::upstream::pool::{PoolSnapshot, lock};
 use crate::upstream::pool_state::PoolStatus;
+use crate::upstream::{Cluster, Server};
 
 /// How something does, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,6 +267,8 @@ pub struct ServerFacts<'a> {
     pub pins: (usize, usize),
     /// Commands in flight at most, where that is less than the pool.
     pub max_in_flight: Option<u32>,
+    /// What looks stuck.
+    pub suspicions: Vec<Suspicion>,
 }
 
 /// Tells of one server.
@@ -301,13 +304,23 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         Status::Healthy
     };
     stats.recommendations = advice::for_server(&stats, all_in_use);
+    stats.recommendations.extend(facts.suspicions.iter().map(advice::for_suspicion));
     stats
+}
+
+/// What looks stuck on one server of a cluster, as far as one look can tell.
+pub(super) fn suspicions_about(cluster: &Cluster, server: &Server, now: Instant) -> Vec<Suspicion> {
+    let overdue = lock(&cluster.pins).overdue_on(&server.address, now);
+    at_a_look(&overdue, &server.pool.uses(now))
 }
 
 /// Tells of one cluster.
 pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
     let topology = cluster.topology();
     let servers = cluster.servers().into_iter().map(|server| {
+        // One after the other: each takes the same lock, and a guard lives as long as its statement.
+        let pins = lock(&cluster.pins).count_on(&server.address);
+        let suspicions = suspicions_about(cluster, &server, now);
         let facts = ServerFacts {
             address: server.address.to_string(),
             description: topology.servers.get(&*server.address),
@@ -316,8 +329,9 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             breaker_reason: server.health.trouble(),
             passes: server.passes(),
             events: EventCounts::of(&server.metrics),
-            pins: lock(&cluster.pins).count_on(&server.address),
+            pins,
             max_in_flight: cluster.config.max_in_flight,
+            suspicions,
         };
         of_server(&facts, now)
     });
@@ -438,6 +452,7 @@ pub(super) mod tests {
             events: EventCounts { connected: 1, ..EventCounts::default() },
             pins: (3, 1),
             max_in_flight: None,
+            suspicions: Vec::new(),
         }
     }
 

@@ -93,6 +93,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Attempt, Failed> {
         self.prepare(exchange, &operation, &mut connection)?;
         let sent = Instant::now();
+        // Whoever waits for data is meant to take long.
+        if exchange.lane != Lane::Await {
+            connection.in_use().begin(Some(exchange.label), sent);
+        }
         let limit = self.limit(exchange, sent);
         let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // A request that loses was not written whole and is never executed: its connection is closed.

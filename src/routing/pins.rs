@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use crate::command::{SessionId, TransactionId};
 use crate::config::Address;
-use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE};
+use crate::config::limits::{
+    CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE, OVERDUE_TRANSACTION,
+};
 
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
@@ -18,6 +20,10 @@ const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
 /// Servers end a transaction 60 s after its start by default; where it is set higher, one that was idle for longer than
 /// this is looked for on the primary, which is where it runs anyway unless that changed.
 const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(120);
+
+/// Cursors are looked through for expired ones every few seconds. One that has been idle for longer than its expiry by
+/// this was overlooked.
+const OVERLOOKED: Duration = Duration::from_secs(60);
 
 /// A commit may be repeated for a while after the transaction has ended.
 const ENDED_TRANSACTION_EXPIRY: Duration = Duration::from_secs(120);
@@ -40,6 +46,13 @@ struct PinnedCursor {
     pin: CursorPin,
     since: Instant,
     last_used: Instant,
+}
+
+impl PinnedCursor {
+    /// How long it may be idle.
+    fn expiry(&self) -> Duration {
+        if self.pin.in_session { SESSION_PIN_EXPIRY } else { CURSOR_PIN_EXPIRY }
+    }
 }
 
 /// Tells the pin of a transaction from earlier and later ones of the same session, whatever their numbers.
@@ -78,6 +91,30 @@ pub struct Ended {
     pub server: Arc<Address>,
     /// How long it was open.
     pub open_for: Duration,
+}
+
+/// How many of something, and the age of the oldest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Group {
+    /// How many.
+    pub count: usize,
+    /// Of the one that is oldest.
+    pub oldest: Duration,
+}
+
+impl Group {
+    fn of(ages: impl Iterator<Item = Duration>) -> Self {
+        ages.fold(Self::default(), |all, age| Self { count: all.count + 1, oldest: all.oldest.max(age) })
+    }
+}
+
+/// Pins that should not be there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overdue {
+    /// Cursors that have been idle for longer than their expiry.
+    pub cursors: Group,
+    /// Transactions that have been open for longer than a server keeps them by default.
+    pub transactions: Group,
 }
 
 /// Why there is no pin for a new cursor or transaction.
@@ -227,10 +264,7 @@ impl Pins {
 
     /// Forgets what has not been used for longer than the server would keep it.
     pub fn expire(&mut self, now: Instant) {
-        self.cursors.retain(|_, cursor| {
-            let limit = if cursor.pin.in_session { SESSION_PIN_EXPIRY } else { CURSOR_PIN_EXPIRY };
-            now.duration_since(cursor.last_used) < limit
-        });
+        self.cursors.retain(|_, cursor| now.duration_since(cursor.last_used) < cursor.expiry());
         self.transactions.retain(|_, pin| {
             let limit = if pin.open { TRANSACTION_PIN_EXPIRY } else { ENDED_TRANSACTION_EXPIRY };
             now.duration_since(pin.last_used) < limit
@@ -247,6 +281,19 @@ impl Pins {
         let cursors = self.cursors.values().filter(|cursor| *cursor.pin.server == *server).count();
         let transactions = self.transactions.values().filter(|pin| pin.open && *pin.server == *server).count();
         (cursors, transactions)
+    }
+
+    /// What is stuck on one server. Looks at all pins, at the ages first.
+    pub fn overdue_on(&self, server: &Address, now: Instant) -> Overdue {
+        let cursors = self.cursors.values().filter_map(|cursor| {
+            let idle = now.duration_since(cursor.last_used);
+            (idle >= cursor.expiry() + OVERLOOKED && *cursor.pin.server == *server).then_some(idle)
+        });
+        let transactions = self.transactions.values().filter_map(|pin| {
+            let open = now.duration_since(pin.since);
+            (pin.open && open >= OVERDUE_TRANSACTION && *pin.server == *server).then_some(open)
+        });
+        Overdue { cursors: Group::of(cursors), transactions: Group::of(transactions) }
     }
 
     /// Splits cursor ids by the server that holds them; ids that nobody knows come last, without a server.
@@ -330,6 +377,30 @@ mod tests {
         assert_eq!(pins.count(), (0, 0));
         pins.expire(now + ENDED_TRANSACTION_EXPIRY);
         assert_eq!(pins.transaction(TRANSACTION, now), None);
+    }
+
+    #[test]
+    fn what_should_be_gone_is_overdue() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        pins.pin_cursor(1, cursor(1), now).unwrap();
+        pins.pin_cursor(2, CursorPin { in_session: true, ..cursor(1) }, now).unwrap();
+        for (session, port) in [(1, 1), (2, 1), (3, 2)] {
+            let id = TransactionId { session: [session; 16], number: 1 };
+            pins.pin_transaction(id, server(port), now + Duration::from_secs(session.into())).unwrap();
+        }
+        let on = |pins: &Pins, port, seconds| pins.overdue_on(&server(port), now + Duration::from_secs(seconds));
+        let group = |count, seconds| Group { count, oldest: Duration::from_secs(seconds) };
+        assert_eq!(on(&pins, 1, 90), Overdue::default());
+        let transactions = group(2, 91);
+        assert_eq!(on(&pins, 1, 92), Overdue { transactions, ..Overdue::default() });
+        pins.end_transaction(TransactionId { session: [1; 16], number: 1 }, now + Duration::from_secs(9)).unwrap();
+        assert_eq!(on(&pins, 1, 92).transactions, group(1, 90));
+        assert_eq!(on(&pins, 2, 100).transactions, group(1, 97));
+        assert_eq!(on(&pins, 1, 719).cursors, Group::default());
+        assert_eq!(on(&pins, 1, 720).cursors, group(1, 720));
+        assert_eq!(on(&pins, 1, 3_000).cursors, group(2, 3_000));
+        pins.expire(now + Duration::from_secs(3_000));
+        assert_eq!(on(&pins, 1, 3_000), Overdue::default());
     }
 
     #[test]

@@ -451,6 +451,11 @@ impl Cluster {
 }
 
 impl Server {
+    /// Commands and errands that were routed to it and have not ended.
+    pub fn operations(&self) -> u32 {
+        self.operations.load(Ordering::Relaxed)
+    }
+
     /// True while commands may go to it: commands do not fail there, and there is a connection or one can be had.
     pub fn passes(&self) -> bool {
         self.health.closed(Judgement::Commands)
@@ -460,7 +465,7 @@ impl Server {
     /// Commands under way; as good as full while its pool is not warm, so that others get the load where they can.
     fn load(&self) -> u32 {
         let warming = if self.pool.is_recovering() { u32::MAX / 2 } else { 0 };
-        warming.saturating_add(self.operations.load(Ordering::Relaxed))
+        warming.saturating_add(self.operations())
     }
 
     /// A command was answered, or failed. Who waits for a server whose breaker opens is routed anew.

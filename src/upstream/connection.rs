@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::in_use::InUse;
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
 use crate::topology::description::Hello;
@@ -106,6 +107,7 @@ pub struct Connection {
     request_id: i32,
     between_messages: bool,
     interrupt: Arc<Interrupt>,
+    in_use: Arc<InUse>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
     /// Number of the connection in its pool, from 1.
@@ -143,6 +145,7 @@ impl Connection {
             request_id: 0,
             between_messages: true,
             interrupt: Arc::default(),
+            in_use: Arc::new(InUse::new(now)),
             memory,
             max_message_bytes,
             id: 0,
@@ -168,6 +171,11 @@ impl Connection {
     /// Fails the command in flight from outside.
     pub fn interrupt(&self) -> Arc<Interrupt> {
         self.interrupt.clone()
+    }
+
+    /// What it is in use for, to be told and looked at.
+    pub fn in_use(&self) -> &Arc<InUse> {
+        &self.in_use
     }
 
     /// Says that what came over this connection makes no sense: it is not used again.

@@ -16,6 +16,7 @@ use super::pool::lock;
 use crate::admission::Lane;
 use crate::command::TransactionId;
 use crate::config::Address;
+use crate::telemetry::labels::CommandLabel;
 use crate::topology::Criteria;
 use crate::wire::{encode, op_msg};
 
@@ -72,6 +73,8 @@ impl Cluster {
         let mut connection = operation.server().pool.check_out(lane, checked_out_by).await.ok()?;
         let message = encode::op_msg(connection.next_request_id(), 0, command);
         let generation = connection.generation;
+        let name = command.iter().next().and_then(Result::ok).map_or("", |(name, _)| name.as_str());
+        connection.in_use().begin(Some(CommandLabel::of(name)), Instant::now());
         match connection.exchange(message.bytes()).await {
             Ok(reply) => RawDocumentBuf::from_bytes(op_msg::reply_document(reply)?.1.to_vec()).ok(),
             Err(error) => {

@@ -16,6 +16,7 @@ pub use super::bound::ClusterBound;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
+use super::in_use::{InUse, Use};
 use super::pool_state::{CheckOut, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting};
 use crate::admission::{Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig};
@@ -101,7 +102,7 @@ pub(super) struct Shared {
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
-    interrupts: Mutex<Vec<(u64, Arc<Interrupt>)>>,
+    interrupts: Mutex<Vec<(u64, Arc<Interrupt>, Arc<InUse>)>>,
     last_id: AtomicU64,
     /// Checked out since the last ping.
     pub(super) used: AtomicBool,
@@ -242,7 +243,7 @@ impl Pool {
         self.0.recovering.store(true, Ordering::Relaxed);
         self.end_generation(ConnectionClosed::Stale, |state| Some(state.clear()));
         if interrupt_in_use {
-            lock(&self.0.interrupts).iter().for_each(|(_, interrupt)| interrupt.raise());
+            lock(&self.0.interrupts).iter().for_each(|(_, interrupt, _)| interrupt.raise());
         }
     }
 
@@ -298,6 +299,11 @@ impl Pool {
             created: self.0.last_id.load(Ordering::Relaxed),
             last_connect_error,
         }
+    }
+
+    /// The connections in use of which it was told what for.
+    pub fn uses(&self, now: Instant) -> Vec<Use> {
+        lock(&self.0.interrupts).iter().filter_map(|(.., in_use)| in_use.look(now)).collect()
     }
 
     /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
@@ -377,6 +383,7 @@ impl Pool {
         loop {
             let connection = self.0.state().borrow_available()?;
             if let Some(guard) = self.guard_alive(connection) {
+                guard.in_use().begin(None, Instant::now());
                 return Some(guard);
             }
         }
@@ -415,13 +422,13 @@ impl Shared {
     /// Numbers a connection that was just established, and remembers how to interrupt it.
     pub(super) fn register(&self, connection: &mut Connection) {
         connection.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.interrupts).push((connection.id, connection.interrupt()));
+        lock(&self.interrupts).push((connection.id, connection.interrupt(), connection.in_use().clone()));
         self.parts.server_metrics.connections_created.inc();
     }
 
     /// The connection is gone.
     pub(super) fn forget(&self, id: u64) {
-        lock(&self.interrupts).retain(|(registered, _)| *registered != id);
+        lock(&self.interrupts).retain(|(registered, ..)| *registered != id);
         self.freed();
     }
 
@@ -490,6 +497,7 @@ impl PooledConnection {
     }
 
     fn give_up(&self, connection: Box<Connection>, reason: ConnectionClosed) {
+        connection.in_use().end();
         self.pool.0.parts.server_metrics.connections_closed[reason].inc();
         let waker = self.pool.0.state().discard(connection);
         waker.into_iter().for_each(Waker::wake);
@@ -524,6 +532,7 @@ impl Drop for PooledConnection {
         if self.pool.owes_place() {
             return self.give_up(connection, ConnectionClosed::Idle);
         }
+        connection.in_use().end();
         connection.clear_reply();
         connection.last_used = now;
         self.pool.give_back(connection, State::check_in);
