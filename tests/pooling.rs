@@ -11,6 +11,7 @@ use bson::{Document, doc};
 use mongomux::config::Address;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{MORE_TO_COME, Request, WireClient, WireError};
+use mongomux::telemetry::labels::CommandLabel;
 use support::counts::Bound;
 use support::hold::{Hold, eventually, hold_finds, hold_finds_whatever_happens, hold_inserts};
 use support::proxy::proxy;
@@ -401,4 +402,40 @@ async fn thousands_of_idle_clients_cost_no_connection() {
     proxy.settles().await;
     drop(clients);
     eventually("all have left", async || state("idle") + state("active") == 0.0).await;
+}
+
+/// Who looks for stuck commands sees them from outside, those of clients that left as well.
+#[tokio::test]
+async fn what_a_connection_is_in_use_for_can_be_seen() {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), "max_pool_size = 2").await;
+    let uses = || proxy.clusters()[0].servers()[0].pool.uses(Instant::now());
+    let used_for = || uses().iter().map(|it| it.command).collect::<Vec<_>>();
+    let hold = hold_inserts(server, "test.held").await;
+    let began = Instant::now();
+    let mut client = connect(proxy.address()).await;
+    client.send(&Request::new("test", doc! { "insert": "held", "documents": [{}] })).await.unwrap();
+    hold.reaches(1).await;
+    assert_eq!(used_for(), [Some(CommandLabel::Insert)]);
+    assert!(uses()[0].age <= began.elapsed());
+    drop(client);
+    let abandoned = "mongomux_commands_total{command=\"insert\",outcome=\"abandoned\"}";
+    eventually("the client is gone", async || proxy.metric(abandoned) == 1.0).await;
+    assert_eq!(used_for(), [Some(CommandLabel::Insert)]);
+    assert_eq!(proxy.clusters()[0].servers()[0].operations(), 1);
+    hold.release().await;
+    eventually("nothing is in use", async || used_for().is_empty()).await;
+
+    // Waiting for data is no sign of trouble.
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "create": "log", "capped": true, "size": 100_000 }).await.unwrap();
+    client.command("test", doc! { "insert": "log", "documents": [{}] }).await.unwrap();
+    let find = doc! { "find": "log", "tailable": true, "awaitData": true };
+    let opened = client.command("test", find).await.unwrap();
+    let id = opened.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let wait = doc! { "getMore": id, "collection": "log", "maxTimeMS": 60_000 };
+    client.send(&Request::new("test", wait)).await.unwrap();
+    eventually("it waits", async || proxy.pool().unwrap().counts.in_use == 1).await;
+    assert_eq!(used_for(), []);
 }

@@ -413,6 +413,25 @@ async fn a_transaction_is_aborted_when_all_its_sockets_have_gone_and_not_before(
     assert_eq!(ids, [1, 2, 3, 4, 5, 7].into());
 }
 
+/// More than are aborted at once: the others come a little later, and none is left.
+#[tokio::test]
+async fn the_transactions_of_a_crowd_that_vanishes_are_all_aborted() {
+    let (deployment, proxy) = pair("max_pool_size = 4").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let mut crowd = Vec::new();
+    for id in 0..4 {
+        let mut client = support::connect(proxy.address()).await;
+        for number in 0..50 {
+            client.command(DATABASE, Raw::new().first(change(50 * id + number))).await.unwrap();
+        }
+        crowd.push(client);
+    }
+    assert_eq!((on_server(server).await, open(&proxy).0), ((200, 0), 200));
+    drop(crowd);
+    eventually("all are aborted", async || on_server(server).await == (0, 200)).await;
+    assert_eq!(open(&proxy).0, 0);
+}
+
 /// Waits until the proxy has noticed that the client of one such command is gone.
 async fn abandons(proxy: &Proxy, command: &str) {
     let metric = format!("mongomux_commands_total{{command=\"{command}\",outcome=\"abandoned\"}}");
