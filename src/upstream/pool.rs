@@ -102,7 +102,7 @@ pub(super) struct Shared {
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
-    interrupts: Mutex<Vec<(u64, Arc<Interrupt>, Arc<InUse>)>>,
+    open: Mutex<Vec<OpenConnection>>,
     last_id: AtomicU64,
     /// Checked out since the last ping.
     pub(super) used: AtomicBool,
@@ -112,6 +112,13 @@ pub(super) struct Shared {
     pub(super) rechecking: AtomicBool,
     /// New, or back after an outage, and not warm yet: other servers that suit as well get the load.
     pub(super) recovering: AtomicBool,
+}
+
+/// What can be seen of a connection, and done to it, while somebody else has it.
+struct OpenConnection {
+    id: u64,
+    interrupt: Arc<Interrupt>,
+    in_use: Arc<InUse>,
 }
 
 /// When the next attempt to connect may be made.
@@ -135,7 +142,7 @@ impl Pool {
             state: Mutex::new(PoolState::new(bounds)),
             work: Notify::new(),
             pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
-            interrupts: Mutex::default(),
+            open: Mutex::default(),
             last_id: AtomicU64::new(0),
             used: AtomicBool::new(false),
             recheck: AtomicBool::new(false),
@@ -243,7 +250,7 @@ impl Pool {
         self.0.recovering.store(true, Ordering::Relaxed);
         self.end_generation(ConnectionClosed::Stale, |state| Some(state.clear()));
         if interrupt_in_use {
-            lock(&self.0.interrupts).iter().for_each(|(_, interrupt, _)| interrupt.raise());
+            lock(&self.0.open).iter().for_each(|connection| connection.interrupt.raise());
         }
     }
 
@@ -303,7 +310,7 @@ impl Pool {
 
     /// The connections in use of which it was told what for.
     pub fn uses(&self, now: Instant) -> Vec<Use> {
-        lock(&self.0.interrupts).iter().filter_map(|(.., in_use)| in_use.look(now)).collect()
+        lock(&self.0.open).iter().filter_map(|connection| connection.in_use.look(now)).collect()
     }
 
     /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
@@ -422,13 +429,14 @@ impl Shared {
     /// Numbers a connection that was just established, and remembers how to interrupt it.
     pub(super) fn register(&self, connection: &mut Connection) {
         connection.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        lock(&self.interrupts).push((connection.id, connection.interrupt(), connection.in_use().clone()));
+        let (id, interrupt, in_use) = (connection.id, connection.interrupt(), connection.in_use().clone());
+        lock(&self.open).push(OpenConnection { id, interrupt, in_use });
         self.parts.server_metrics.connections_created.inc();
     }
 
     /// The connection is gone.
     pub(super) fn forget(&self, id: u64) {
-        lock(&self.interrupts).retain(|(registered, ..)| *registered != id);
+        lock(&self.open).retain(|connection| connection.id != id);
         self.freed();
     }
 
