@@ -512,7 +512,7 @@ async fn a_recheck_uses_a_connection_that_is_there_and_needs_no_turn_of_max_conn
 
 #[tokio::test(start_paused = true)]
 async fn rechecks_do_not_pile_up_on_a_server_that_hangs() {
-    let mut setup = without_breaker(Setup::new(0, 5));
+    let setup = without_breaker(Setup::new(0, 5));
     setup.server.dials(|_| Dial::Hang);
     let rig = setup.start();
     for _ in 0..120 {
