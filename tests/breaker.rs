@@ -158,6 +158,11 @@ async fn a_port_that_accepts_and_hangs() {
 }
 
 #[tokio::test]
+async fn a_port_that_does_not_answer() {
+    trouble_at_the_door(Door::Unanswered, "no connection within 500 ms").await;
+}
+
+#[tokio::test]
 async fn a_server_that_monitoring_has_lost_as_well_is_waited_for() {
     let mut deployment = support::standalone().await;
     let settings = format!("{SETTINGS}\nserver_selection_timeout_ms = 700");

@@ -4,19 +4,20 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use bson::{Document, doc};
-use futures_util::future::{join, join_all};
+use futures_util::future::join_all;
 use mongodb::event::EventHandler;
 use mongodb::event::cmap::CmapEvent;
 use mongodb::event::sdam::SdamEvent;
 use mongodb::options::ClientOptions;
-use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
+use support::bystanders::stand_by;
 use support::hold::eventually;
+use support::ledger::{Increments, WRITERS, count_through, more};
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
 use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid};
@@ -140,77 +141,10 @@ async fn a_step_down_is_nobodys_business() {
     assert_eq!(noticed.servers_lost.load(Ordering::Relaxed), 0, "the driver never lost its server");
 }
 
-/// What became of the increments of one writer.
-#[derive(Debug, Default)]
-struct Increments {
-    acknowledged: i64,
-    failed: i64,
-}
-
-/// Increments a document of its own without a `txnNumber`, over one socket, until told to stop.
-async fn increment(
-    address: &Address,
-    worker: i64,
-    concern: &Document,
-    over: &AtomicBool,
-    done: &AtomicU64,
-) -> Increments {
-    let mut client = connect(address).await;
-    let mut increments = Increments::default();
-    while !over.load(Ordering::Relaxed) {
-        let update = doc! {
-            "update": "counters", "writeConcern": concern,
-            "updates": [{ "q": { "_id": worker }, "u": { "$inc": { "n": 1_i64 } } }],
-        };
-        let reply = client.reply("test", update).await.expect("no socket is ever closed");
-        assert_cloaked(&reply);
-        match (reply.get_i32("n"), reply.get_document("writeConcernError")) {
-            (Ok(1), Err(_)) => increments.acknowledged += 1,
-            // Done, but perhaps not to last.
-            (Ok(1), Ok(_)) => increments.failed += 1,
-            _ => {
-                let (code, labels) = code_and_labels(&reply);
-                assert!([6, 64, 11601].contains(&code), "{reply}");
-                assert!(labels.is_empty(), "nothing says that it may be sent again: {reply}");
-                increments.failed += 1;
-            }
-        }
-        done.fetch_add(1, Ordering::Relaxed);
-    }
-    increments
-}
-
-const WRITERS: i64 = 20;
-
-/// Lets writers increment while `trouble` happens, and holds them against what the survivors have.
-async fn count_through(proxy: &Proxy, concern: Document, trouble: impl AsyncFnOnce(&AtomicU64)) {
-    let mut client = connect(proxy.address()).await;
-    let counters: Vec<Document> = (0..WRITERS).map(|worker| doc! { "_id": worker, "n": 0_i64 }).collect();
-    let insert = doc! { "insert": "counters", "documents": counters, "writeConcern": concern.clone() };
-    client.command("test", insert).await.unwrap();
-    let (over, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    let writers = join_all((0..WRITERS).map(|worker| increment(proxy.address(), worker, &concern, &over, &done)));
-    let trouble = async {
-        trouble(&done).await;
-        over.store(true, Ordering::Relaxed);
-    };
-    let (increments, ()) = join(writers, trouble).await;
-    let reply = client.command("test", doc! { "find": "counters", "batchSize": 1000 }).await.unwrap();
-    for counter in first_batch(&reply) {
-        let (worker, n) = (counter.get_i64("_id").unwrap(), counter.get_i64("n").unwrap());
-        let Increments { acknowledged, failed } = increments[usize::try_from(worker).unwrap()];
-        assert!(n >= acknowledged, "writer {worker}: {acknowledged} acknowledged, {n} there");
-        assert!(n <= acknowledged + failed, "writer {worker}: {acknowledged} acknowledged, {failed} failed, {n} there");
-        assert!(acknowledged > 0, "writer {worker} wrote");
-    }
-    // At most what was in flight: the others waited.
-    let failed: i64 = increments.iter().map(|it| it.failed).sum();
-    assert!(failed <= WRITERS, "{failed} failed");
-}
-
-async fn more(done: &AtomicU64, by: u64) {
-    let before = done.load(Ordering::Relaxed);
-    eventually("progress", async || done.load(Ordering::Relaxed) >= before + by).await;
+/// The others waited, and none was refused.
+#[track_caller]
+fn only_what_was_in_flight(told: Increments) {
+    assert!(told.unknown <= WRITERS && told.refused == 0, "{told:?}");
 }
 
 #[tokio::test]
@@ -219,7 +153,7 @@ async fn a_killed_primary_costs_what_was_in_flight_and_no_more() {
     let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000").await;
     let primary = deployment.primary().await.unwrap();
     let concern = doc! { "w": "majority", "wtimeout": 30_000 };
-    count_through(&proxy, concern, async |done| {
+    let told = count_through(&proxy, concern, async |done| {
         more(done, 100).await;
         deployment.member(primary).kill().await.unwrap();
         more(done, 200).await;
@@ -227,6 +161,7 @@ async fn a_killed_primary_costs_what_was_in_flight_and_no_more() {
         more(done, 200).await;
     })
     .await;
+    only_what_was_in_flight(told);
 }
 
 #[tokio::test]
@@ -237,7 +172,7 @@ async fn a_killed_standalone_is_waited_for() {
     let server = deployment.members()[0].address();
     let events =
         |event: &str| proxy.metric(&format!("mongomux_server_events_total{{event=\"{event}\",server=\"{server}\"}}"));
-    count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
+    let told = count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
         more(done, 100).await;
         deployment.member(0).kill().await.unwrap();
         // Sent while nobody is there: it waits and runs.
@@ -255,21 +190,10 @@ async fn a_killed_standalone_is_waited_for() {
     .await;
     assert_eq!(["connected", "disconnected", "reconnected"].map(events), [1.0; 3]);
     assert!(events("error") >= 1.0);
+    only_what_was_in_flight(told);
 }
 
 const POOL: u32 = 4;
-
-/// Fails when a pool ever has more connections than it may, for as long as it is polled.
-async fn hold_the_bound(proxy: &Proxy) {
-    let mut ticks = tokio::time::interval(Duration::from_millis(2));
-    loop {
-        ticks.tick().await;
-        for server in proxy.clusters()[0].servers() {
-            let counts = server.pool.snapshot().counts;
-            assert!(counts.total() <= POOL, "{}: {counts:?}", server.address);
-        }
-    }
-}
 
 /// Opens all connections that the pool of `server` may have.
 async fn fill_pool(proxy: &Proxy, server: &Mongod) {
@@ -331,7 +255,7 @@ async fn commands_on_a_primary_that_hangs_are_freed() {
     // Fails when the bound does not hold, ends with the scenario.
     tokio::select! {
         () = scenario => {}
-        () = hold_the_bound(&proxy) => {}
+        () = proxy.hold_the_bound() => {}
     }
 }
 
@@ -360,7 +284,7 @@ async fn commands_on_a_standalone_that_hangs_are_freed() {
     };
     tokio::select! {
         () = scenario => {}
-        () = hold_the_bound(&proxy) => {}
+        () = proxy.hold_the_bound() => {}
     }
 }
 
@@ -375,26 +299,28 @@ async fn relayed(settings: &str) -> (Deployment, Relay, Proxy) {
 /// Every second command fails in some of these tests.
 const NO_BREAKER: &str = "[breaker]\nconsecutive_failures = 1000\nsuccess_rate_percent = 0";
 
-/// How a connection may break once the server has the whole request.
-const AFTER_THE_REQUEST: [Fault; 6] = [
-    Fault::NoReply,
-    Fault::HalfReply,
-    Fault::WrongResponseTo,
-    Fault::TrailingBytes,
-    Fault::WrongOpCode,
-    Fault::WrongLength,
-];
-
+/// And nobody else notices.
 #[tokio::test]
 async fn a_reply_that_got_lost_is_told_with_the_right_labels() {
     let (deployment, relay, proxy) = relayed(NO_BREAKER).await;
+    tokio::select! {
+        () = lose_replies(&deployment, &relay, &proxy) => {}
+        () = stand_by(&proxy) => {}
+        () = proxy.hold_the_bound() => {}
+    }
+    proxy.settles().await;
+    assert_eq!(proxy.clients_closed("proxy"), 0.0);
+    assert_eq!(relay.reused(), 0, "a connection that had broken was used again");
+}
+
+async fn lose_replies(deployment: &Deployment, relay: &Relay, proxy: &Proxy) {
     let mut client = connect(proxy.address()).await;
     let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
     client.command("test", doc! { "insert": "many", "documents": documents }).await.unwrap();
     client.command("test", doc! { "create": "c" }).await.unwrap();
     let plain = |code: i32| (code, Vec::<String>::new());
     let labelled = |code: i32, label: &str| (code, vec![label.to_owned()]);
-    for (round, fault) in (0_i64..).zip(AFTER_THE_REQUEST) {
+    for (round, fault) in (0_i64..).zip(Fault::AFTER_THE_REQUEST) {
         let lsid = new_lsid();
         let mut lose = async |database: &str, command: Document| {
             let name = command.keys().next().unwrap().clone();
@@ -415,16 +341,16 @@ async fn a_reply_that_got_lost_is_told_with_the_right_labels() {
         };
         assert_eq!(lose("test", insert.clone()).await, labelled(6, RETRYABLE_WRITE), "{fault:?}");
         assert_eq!(lose("admin", doc! { "fancy": 1 }).await, plain(6), "{fault:?}");
-        // Executed the first time, and once.
+        // Executed once, the first time or now.
         let again = client.command("test", insert).await.unwrap();
         assert_eq!(again.get_i32("n").ok(), Some(1), "{again}");
         let count = doc! { "count": "c", "query": { "_id": { "$in": [round, format!("plain {round}")] } } };
-        assert_eq!(client.command("test", count).await.unwrap().get_i32("n").ok(), Some(2));
+        let there = if fault.executes() { 2 } else { 1 };
+        assert_eq!(client.command("test", count).await.unwrap().get_i32("n").ok(), Some(there), "{fault:?}");
 
-        lost_get_more(&deployment, &relay, &mut client, fault).await;
-        lost_statement(&relay, &mut client, fault, round).await;
+        lost_get_more(deployment, relay, &mut client, fault).await;
+        lost_statement(relay, &mut client, fault, round).await;
     }
-    assert_eq!(proxy.metric("mongomux_client_connections_closed_total{reason=\"proxy\"}"), 0.0);
 }
 
 async fn lost_get_more(deployment: &Deployment, relay: &Relay, client: &mut WireClient, fault: Fault) {

@@ -54,6 +54,18 @@ impl Proxy {
         eventually(&format!("{count} commands wait"), async || self.waiting() == count).await;
     }
 
+    /// Fails when a pool ever has more connections than it may, for as long as it is polled.
+    pub async fn hold_the_bound(&self) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(2));
+        loop {
+            ticks.tick().await;
+            for server in self.clusters()[0].servers() {
+                let pool = server.pool.snapshot();
+                assert!(pool.counts.total() <= pool.max_pool_size, "{}: {pool:?}", server.address);
+            }
+        }
+    }
+
     /// Waits until nothing is under way: no command, no waiter, no byte, and every connection in its place.
     pub async fn settles(&self) {
         let settled = || {

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test that way")]
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
 
+pub mod bystanders;
 pub mod counts;
 pub mod hold;
+pub mod ledger;
 pub mod pair;
 pub mod program;
 pub mod proxy;

@@ -1,9 +1,12 @@
-//! A relay between the proxy and a server that misbehaves as told: at the door, or in the middle of a chosen command.
+//! A relay between the proxy and a server that misbehaves as told: at the door, in the middle of a chosen command
+//! ([`faults`]), or as a network does ([`network`]).
 //!
-//! The proxy's monitoring always passes while the relay listens at all, as trouble that monitoring sees as well is told
-//! by a killed or paused server.
+//! The proxy's monitoring passes while the relay listens at all, unless trouble is said to be theirs as well. Trouble of
+//! the server itself is told by a killed or paused one.
 
-use std::collections::VecDeque;
+mod faults;
+mod network;
+
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,11 +14,16 @@ use std::sync::{Arc, Mutex};
 use mongomux::config::Address;
 use mongomux::tasks::Tasks;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::{Duration, timeout};
 
-use super::scripted::{self, NAME_BYTES};
+pub use faults::Fault;
+pub use network::Network;
+
+use super::scripted;
+use faults::Faults;
 
 /// What becomes of a new connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,29 +36,37 @@ pub enum Door {
     Close,
     /// Accepted, greeted by the proxy, and never answered.
     Hang,
+    /// Not even accepted: the system does not answer, as the queue of those to be accepted is full.
+    Unanswered,
 }
 
-/// What becomes of one command.
+/// How a connection ends that is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Only the first bytes are read before the connection is reset: the server never hears of it.
-    CutRequest,
-    /// Executed; the connection closes without a reply.
-    NoReply,
-    /// Executed; the connection closes in the middle of the reply.
-    HalfReply,
-    /// Executed; a second passes between the halves of the reply.
-    LateHalf,
-    /// Executed; the reply claims to answer another request.
-    WrongResponseTo,
-    /// Executed; the reply is followed by bytes that nobody asked for.
-    TrailingBytes,
-    /// Executed; the reply is of another kind than every reply has been for years.
-    WrongOpCode,
-    /// Executed; the reply announces more bytes than a message may have.
-    WrongLength,
-    /// Executed; neither a reply nor an end of the connection.
-    Silence,
+pub enum End {
+    /// Closed in both directions.
+    Close,
+    /// Reset.
+    Reset,
+    /// The server's side is gone and nobody told the proxy, which is answered with a reset when it sends something.
+    HalfOpen,
+    /// As [`End::HalfOpen`], and what the proxy sends is taken and never answered.
+    HalfOpenSilent,
+}
+
+/// Whom trouble concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Concerns {
+    /// Connections that carry commands.
+    #[default]
+    Data,
+    /// Those of the proxy's monitoring as well.
+    All,
+}
+
+impl Concerns {
+    fn includes(self, monitor: bool) -> bool {
+        self == Self::All || !monitor
+    }
 }
 
 /// The relay; it ends with the test.
@@ -63,8 +79,9 @@ pub struct Relay {
 struct Shared {
     server: Address,
     door: watch::Sender<Door>,
-    cut: watch::Sender<u32>,
-    faults: Mutex<VecDeque<(String, Fault, usize)>>,
+    network: watch::Sender<Network>,
+    end: watch::Sender<Option<(End, Concerns)>>,
+    faults: Faults,
     hanging: Mutex<Vec<socket2::Socket>>,
     most_hanging: AtomicUsize,
     dials: AtomicUsize,
@@ -78,8 +95,9 @@ impl Relay {
         let shared = Arc::new(Shared {
             server,
             door: watch::Sender::new(Door::Open),
-            cut: watch::Sender::new(0),
-            faults: Mutex::default(),
+            network: watch::Sender::default(),
+            end: watch::Sender::default(),
+            faults: Faults::default(),
             hanging: Mutex::default(),
             most_hanging: AtomicUsize::new(0),
             dials: AtomicUsize::new(0),
@@ -106,19 +124,34 @@ impl Relay {
         self.door_in_force.wait_for(|in_force| *in_force == door).await.expect("the relay runs");
     }
 
+    /// The network is like this from now on, for connections that are open, too.
+    pub fn set_network(&self, network: Network) {
+        self.shared.network.send_replace(network);
+    }
+
     /// Closes the data connections that are open.
     pub fn cut(&self) {
-        self.shared.cut.send_modify(|cuts| *cuts += 1);
+        self.end(End::Close, Concerns::Data);
+    }
+
+    /// Ends the connections that are open.
+    pub fn end(&self, end: End, concerns: Concerns) {
+        self.shared.end.send_replace(Some((end, concerns)));
     }
 
     /// Treats the next `times` commands of this name like this.
     pub fn next(&self, command: &str, fault: Fault, times: usize) {
-        self.shared.faults.lock().expect("nobody panics holding it").push_back((command.to_owned(), fault, times));
+        self.shared.faults.expect(command, fault, times);
     }
 
     /// Forgets the faults that have not happened yet; returns how many.
     pub fn forget_faults(&self) -> usize {
-        self.shared.faults.lock().expect("nobody panics holding it").drain(..).map(|(_, _, times)| times).sum()
+        self.shared.faults.forget()
+    }
+
+    /// Requests that came over a connection after a fault that leaves it unfit for any.
+    pub fn reused(&self) -> usize {
+        self.shared.faults.reused()
     }
 
     /// Data connections accepted so far.
@@ -141,17 +174,22 @@ async fn accept(listener: TcpListener, port: u16, shared: Arc<Shared>, in_force:
     let mut listener = Some(listener);
     let mut wanted = shared.door.subscribe();
     let tasks = Tasks::new();
+    let mut crowd = Vec::new();
     loop {
         let door = *wanted.borrow_and_update();
-        match door {
-            Door::Refuse => listener = None,
-            _ if listener.is_none() => listener = Some(scripted::listen(Some(port)).0),
-            _ => {}
+        crowd.clear();
+        match (door, &listener) {
+            (Door::Refuse, _) => listener = None,
+            (_, None) => listener = Some(scripted::listen(Some(port)).0),
+            (Door::Unanswered, Some(listener)) => crowd = fill_backlog(listener, port).await,
+            (_, Some(listener)) => {
+                SockRef::from(listener).listen(scripted::BACKLOG).expect("it listens already");
+            }
         }
         let listening = async {
             match &listener {
-                Some(listener) => listener.accept().await,
-                None => std::future::pending().await,
+                Some(listener) if door != Door::Unanswered => listener.accept().await,
+                _ => std::future::pending().await,
             }
         };
         in_force.send_replace(door);
@@ -165,31 +203,75 @@ async fn accept(listener: TcpListener, port: u16, shared: Arc<Shared>, in_force:
     }
 }
 
+/// Leaves no room for those to be accepted; returns who takes it. The system ignores who else wants to connect.
+async fn fill_backlog(listener: &TcpListener, port: u16) -> Vec<TcpStream> {
+    SockRef::from(listener).listen(0).expect("it listens already");
+    let mut crowd = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(("127.0.0.1", port))).await {
+        crowd.push(stream.expect("somebody listens"));
+    }
+    crowd
+}
+
 async fn connection(mut proxy: TcpStream, shared: Arc<Shared>) {
     let Some(hello) = scripted::read_message(&mut proxy).await else { return };
     proxy.set_nodelay(true).expect("a TCP socket");
-    if scripted::is_monitor(&scripted::document(&hello)) {
+    let monitor = scripted::is_monitor(&scripted::document(&hello));
+    if monitor {
         shared.monitors.fetch_add(1, Ordering::Relaxed);
-        let Ok(mut server) = dial(&shared.server).await else { return };
-        if server.write_all(&hello).await.is_ok() {
-            // An end is an end, whatever caused it.
-            drop(tokio::io::copy_bidirectional(&mut proxy, &mut server).await);
+    } else {
+        shared.dials.fetch_add(1, Ordering::Relaxed);
+        let door = *shared.door.borrow();
+        match door {
+            Door::Close => return,
+            Door::Hang => return hang(proxy, &shared).await,
+            Door::Open | Door::Refuse | Door::Unanswered => {}
         }
-        return;
     }
-    shared.dials.fetch_add(1, Ordering::Relaxed);
-    let door = *shared.door.borrow();
-    match door {
-        Door::Close => return,
-        Door::Hang => return hang(proxy, &shared).await,
-        Door::Open | Door::Refuse => {}
+    let told = told_to_end(shared.end.subscribe(), monitor);
+    let end = tokio::select! {
+        end = converse(&mut proxy, hello, monitor, &shared) => end.unwrap_or(End::Close),
+        end = told => end,
+    };
+    match end {
+        End::Close => {}
+        End::Reset => reset(&proxy),
+        End::HalfOpen => {
+            if proxy.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {
+                reset(&proxy);
+            }
+        }
+        End::HalfOpenSilent => while proxy.read(&mut [0; 4096]).await.is_ok_and(|read| read > 0) {},
     }
-    let Ok(mut server) = dial(&shared.server).await else { return };
-    let mut cut = shared.cut.subscribe();
-    tokio::select! {
-        _ = relay(&mut proxy, &mut server, hello, &shared) => {}
-        _ = cut.changed() => {}
+}
+
+async fn told_to_end(mut ends: watch::Receiver<Option<(End, Concerns)>>, monitor: bool) -> End {
+    loop {
+        ends.changed().await.expect("the relay lives as long as its connections");
+        match *ends.borrow_and_update() {
+            Some((end, concerns)) if concerns.includes(monitor) => return end,
+            _ => {}
+        }
     }
+}
+
+/// The next close of this socket tells the other side that everything is lost.
+fn reset(socket: &TcpStream) {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO)).expect("a TCP socket");
+}
+
+/// Everything that is said over one connection, through the network as it is; `None` when a side has closed it.
+async fn converse(proxy: &mut TcpStream, hello: Vec<u8>, monitor: bool, shared: &Shared) -> Option<End> {
+    let server = async |near: &mut tokio::io::DuplexStream| {
+        let mut server = dial(&shared.server).await.ok()?;
+        if monitor {
+            // An end is an end, whatever caused it.
+            drop(copy_bidirectional(near, &mut server).await);
+            return None;
+        }
+        faults::relay(near, &mut server, &shared.faults).await
+    };
+    network::through(proxy, hello, shared.network.subscribe(), monitor, server).await
 }
 
 async fn dial(server: &Address) -> std::io::Result<TcpStream> {
@@ -210,60 +292,4 @@ async fn hang(mut proxy: TcpStream, shared: &Shared) {
         shared.most_hanging.fetch_max(hanging.len(), Ordering::Relaxed);
     }
     while proxy.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
-}
-
-/// Request and reply, one after the other; `None` at the end of the connection.
-async fn relay(proxy: &mut TcpStream, server: &mut TcpStream, first: Vec<u8>, shared: &Shared) -> Option<()> {
-    let mut request = first;
-    loop {
-        let fault = shared.fault_for(&scripted::command_name(&request));
-        if fault == Some(Fault::CutRequest) {
-            SockRef::from(&*proxy).set_linger(Some(std::time::Duration::ZERO)).expect("a TCP socket");
-            return None;
-        }
-        let request_whole = scripted::read_rest(proxy, request, usize::MAX).await?;
-        server.write_all(&request_whole).await.ok()?;
-        if !scripted::is_unacknowledged(&request_whole) {
-            let mut reply = scripted::read_message(server).await?;
-            match fault {
-                Some(Fault::NoReply) => return None,
-                Some(Fault::HalfReply) => {
-                    reply.truncate(reply.len() / 2);
-                    proxy.write_all(&reply).await.ok()?;
-                    return None;
-                }
-                Some(Fault::LateHalf) => {
-                    let rest = reply.split_off(reply.len() / 2);
-                    proxy.write_all(&reply).await.ok()?;
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                    reply = rest;
-                }
-                Some(Fault::Silence) => {
-                    while proxy.read(&mut [0; 64]).await.ok()? > 0 {}
-                    return None;
-                }
-                Some(Fault::WrongResponseTo) => reply[8] ^= 0x55,
-                Some(Fault::TrailingBytes) => reply.extend_from_slice(b"more"),
-                Some(Fault::WrongOpCode) => reply[12..16].copy_from_slice(&1_i32.to_le_bytes()),
-                Some(Fault::WrongLength) => reply[..4].copy_from_slice(&48_000_001_i32.to_le_bytes()),
-                Some(Fault::CutRequest) | None => {}
-            }
-            proxy.write_all(&reply).await.ok()?;
-        }
-        request = scripted::read_rest(proxy, Vec::new(), NAME_BYTES).await?;
-    }
-}
-
-impl Shared {
-    fn fault_for(&self, command: &str) -> Option<Fault> {
-        let mut faults = self.faults.lock().expect("nobody panics holding it");
-        let index = faults.iter().position(|(name, _, times)| name == command && *times > 0)?;
-        let (_, fault, times) = &mut faults[index];
-        let fault = *fault;
-        *times -= 1;
-        if *times == 0 {
-            faults.remove(index);
-        }
-        Some(fault)
-    }
 }

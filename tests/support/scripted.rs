@@ -10,6 +10,9 @@ pub const DOCUMENT_OFFSET: usize = 21;
 /// As much of a request as tells which command it is.
 pub const NAME_BYTES: usize = 128;
 
+/// As many connections wait to be accepted.
+pub const BACKLOG: i32 = 128;
+
 /// Reads to the end of a message whose first bytes are in `message` already; `None` when the other side is gone.
 pub async fn read_rest(stream: &mut (impl AsyncRead + Unpin), mut message: Vec<u8>, most: usize) -> Option<Vec<u8>> {
     while message.len() < 4 {
@@ -86,7 +89,7 @@ pub fn listen(port: Option<u16>) -> (TcpListener, u16) {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.set_reuseaddr(true).expect("an option that all sockets have");
         let bound = socket.bind(([127, 0, 0, 1], port).into());
-        if let Ok(listener) = bound.and_then(|()| socket.listen(128)) {
+        if let Ok(listener) = bound.and_then(|()| socket.listen(BACKLOG.cast_unsigned())) {
             return (listener, port);
         }
     }
