@@ -20,7 +20,7 @@ use support::hold::eventually;
 use support::ledger::{Increments, WRITERS, count_through, more};
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
-use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid};
+use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid, relayed};
 use tokio::time::{Duration, Instant, timeout};
 
 const RETRYABLE_WRITE: &str = "RetryableWriteError";
@@ -286,14 +286,6 @@ async fn commands_on_a_standalone_that_hangs_are_freed() {
         () = scenario => {}
         () = proxy.hold_the_bound() => {}
     }
-}
-
-/// A one-member set behind a relay.
-async fn relayed(settings: &str) -> (Deployment, Relay, Proxy) {
-    let deployment = support::replica_set(1).await;
-    let relay = Relay::start(deployment.members()[0].address());
-    let proxy = proxy(&relay.uri(), settings).await;
-    (deployment, relay, proxy)
 }
 
 /// Every second command fails in some of these tests.

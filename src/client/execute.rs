@@ -104,7 +104,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             biased;
             written = connection.send(exchange.frame.bytes()) => written,
             () = self.socket.left(), if waited_for => return Err(Failed::Refused(Refusal::Left)),
-            limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
+            limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
         };
         if let Err(error) = written {
             return self.not_written(exchange, &operation, &connection, &error.0.to_string());
@@ -120,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
-            limit = over(limit) => return Err(self.too_slow(exchange, &operation, limit).into()),
+            limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
             () = long_polls_end(&self.shared, exchange.lane) => {
                 self.lost_reply(exchange, &operation);
                 let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
@@ -130,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         exchange.upstream += sent.elapsed();
         exchange.long_poll = None;
         if let Err(ReceiveError::Silent(limit)) = received {
-            return Err(self.too_slow(exchange, &operation, limit).into());
+            return Err(self.too_slow(exchange, &operation, sent, limit).into());
         }
         if let Err(error) = received {
             return self.no_reply(exchange, &operation, &connection, &error);
@@ -236,10 +236,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         config.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
     }
 
-    fn too_slow(&self, exchange: &Exchange, operation: &Operation, limit: Duration) -> Situation {
+    fn too_slow(&self, exchange: &Exchange, operation: &Operation, sent: Instant, limit: Duration) -> Situation {
         let server = operation.server();
         tracing::info!(server = %server.address, command = exchange.command.spec.name, ?limit, "no answer in time");
         server.command_ended(Outcome::Failure(breaker::Failure::Timeout));
+        server.pool.doubt_idle_since(sent);
         self.lost_reply(exchange, operation);
         Situation::UpstreamTimeLimit { server: (*server.address).clone(), limit }
     }

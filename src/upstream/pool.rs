@@ -260,6 +260,14 @@ impl Pool {
         self.end_generation(ConnectionClosed::Stale, |state| (state.generation() == generation).then(|| state.clear()));
     }
 
+    /// A command that was sent then got no answer in time. Idle connections that carried nothing since are closed, as they
+    /// may be as dead as the one it was sent over: better than to be handed out and to fail one command after the other.
+    pub fn doubt_idle_since(&self, sent: Instant) {
+        let doubted = self.0.state().retire(0, u32::MAX, |connection| connection.last_used < sent);
+        self.0.parts.server_metrics.connections_closed[ConnectionClosed::Error].inc_by(u64::from(doubted));
+        self.0.work.notify_one();
+    }
+
     /// True while a connection of that generation is not stale.
     pub fn is_current(&self, generation: u64) -> bool {
         self.0.state().generation() == generation

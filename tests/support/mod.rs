@@ -21,6 +21,8 @@ use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::{Mongod, MongodError};
 use mongomux::sandbox::wire_client::WireClient;
+use proxy::Proxy;
+use relay::Relay;
 use tokio::time::Duration;
 
 /// Longest wait for anything that is bound to happen; a busy machine is slow.
@@ -34,6 +36,14 @@ pub async fn standalone() -> Deployment {
 /// A replica set of `members` with test commands and quick elections, all members in step.
 pub async fn replica_set(members: usize) -> Deployment {
     Deployment::replica_set(members).await.unwrap_or_else(no_deployment)
+}
+
+/// A one-member set behind a relay, and a proxy that knows the relay.
+pub async fn relayed(settings: &str) -> (Deployment, Relay, Proxy) {
+    let deployment = replica_set(1).await;
+    let relay = Relay::start(deployment.members()[0].address());
+    let proxy = proxy::proxy(&relay.uri(), settings).await;
+    (deployment, relay, proxy)
 }
 
 /// The loud end of a test without a server.

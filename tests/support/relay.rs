@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
 
 pub use faults::Fault;
-pub use network::Network;
+pub use network::{Network, Way};
 
 use super::scripted;
 use faults::Faults;

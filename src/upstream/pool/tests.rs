@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::poll;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use super::*;
 use crate::upstream::connection::ReceiveError;
@@ -185,6 +186,26 @@ async fn none_of_many_dead_connections_is_handed_out() {
     assert!(rig.pool.try_check_out().unwrap().is_none());
     settle().await;
     assert_eq!(rig.counts().total(), 0);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_carried_nothing_since_a_command_that_was_not_answered_is_not_handed_out() {
+    let rig = Setup::new(0, 4).start();
+    let mut connections = rig.check_out_many(4).await;
+    let hanging = connections.pop().unwrap();
+    drop(connections);
+    sleep(ms(1_000)).await;
+    let sent = Instant::now();
+    sleep(ms(1_000)).await;
+    // One of the three proves meanwhile that it works.
+    let used = rig.check_out().await.unwrap().id;
+    rig.pool.doubt_idle_since(sent);
+    hanging.discard(ConnectionClosed::Error);
+    settle().await;
+    assert_eq!((rig.counts().available, rig.closed(ConnectionClosed::Error)), (1, 3));
+    assert_eq!(rig.check_out().await.unwrap().id, used);
+    rig.check_serves(4).await;
     rig.end().await;
 }
 
