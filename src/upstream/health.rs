@@ -246,7 +246,10 @@ fn words(judgement: Judgement, reason: TripReason) -> String {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::telemetry::labels::Label as _;
     use crate::telemetry::metrics::Metrics;
 
     fn health() -> (Health, Arc<Metrics>) {
@@ -310,6 +313,120 @@ mod tests {
         health.heartbeat_succeeded();
         assert_eq!(health.next_probe(), Some(Instant::now()));
         assert_eq!(health.state(), BreakerState::HalfOpen);
+    }
+
+    /// What may happen to the health of a server.
+    #[derive(Debug, Clone, Copy)]
+    enum Happening {
+        Wait(u64),
+        CommandEnded(Outcome),
+        Connected(Outcome),
+        StartProbe,
+        /// The oldest probe that is under way.
+        FinishProbe(Option<Outcome>),
+        Heartbeat,
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let outcome = || prop_oneof![2 => Just(BROKEN), 2 => Just(REFUSED), 1 => Just(Outcome::Success)];
+        prop_oneof![
+            3 => (0..5_000_u64).prop_map(Happening::Wait),
+            6 => outcome().prop_map(Happening::CommandEnded),
+            6 => outcome().prop_map(Happening::Connected),
+            4 => Just(Happening::StartProbe),
+            4 => prop::option::weighted(0.8, outcome()).prop_map(Happening::FinishProbe),
+            1 => Just(Happening::Heartbeat),
+        ]
+    }
+
+    fn states(health: &Health) -> [BreakerState; 2] {
+        health.with(|inner| [inner.breakers[0].breaker.state(), inner.breakers[1].breaker.state()])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Two breakers show as one, each change of either is counted once, and neither is touched by what concerns the other.
+        #[test]
+        fn two_breakers_show_as_the_worse_of_them(happenings in prop::collection::vec(happening(), 1..150)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let (health, metrics) = health();
+                let mut probes = std::collections::VecDeque::<Probe>::new();
+                let mut entered = [0_u64; 3];
+                for happening in happenings {
+                    let before = states(&health);
+                    let mut opened = None;
+                    let concerns = match happening {
+                        Happening::Wait(millis) => {
+                            tokio::time::advance(Duration::from_millis(millis)).await;
+                            vec![]
+                        }
+                        Happening::CommandEnded(outcome) => {
+                            opened = Some(health.command_ended(outcome));
+                            vec![Judgement::Commands]
+                        }
+                        Happening::Connected(outcome) => {
+                            opened = Some(health.connected(outcome));
+                            vec![Judgement::Establishing]
+                        }
+                        Happening::StartProbe => {
+                            let probe = health.start_probe();
+                            probes.extend(probe);
+                            probe.map(|probe| probe.judgement).into_iter().collect()
+                        }
+                        Happening::FinishProbe(outcome) => {
+                            let Some(probe) = probes.pop_front() else { continue };
+                            health.finish_probe(probe, outcome);
+                            vec![probe.judgement]
+                        }
+                        Happening::Heartbeat => {
+                            health.heartbeat_succeeded();
+                            Judgement::ALL.to_vec()
+                        }
+                    };
+                    let after = states(&health);
+                    for judgement in Judgement::ALL {
+                        let (was, is) = (before[judgement as usize], after[judgement as usize]);
+                        prop_assert!(was == is || concerns.contains(&judgement), "{:?} changed {:?}", happening, judgement);
+                        prop_assert_eq!(health.closed(judgement), is == BreakerState::Closed);
+                        if was != is {
+                            entered[is as usize] += 1;
+                        }
+                    }
+                    let worst = after[0].max(after[1]);
+                    prop_assert_eq!(health.state(), worst);
+                    prop_assert_eq!(health.all_closed(), worst == BreakerState::Closed);
+                    prop_assert_eq!(health.next_probe().is_some(), worst != BreakerState::Closed);
+                    let trouble = health.trouble();
+                    let first = after.iter().position(|state| *state != BreakerState::Closed);
+                    let words = ["commands fail, ", "connections cannot be established, "];
+                    prop_assert_eq!(trouble.is_some(), first.is_some());
+                    prop_assert!(trouble.zip(first).is_none_or(|(why, first)| why.starts_with(words[first])));
+                    if let Some(opened) = opened {
+                        prop_assert_eq!(opened, before != after && worst == BreakerState::Open);
+                    }
+                }
+                // The lives are of all lengths, so that this is looked at at any point of one.
+                let page = metrics.render();
+                let value = |metric: &str| -> u64 {
+                    let value = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix(' '));
+                    value.unwrap_or_else(|| panic!("{metric} is not on the page")).parse().unwrap()
+                };
+                prop_assert_eq!(value("mongomux_breaker_state{server=\"db:1\"}"), health.state() as u64);
+                for state in BreakerState::ALL {
+                    let to = state.as_str();
+                    let counted = value(&format!("mongomux_breaker_transitions_total{{server=\"db:1\",to=\"{to}\"}}"));
+                    prop_assert_eq!(counted, entered[state as usize], "to {}", to);
+                }
+                let reasons = TripLabel::ALL.iter().map(|reason| reason.as_str());
+                let tripped = reasons.map(|reason| {
+                    value(&format!("mongomux_breaker_trips_total{{reason=\"{reason}\",server=\"db:1\"}}"))
+                });
+                prop_assert_eq!(tripped.sum::<u64>(), entered[BreakerState::Open as usize]);
+                Ok(())
+            })?;
+        }
     }
 
     #[tokio::test(start_paused = true)]
