@@ -11,7 +11,8 @@ use support::bystanders::stand_by;
 use support::hold::{eventually, hold_finds};
 use support::ledger::{count_through, more};
 use support::proxy::Proxy;
-use support::relay::{Concerns, End, Fault, Network, Relay, Way};
+use support::relay::network::Way;
+use support::relay::{Concerns, End, Fault, Network, Relay};
 use support::{PATIENCE, assert_cloaked, code_and_labels, connect, first_batch, new_lsid, next_batch, relayed};
 use tokio::time::{Duration, Instant, timeout};
 

@@ -459,4 +459,6 @@ async fn ping(connection: &mut Connection) -> Result<(), ConnectError> {
 }
 
 #[cfg(test)]
+mod hours;
+#[cfg(test)]
 mod tests;

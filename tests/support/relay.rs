@@ -5,7 +5,7 @@
 //! the server itself is told by a killed or paused one.
 
 mod faults;
-mod network;
+pub mod network;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, timeout};
 
 pub use faults::Fault;
-pub use network::{Network, Way};
+pub use network::Network;
 
 use super::scripted;
 use faults::Faults;
