@@ -138,7 +138,7 @@ fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instan
         match command.effect() {
             Effect::Read => OperationKind::Read,
             Effect::Write if command.session.is_retryable() => OperationKind::RetryableWrite,
-            Effect::Write | Effect::Other | Effect::Idempotent => OperationKind::Write,
+            Effect::Write | Effect::Other | Effect::Control | Effect::Idempotent => OperationKind::Write,
         }
     };
     let lane = match kind {

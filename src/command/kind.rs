@@ -67,6 +67,8 @@ pub enum Effect {
     Write,
     /// Anything else: never run twice.
     Other,
+    /// Ends what runs on the server; data stays as it is. Never run twice: another server has other things running.
+    Control,
     /// Harmless to run twice, though it changes something.
     Idempotent,
 }
@@ -77,6 +79,15 @@ const fn spec(name: &'static str, handling: Handling, effect: Effect, secondary_
 
 const fn read(name: &'static str) -> CommandSpec {
     spec(name, Handling::Pass, Effect::Read, true)
+}
+
+/// Describes the server, or what only the primary knows well.
+const fn primary_read(name: &'static str) -> CommandSpec {
+    spec(name, Handling::Pass, Effect::Read, false)
+}
+
+const fn control(name: &'static str) -> CommandSpec {
+    spec(name, Handling::Pass, Effect::Control, false)
 }
 
 const fn write(name: &'static str) -> CommandSpec {
@@ -168,10 +179,36 @@ pub static COMMANDS: &[CommandSpec] = &[
     other("dropIndexes"),
     other("collMod"),
     other("renameCollection"),
-    other("killOp"),
-    other("killSessions"),
-    other("usersInfo"),
+    control("killOp"),
+    control("killSessions"),
     other("configureFailPoint"),
+    primary_read("usersInfo"),
+    primary_read("rolesInfo"),
+    primary_read("replSetGetStatus"),
+    primary_read("replSetGetConfig"),
+    primary_read("replSetGetRBID"),
+    primary_read("getLog"),
+    primary_read("getCmdLineOpts"),
+    primary_read("getDefaultRWConcern"),
+    primary_read("getClusterParameter"),
+    primary_read("getDiagnosticData"),
+    primary_read("getFreeMonitoringStatus"),
+    primary_read("top"),
+    primary_read("lockInfo"),
+    primary_read("features"),
+    primary_read("availableQueryOptions"),
+    primary_read("dbHash"),
+    primary_read("dbhash"),
+    primary_read("filemd5"),
+    primary_read("planCacheListFilters"),
+    primary_read("validateDBMetadata"),
+    primary_read("listShards"),
+    primary_read("balancerStatus"),
+    primary_read("balancerCollectionStatus"),
+    primary_read("getShardMap"),
+    primary_read("getShardVersion"),
+    primary_read("shardingState"),
+    primary_read("isdbgrid"),
     internal("coordinateCommitTransaction"),
     internal("prepareTransaction"),
     internal("replSetHeartbeat"),

@@ -29,7 +29,8 @@ pub struct Command {
     /// The first pipeline stage is `$changeStream`.
     pub opens_change_stream: bool,
     max_time: Option<MaxTime>,
-    writes_output: bool,
+    /// Changes data, although most commands of its name do not.
+    writes: bool,
     op_msg: OpMsg,
 }
 
@@ -88,7 +89,7 @@ impl Command {
             awaits_data: false,
             opens_change_stream: false,
             max_time: None,
-            writes_output: false,
+            writes: false,
             op_msg,
         };
         let mut database = (first.name == b"$db").then_some(first.kind);
@@ -107,7 +108,10 @@ impl Command {
                 b"awaitData" => await_data = element.as_truth() == Some(true),
                 b"pipeline" => command.read_pipeline(&element),
                 b"out" if command.spec.name.eq_ignore_ascii_case("mapReduce") => {
-                    command.writes_output = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
+                    command.writes = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
+                }
+                b"repair" | b"fixMultikey" if command.spec.name == "validate" => {
+                    command.writes |= element.as_truth() == Some(true);
                 }
                 b"$audit" => return Err(CommandError::InternalField("$audit")),
                 b"$client" => return Err(CommandError::InternalField("$client")),
@@ -175,7 +179,7 @@ impl Command {
             None => true,
         };
         self.spec.secondary_ok
-            && !self.writes_output
+            && !self.writes
             && !self.session.in_transaction
             && (self.spec.name != "explain" || explained())
     }
@@ -197,7 +201,7 @@ impl Command {
 
     /// What running the command does, with its fields taken into account.
     pub fn effect(&self) -> Effect {
-        if self.writes_output { Effect::Other } else { self.spec.effect }
+        if self.writes { Effect::Other } else { self.spec.effect }
     }
 
     /// True for a write of exactly one statement: a server that refuses it at the start has done nothing of it.
@@ -251,7 +255,7 @@ impl Command {
         let (change_stream, output) = stages(pipeline);
         self.opens_change_stream |= change_stream;
         self.awaits_data |= change_stream;
-        self.writes_output |= output;
+        self.writes |= output;
     }
 }
 
@@ -358,6 +362,9 @@ mod tests {
         assert!(inline.secondary_ok(&frame));
         let (output, frame) = parse(doc! {"mapReduce": "c", "out": "x", "$db": "d"});
         assert!(!output.secondary_ok(&frame));
+        let (repair, _) = parse(doc! {"validate": "c", "repair": true, "$db": "d"});
+        assert_eq!(repair.effect(), Effect::Other);
+        assert_eq!(parse(doc! {"validate": "c", "repair": false, "$db": "d"}).0.effect(), Effect::Read);
     }
 
     #[test]
