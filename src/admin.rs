@@ -1,7 +1,7 @@
 //! The admin port: probes, metrics and stats over HTTP, and the order to drain.
 //!
 //! It runs on the runtime of the data path, so everything here reads counters, formats them and is done; no handler waits
-//! for anything or reads a body. What is told is put together in [`stats`] and [`advice`], which know no HTTP; sockets,
+//! for anything but the short body of an order. What is told is put together in [`stats`] and [`advice`], which know no HTTP; sockets,
 //! their number and their time are in [`server`]. There are no tokens yet: a port that others can reach gives them probes
 //! and metrics, and refuses the rest.
 
@@ -9,6 +9,7 @@ pub mod advice;
 #[cfg(test)]
 mod fixture;
 pub mod gauges;
+pub mod order;
 pub mod server;
 pub mod snapshot_log;
 pub mod stats;
@@ -16,7 +17,9 @@ pub mod suspicions;
 
 use std::sync::Arc;
 
-use axum::extract::{Request, State};
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -26,20 +29,22 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admission::MemoryBudget;
+use crate::admission::{MemoryBudget, Mode};
+use crate::config::limits::ADMIN_BODY_BYTES;
 use crate::telemetry::Metrics;
 use crate::upstream::Cluster;
 
+use order::ModeOrder;
 pub use server::serve;
 pub use snapshot_log::log_snapshots;
 
 /// Every path there is, for who asks for another one.
-const PATHS: &[&str] = &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain"];
+const PATHS: &[&str] = &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain", "/admin/mode"];
 
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What the admin port tells of, and the one thing it can ask for.
+/// What the admin port tells of, and what it gives orders to.
 pub struct Admin {
     clusters: Vec<Arc<Cluster>>,
     metrics: Arc<Metrics>,
@@ -65,12 +70,34 @@ impl Admin {
         if *self.draining.borrow() {
             return Some("draining".to_owned());
         }
-        let reasons = self
-            .clusters
-            .iter()
-            .filter_map(|cluster| cluster.not_ready().map(|reason| format!("{}: {reason}", cluster.config.name)));
+        let reasons = self.clusters.iter().filter_map(|cluster| {
+            let reason = match cluster.mode.mode() {
+                Mode::Maintenance { .. } => Some("maintenance mode, by order of the operator".to_owned()),
+                Mode::Normal | Mode::ReadOnly => cluster.not_ready(),
+            };
+            reason.map(|reason| format!("{}: {reason}", cluster.config.name))
+        });
         let reasons: Vec<String> = reasons.collect();
         (!reasons.is_empty()).then(|| reasons.join("\n"))
+    }
+
+    /// Puts a mode in force; returns the names of the clusters that it holds for.
+    ///
+    /// # Errors
+    /// When no cluster has the name.
+    fn switch_mode(&self, order: &ModeOrder, caller: &str) -> Result<Vec<&str>, String> {
+        let named = |cluster: &&Arc<Cluster>| order.cluster.as_ref().is_none_or(|name| *name == cluster.config.name);
+        let meant: Vec<_> = self.clusters.iter().filter(named).collect();
+        if let (true, Some(name)) = (meant.is_empty(), &order.cluster) {
+            let known: Vec<&str> = self.clusters.iter().map(|cluster| cluster.config.name.as_str()).collect();
+            return Err(format!("cluster: found {name:?}, expected one of {known:?}"));
+        }
+        for cluster in &meant {
+            let before = cluster.mode.switch(order.mode);
+            let to = order.mode;
+            tracing::info!(%caller, cluster = %cluster.config.name, ?before, ?to, "mode was switched");
+        }
+        Ok(meant.into_iter().map(|cluster| cluster.config.name.as_str()).collect())
     }
 
     /// Everything that `/stats` tells.
@@ -98,7 +125,8 @@ fn router(admin: Arc<Admin>, exposed: bool) -> Router {
     let guarded = Router::new()
         .route("/stats", get(async |State(admin): State<Arc<Admin>>| Json(admin.stats())))
         .route("/health/database", get(health))
-        .route("/admin/drain", post(drain));
+        .route("/admin/drain", post(drain))
+        .route("/admin/mode", post(switch_mode).layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES)));
     let guarded = match exposed {
         true => guarded.route_layer(from_fn(async |_: Request, _: Next| needs_loopback())),
         false => guarded.route_layer(from_fn(same_site)),
@@ -130,6 +158,25 @@ async fn drain(State(admin): State<Arc<Admin>>, Extension(Caller(caller)): Exten
     let already = admin.draining.send_replace(true);
     tracing::info!(%caller, already, "drain was asked for");
     (StatusCode::ACCEPTED, Json(json!({"draining": true}))).into_response()
+}
+
+async fn switch_mode(
+    State(admin): State<Arc<Admin>>,
+    Extension(Caller(caller)): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return error(rejection.status(), &rejection.body_text()),
+    };
+    let switched = ModeOrder::parse(&body).and_then(|order| {
+        let clusters = admin.switch_mode(&order, &caller)?;
+        Ok(json!({"mode": order.mode.to_string(), "clusters": clusters}))
+    });
+    match switched {
+        Ok(answer) => Json(answer).into_response(),
+        Err(what) => error(StatusCode::BAD_REQUEST, &what),
+    }
 }
 
 fn error(status: StatusCode, what: &str) -> Response {
@@ -182,12 +229,23 @@ mod tests {
         path: &str,
         headers: &[(&str, &str)],
     ) -> (StatusCode, HeaderMap, String) {
+        send(admin, exposed, method, path, headers, String::new()).await
+    }
+
+    async fn send(
+        admin: &Arc<Admin>,
+        exposed: bool,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> (StatusCode, HeaderMap, String) {
         let mut request = Request::builder().method(method).uri(path).extension(Caller("test".into()));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         let service = TowerToHyperService::new(router(admin.clone(), exposed));
-        let response = service.call(request.body(Body::empty()).unwrap()).await.unwrap();
+        let response = service.call(request.body(Body::from(body)).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, 1 << 20).await.unwrap();
         (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
@@ -259,6 +317,50 @@ mod tests {
         let unready = (StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned());
         assert_eq!(ask(&admin, Method::GET, "/readyz").await, unready);
         assert_eq!(ask(&admin, Method::GET, "/livez").await.0, StatusCode::OK);
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn a_mode_is_ordered_shown_and_ended() {
+        let (fixture, _) = Fixture::standalone().await;
+        let admin = admin(&fixture);
+        let order = async |body: &str| {
+            let (status, _, answer) = send(&admin, false, Method::POST, "/admin/mode", &[], body.to_owned()).await;
+            (status.as_u16(), serde_json::from_str::<Value>(&answer).unwrap())
+        };
+        let shown = async || {
+            let (status, ready) = ask(&admin, Method::GET, "/readyz").await;
+            (fixture.cluster.mode.mode(), admin.stats().clusters[0].mode.clone(), status.as_u16(), ready)
+        };
+        let ready = || "ready\n".to_owned();
+        assert_eq!(shown().await, (Mode::Normal, "normal".to_owned(), 200, ready()));
+        let answer = json!({"mode": "read-only", "clusters": ["default"]});
+        assert_eq!(order(r#"{"mode": "read-only"}"#).await, (200, answer));
+        assert_eq!(shown().await, (Mode::ReadOnly, "read-only".to_owned(), 200, ready()));
+        assert_eq!(order(r#"{"mode": "maintenance", "cluster": "default", "hold": false}"#).await.0, 200);
+        let unready = "default: maintenance mode, by order of the operator\n".to_owned();
+        assert_eq!(shown().await, (Mode::Maintenance { hold: false }, "maintenance".to_owned(), 503, unready));
+
+        let too_long = format!(r#"{{"mode": "normal", "cluster": "{}"}}"#, "x".repeat(ADMIN_BODY_BYTES));
+        for (body, status, told) in [
+            (r#"{"mode": "of"}"#, 400, "expected one of `normal`"),
+            (r#"{"mode": "normal", "cluster": "shop"}"#, 400, r#"cluster: found "shop", expected one of ["default"]"#),
+            (too_long.as_str(), 413, "length limit"),
+        ] {
+            let (found, answer) = order(body).await;
+            assert_eq!(found, status, "{body}");
+            assert!(answer["error"].as_str().unwrap().contains(told), "{answer}");
+        }
+        assert_eq!(fixture.cluster.mode.mode(), Mode::Maintenance { hold: false }, "mistakes change nothing");
+        let headers = [("host", "localhost:9627"), ("origin", "http://evil.example")];
+        for (exposed, headers) in [(true, &[][..]), (false, &headers)] {
+            let body = r#"{"mode": "normal"}"#.to_owned();
+            let (status, ..) = send(&admin, exposed, Method::POST, "/admin/mode", headers, body).await;
+            assert_eq!(status, StatusCode::FORBIDDEN);
+        }
+        assert!(!fixture.cluster.mode.is_normal());
+        assert_eq!(order(r#"{"mode": "normal"}"#).await.0, 200);
+        assert_eq!(shown().await, (Mode::Normal, "normal".to_owned(), 200, ready()));
         fixture.end().await;
     }
 

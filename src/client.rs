@@ -7,6 +7,7 @@ pub mod cursors;
 pub mod exchange;
 pub mod execute;
 pub mod facade;
+pub mod held;
 pub mod listener;
 pub mod session;
 pub mod shared;

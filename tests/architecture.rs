@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "topology/state.rs",
     "breaker/",
     "routing/",
+    "admission/mode.rs",
     "admission/queue.rs",
     "upstream/backoff.rs",
     "upstream/pool_state.rs",

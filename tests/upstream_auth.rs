@@ -5,14 +5,11 @@ mod support;
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Document, doc};
-use mongomux::config::Address;
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
 use support::hold::eventually;
 use support::program::Program;
 use support::proxy::{Proxy, proxy};
-use support::{connect, first_batch, labels};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use support::{connect, first_batch, http, labels};
 
 /// Recovery within a second.
 const SETTINGS: &str = "
@@ -51,16 +48,6 @@ async fn works(proxy: &Proxy, collection: &str) {
     assert_eq!(first_batch(&found).len(), 1);
 }
 
-/// Status line and body of a request to the admin port.
-async fn get(address: &Address, path: &str) -> String {
-    let mut stream = TcpStream::connect(address.to_string()).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
 #[tokio::test]
 async fn users_of_both_scram_mechanisms_are_logged_in() {
     let (deployment, admin) = secured().await;
@@ -84,7 +71,7 @@ async fn users_of_both_scram_mechanisms_are_logged_in() {
         let proxy = proxy(&as_user(&deployment, user, password, options), SETTINGS).await;
         works(&proxy, &format!("c{index}")).await;
         assert_eq!(proxy.clusters()[0].not_ready(), None, "{user} {options}");
-        let ready = get(proxy.admin_address(), "/readyz").await;
+        let ready = http(proxy.admin_address(), "GET", "/readyz", "").await;
         assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     }
 }
@@ -109,7 +96,7 @@ async fn a_wrong_password_is_told_everywhere_and_recovered_from() {
         assert!(tells(text) && text.contains(user), "{text}");
         let why = proxy.clusters()[0].not_ready().expect("nobody can be served");
         assert!(tells(&why), "{why}");
-        let ready = get(proxy.admin_address(), "/readyz").await;
+        let ready = http(proxy.admin_address(), "GET", "/readyz", "").await;
         assert!(ready.starts_with("HTTP/1.1 503") && tells(&ready), "{ready}");
         for text in [text, &why, &ready] {
             assert!(!text.contains(PASSWORD), "{text}");
@@ -123,7 +110,7 @@ async fn a_wrong_password_is_told_everywhere_and_recovered_from() {
         eventually("recovery", async || proxy.clusters()[0].not_ready().is_none()).await;
         client.command("test", doc! { "find": "c" }).await.unwrap();
         works(&proxy, user).await;
-        let ready = get(proxy.admin_address(), "/readyz").await;
+        let ready = http(proxy.admin_address(), "GET", "/readyz", "").await;
         assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
     }
 }

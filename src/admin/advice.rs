@@ -60,6 +60,11 @@ pub fn for_suspicion(suspicion: &Suspicion) -> String {
 /// About a cluster as a whole.
 pub fn for_cluster(cluster: &ClusterStats) -> Vec<String> {
     let mut advice = Vec::new();
+    if cluster.mode != "normal" {
+        let mode = &cluster.mode;
+        advice
+            .push(format!("It is in {mode} mode by order: POST /admin/mode with {{\"mode\": \"normal\"}} ends that."));
+    }
     if let Some(problem) = &cluster.problem {
         advice.push(if problem.starts_with("no primary") {
             format!(
@@ -136,6 +141,12 @@ mod tests {
             ..server(0, 0)
         };
         assert!(for_server(&down, false)[0].contains("Connection refused"));
+    }
+
+    #[test]
+    fn a_mode_is_not_forgotten() {
+        let said = for_cluster(&ClusterStats { mode: "read-only".to_owned(), ..cluster(Vec::new()) });
+        assert!(said.len() == 1 && said[0].contains("read-only mode") && said[0].contains("/admin/mode"), "{said:?}");
     }
 
     #[test]

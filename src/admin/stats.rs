@@ -53,6 +53,8 @@ pub struct ClusterStats {
     pub name: String,
     /// The connection string, without its credentials.
     pub upstream: String,
+    /// `normal`, `read-only` or `maintenance`: how far it serves, by order of the operator.
+    pub mode: String,
     /// Down when writes find no server, degraded when any server is not healthy.
     pub status: Status,
     /// Why it is down, with the servers named.
@@ -345,6 +347,7 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
     let mut stats = ClusterStats {
         name: cluster.config.name.clone(),
         upstream: cluster.config.upstream.redacted.clone(),
+        mode: cluster.mode.mode().to_string(),
         status: cluster_status(problem.is_some(), &servers),
         problem,
         connections: Connections::sum(
@@ -465,6 +468,7 @@ pub(super) mod tests {
         ClusterStats {
             name: "default".to_owned(),
             upstream: "mongodb://db/".to_owned(),
+            mode: "normal".to_owned(),
             status: cluster_status(false, &servers),
             problem: None,
             connections: Connections::sum(servers.iter().map(|server| server.connections), None),

@@ -1,11 +1,12 @@
-//! A server that suits the command and one of its connections: at once where both are there, else after a wait that
-//! `wait_queue_size` bounds by count and the command's deadlines by time.
+//! A server that suits the command and one of its connections: at once where both are there and the mode lets it on, else
+//! after a wait that `wait_queue_size` bounds by count and the command's deadlines by time.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
+use super::held;
 use super::shared::ClientShared;
 use crate::admission::{AdmitError, Lane, Permit};
 use crate::reply::errors::{self, ErrorReply};
@@ -38,6 +39,9 @@ pub(super) fn acquire_now(
     shared: &ClientShared,
     exchange: &mut Exchange,
 ) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+    if !held::passes(shared, exchange)? {
+        return Ok(None);
+    }
     let Some(operation) = find_server(shared, exchange)? else { return Ok(None) };
     if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
         exchange.long_poll = operation.server().long_polls.try_enter();
@@ -78,7 +82,7 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Oper
     }
 }
 
-/// Waits for a server that suits and for one of its connections.
+/// Waits for a mode that lets the command on, for a server that suits and for one of its connections.
 ///
 /// # Cancel safety
 /// Safe: whoever is dropped leaves every queue.
@@ -86,9 +90,30 @@ pub(super) async fn acquire(
     shared: &ClientShared,
     exchange: &mut Exchange,
 ) -> Result<(Operation, PooledConnection), Refusal> {
-    let cluster = &shared.cluster;
     let began = Instant::now();
     let _waits = admit(shared, exchange).await?;
+    let (bearing, mut modes) = (exchange.bearing(), shared.cluster.mode.subscribe());
+    loop {
+        held::until_it_passes(shared, exchange, &mut modes).await?;
+        // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, and the watch keeps its newest
+        // value. Whoever goes on in the new mode, too, keeps its place.
+        tokio::select! {
+            acquired = acquire_in_line(shared, exchange, began) => return acquired,
+            () = held::stopped(bearing, modes.clone()) => {}
+        }
+    }
+}
+
+/// As [`acquire`], whatever the mode.
+///
+/// # Cancel safety
+/// Safe: whoever is dropped leaves every queue.
+async fn acquire_in_line(
+    shared: &ClientShared,
+    exchange: &mut Exchange,
+    began: Instant,
+) -> Result<(Operation, PooledConnection), Refusal> {
+    let cluster = &shared.cluster;
     loop {
         let operation = match find_server(shared, exchange)? {
             Some(operation) => operation,

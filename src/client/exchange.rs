@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::session::ReplyTo;
 use super::shared::{BusyClient, ClientShared, InFlight};
+use crate::admission::mode::Bearing;
 use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
@@ -79,6 +80,12 @@ impl Exchange {
     pub(super) fn waits_further(&self) -> Option<Duration> {
         let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
         wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
+    }
+
+    /// What it is to the mode of the cluster. One that was sent whole before is under way, whatever it is: to answer as if
+    /// it had not been sent would be a lie.
+    pub(super) fn bearing(&self) -> Bearing {
+        if self.resent { Bearing { continues: true, may_write: false } } else { Bearing::of(&self.command) }
     }
 
     /// Until when it may wait for a server.

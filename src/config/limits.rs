@@ -237,8 +237,10 @@ pub const CONNECTION_BUFFER_BYTES: usize = 32 << 10;
 pub const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// One request on the admin port from accept to the last byte of its answer: renders take milliseconds, scrapers wait 10 s.
 pub const ADMIN_EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The head of one request on the admin port, bytes. No action there reads a body.
+/// The head of one request on the admin port, bytes.
 pub const ADMIN_HEAD_BYTES: usize = 16 << 10;
+/// The body of an order to the admin port, bytes: three short fields.
+pub const ADMIN_BODY_BYTES: usize = 1 << 10;
 
 // ---- what depends on what ----
 

@@ -54,6 +54,7 @@ pub mod code {
     pub const API_STRICT_ERROR: Code = code(323, "APIStrictError");
     pub const MECHANISM_UNAVAILABLE: Code = code(334, "MechanismUnavailable");
     pub const UNSUPPORTED_OP_QUERY_COMMAND: Code = code(352, "UnsupportedOpQueryCommand");
+    pub const USER_WRITES_BLOCKED: Code = code(371, "UserWritesBlocked");
     pub const INGRESS_REQUEST_RATE_LIMIT_EXCEEDED: Code = code(462, "IngressRequestRateLimitExceeded");
     pub const WRONG_TYPE: Code = code(13111, "Location13111");
     pub const AWAIT_ARGUMENTS_APART: Code = code(31368, "Location31368");

@@ -79,6 +79,15 @@ pub enum Situation {
         /// Which servers, and what happened to them.
         why: String,
     },
+    /// Refused by order of the operator: it may write.
+    #[error("the proxy is in read-only mode, and this command may write")]
+    ReadOnly,
+    /// Refused or held in vain by order of the operator: it is new.
+    #[error("the proxy is in maintenance mode and starts nothing new{}", in_vain(*waited))]
+    Maintenance {
+        /// How long it has waited.
+        waited: Duration,
+    },
     /// No server that the command could go to appeared in time.
     #[error("no suitable server within {waited:.1?}: {why}")]
     NoSuitableServer {
@@ -137,6 +146,10 @@ pub enum Situation {
     },
 }
 
+fn in_vain(waited: Duration) -> String {
+    if waited.is_zero() { String::new() } else { format!("; waited {waited:.1?} in vain") }
+}
+
 impl Situation {
     /// True once the last byte of the request may have reached the server: the outcome is unknown.
     pub fn after_complete_write(&self) -> bool {
@@ -146,6 +159,8 @@ impl Situation {
             | Self::RequestOverMemory { .. }
             | Self::MaxTimeExpiredInQueue { .. }
             | Self::BreakerOpen { .. }
+            | Self::ReadOnly
+            | Self::Maintenance { .. }
             | Self::NoSuitableServer { .. }
             | Self::ConnectFailed { .. }
             | Self::ServerLeft { .. }
@@ -219,6 +234,7 @@ const OVERLOADED: Code = code::INGRESS_REQUEST_RATE_LIMIT_EXCEEDED;
 const UNREACHABLE: Code = code::HOST_UNREACHABLE;
 const TIMEOUT: Code = code::NETWORK_TIMEOUT;
 const EXPIRED: Code = code::MAX_TIME_MS_EXPIRED;
+const WRITES_BLOCKED: Code = code::USER_WRITES_BLOCKED;
 const OVER_MEMORY: Code = code::EXCEEDED_MEMORY_LIMIT;
 const CURSOR_LOST: Code = code::CURSOR_NOT_FOUND;
 const TRANSACTION_LOST: Code = code::NO_SUCH_TRANSACTION;
@@ -253,9 +269,19 @@ fn row(situation: &Situation) -> Row {
             in_transaction: (EXPIRED, TRANSIENT),
             commit_or_abort: (EXPIRED, NONE),
         },
-        // Upstream is in trouble, nothing was sent. Every driver retries reads and labelled writes, current ones retry
-        // anything after a pause. The server may come back, so cursors are not given up.
-        S::BreakerOpen { .. } | S::ConnectFailed { .. } => Row {
+        // What a server itself says where it blocks user writes. Drivers report it and send nothing again: waiting does not
+        // help before the operator says so. Only what may write comes here.
+        S::ReadOnly => Row {
+            read: (WRITES_BLOCKED, NONE),
+            retryable_write: (WRITES_BLOCKED, NONE),
+            write: (WRITES_BLOCKED, NONE),
+            get_more: (WRITES_BLOCKED, NONE),
+            in_transaction: (WRITES_BLOCKED, NONE),
+            commit_or_abort: (WRITES_BLOCKED, NONE),
+        },
+        // Upstream is in trouble or has to be left alone, nothing was sent. Every driver retries reads and labelled writes,
+        // current ones retry anything after a pause. The server may come back, so cursors are not given up.
+        S::BreakerOpen { .. } | S::Maintenance { .. } | S::ConnectFailed { .. } => Row {
             read: (UNREACHABLE, NOT_SENT),
             retryable_write: (UNREACHABLE, NOT_SENT | RETRYABLE_WRITE | NOTHING_WRITTEN),
             write: (UNREACHABLE, NOT_SENT),
@@ -324,7 +350,7 @@ mod tests {
     use crate::reply::errors::MAX_MESSAGE_BYTES;
 
     /// One of each, with `why` wherever a text comes from outside.
-    fn situations(why: &str) -> [Situation; 12] {
+    fn situations(why: &str) -> [Situation; 14] {
         let (server, why) = (Address::tcp("db1", 27017), why.to_owned());
         let (waited, limit) = (Duration::from_millis(5040), Duration::from_secs(6));
         [
@@ -333,6 +359,8 @@ mod tests {
             Situation::RequestOverMemory { needed_bytes: 40_000_000, limit_bytes: 536_870_912 },
             Situation::MaxTimeExpiredInQueue { max_time: Duration::from_millis(250) },
             Situation::BreakerOpen { why: "127.0.0.1:1: circuit breaker open: refused".to_owned() },
+            Situation::ReadOnly,
+            Situation::Maintenance { waited },
             Situation::ConnectFailed { server: server.clone(), why: why.clone() },
             Situation::NoSuitableServer { waited, why: why.clone() },
             Situation::ServerLeft { server: server.clone() },
@@ -380,6 +408,8 @@ mod tests {
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // RequestOverMemory
             ["50",   "50",    "50",   "89",   "89C",   "50T",   "50",   "-"], // MaxTimeExpiredInQueue
             ["6B",   "6RWB",  "6B",   "6B",   "6CB",   "6TB",   "6RB",  "-"], // BreakerOpen
+            ["371",  "371",   "371",  "371",  "371",   "371",   "371",  "-"], // ReadOnly
+            ["6B",   "6RWB",  "6B",   "6B",   "6CB",   "6TB",   "6RB",  "-"], // Maintenance
             ["6B",   "6RWB",  "6B",   "6B",   "6CB",   "6TB",   "6RB",  "-"], // ConnectFailed
             ["6",    "6RW",   "6",    "43",   "43",    "251T",  "6R",   "-"], // NoSuitableServer
             ["6",    "6RW",   "6",    "43",   "43",    "251T",  "6R",   "-"], // ServerLeft
@@ -410,7 +440,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_invites_to_do_twice_what_may_have_been_done(
-            which in 0_usize..12,
+            which in 0_usize..14,
             kind in 0_usize..8,
             why in ".{0,40}(not master|Node is Recovering|NOT MASTER)?.{0,1500}",
         ) {
@@ -441,6 +471,8 @@ mod tests {
             "proxy overloaded: a request of 40000000 bytes does not fit into the 536870912 bytes for buffered messages",
             "maxTimeMS of 250 ms was over before the command was sent",
             "127.0.0.1:1: circuit breaker open: refused",
+            "the proxy is in read-only mode, and this command may write",
+            "the proxy is in maintenance mode and starts nothing new; waited 5.0s in vain",
             "cannot connect to db1:27017: connection reset",
             "no suitable server within 5.0s: connection reset",
             "db1:27017 has left the topology",
@@ -450,7 +482,9 @@ mod tests {
             "a reply of 16000000 bytes from db1:27017 does not fit into the 536870912 bytes for messages",
         ];
         assert_eq!(texts, expected.map(|text| format!("mongomux: {text}")));
-        let lost = answer(&situations("reset")[7], OperationKind::InTransaction).unwrap();
+        let at_once = Situation::Maintenance { waited: Duration::ZERO };
+        assert_eq!(at_once.to_string(), "the proxy is in maintenance mode and starts nothing new");
+        let lost = answer(&situations("reset")[9], OperationKind::InTransaction).unwrap();
         assert_eq!(lost.message, "mongomux: the transaction is lost: db1:27017 has left the topology");
     }
 }

@@ -18,7 +18,7 @@ use super::health::{Health, Judgement};
 use super::long_polls::LongPolls;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
-use crate::admission::{Admission, MemoryBudget};
+use crate::admission::{Admission, MemoryBudget, ModeSwitch};
 use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
 use crate::routing::Pins;
@@ -116,6 +116,8 @@ pub struct Cluster {
     pub config: ClusterConfig,
     /// The bound on waiting commands.
     pub admission: Arc<Admission>,
+    /// How far it serves now.
+    pub mode: ModeSwitch,
     /// What is bound to a server.
     pub pins: Mutex<Pins>,
     /// The bound on buffered bytes.
@@ -149,6 +151,7 @@ impl Cluster {
     ) -> Arc<Self> {
         Arc::new(Self {
             admission: Admission::new(config.wait_queue_size),
+            mode: ModeSwitch::default(),
             pins: Mutex::default(),
             memory,
             tasks,

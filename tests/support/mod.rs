@@ -23,6 +23,8 @@ use mongomux::sandbox::mongod::{Mongod, MongodError};
 use mongomux::sandbox::wire_client::WireClient;
 use proxy::Proxy;
 use relay::Relay;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::Duration;
 
 /// Longest wait for anything that is bound to happen; a busy machine is slow.
@@ -108,6 +110,17 @@ pub async fn first_user(deployment: &Deployment, name: &str, password: &str) {
     let command = doc! { "createUser": name, "pwd": password, "roles": ["root"] };
     let mut client = client(&deployment.members()[primary]).await;
     client.command("admin", command).await.unwrap_or_else(|error| panic!("first user: {error}"));
+}
+
+/// Sends a request to an admin port; returns the whole answer, the status line first.
+pub async fn http(admin: &Address, method: &str, path: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(admin.to_string()).await.unwrap();
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 /// Open connections of `application` as the server counts them.
