@@ -4,6 +4,7 @@ pub mod abandoned;
 pub mod acquire;
 pub mod bound;
 pub mod cursors;
+pub mod degraded;
 pub mod exchange;
 pub mod execute;
 pub mod facade;

@@ -6,6 +6,6 @@ pub mod read_preference;
 pub mod session;
 
 pub use kind::{CommandSpec, Effect, Handling, LocalCommand};
-pub use parse::{Command, CommandError};
+pub use parse::{Command, CommandError, PrimaryRead};
 pub use read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode};
 pub use session::{SessionFields, SessionId, TransactionId};

@@ -10,6 +10,7 @@ mod build;
 mod file;
 mod layers;
 pub mod limits;
+pub mod namespaces;
 pub mod profile;
 pub mod system;
 pub mod uri;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 pub use address::Address;
 pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
+pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
 pub use system::Sources;
 
@@ -78,6 +80,8 @@ pub struct ClusterConfig {
     pub reconnect: BackoffConfig,
     /// Who re-sends after a request was sent.
     pub retry: Retry,
+    /// What may be read from a secondary while there is no primary, although the primary was asked for.
+    pub degraded_reads: Namespaces,
 }
 
 /// What clients are shown in `hello`.

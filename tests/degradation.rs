@@ -1,15 +1,17 @@
-//! Less than everything, by order of the operator.
+//! Less than everything, by agreement and never by invention: reads without a primary, and the modes of an operator.
 #![allow(clippy::unwrap_used, reason = "a test, its helpers included")]
 
 mod support;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
+use futures_util::future::join_all;
 use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{MORE_TO_COME, Request, WireClient};
-use support::hold::{hold_finds, hold_inserts};
+use support::hold::{eventually, hold_finds, hold_inserts};
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
-use support::{code_and_labels, connect, first_batch, http, new_lsid, next_batch};
+use support::{code_and_labels, connect, fail_command, first_batch, http, new_lsid, next_batch, raw};
 use tokio::time::{Duration, timeout};
 
 const RETRYABLE_WRITE: &str = "RetryableWriteError";
@@ -18,6 +20,229 @@ const OVERLOADED: [&str; 2] = ["SystemOverloadedError", "RetryableError"];
 
 /// Far below every limit of a test that expects an answer without a wait, far above what it takes on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(10);
+
+// ---- reads without a primary ----
+
+/// Who finds no server must not wait long; round trips on a busy machine say nothing about who is near.
+const AGREED: &str = "
+    degraded_reads = [\"shop.catalog\", \"cms.*\"]
+    server_selection_timeout_ms = 3_000
+    heartbeat_frequency_ms = 500
+    local_threshold_ms = 60_000
+    retry = \"proxy\"
+";
+
+/// A set of three with data on all members, and a proxy that may read some of it from secondaries.
+struct Set {
+    deployment: Deployment,
+    proxy: Proxy,
+    primary: usize,
+    /// When the data was written.
+    written: Bson,
+}
+
+impl Set {
+    async fn start() -> Self {
+        let deployment = support::replica_set(3).await;
+        let primary = deployment.await_primary().await.unwrap();
+        let mut direct = support::client(&deployment.members()[primary]).await;
+        let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
+        let mut written = Bson::Null;
+        for (database, collection) in [("shop", "catalog"), ("shop", "orders"), ("cms", "pages"), ("cms", "parts")] {
+            let concern = doc! { "w": 3, "wtimeout": 20_000 };
+            let insert = doc! { "insert": collection, "documents": &documents, "writeConcern": concern };
+            let reply = direct.command(database, insert).await.unwrap();
+            written = reply.get("operationTime").unwrap().clone();
+        }
+        let proxy = proxy(&deployment.uri(), AGREED).await;
+        let set = Self { deployment, proxy, primary, written };
+        eventually("all members", async || set.members_known() == 3).await;
+        set
+    }
+
+    fn members_known(&self) -> usize {
+        self.proxy.clusters()[0].topology().data_bearing().count()
+    }
+
+    fn secondaries(&self) -> Vec<usize> {
+        (0..3).filter(|index| *index != self.primary).collect()
+    }
+
+    /// Degraded reads on one member.
+    fn degraded_on(&self, member: usize) -> f64 {
+        let server = self.deployment.members()[member].address();
+        self.proxy.metric(&format!("mongomux_degraded_reads_total{{server=\"{server}\"}}"))
+    }
+
+    fn degraded(&self) -> f64 {
+        (0..3).map(|member| self.degraded_on(member)).sum()
+    }
+
+    async fn client(&self) -> WireClient {
+        connect(self.proxy.address()).await
+    }
+
+    /// Takes the primary away, and keeps the others from electing one.
+    async fn lose_the_primary(&mut self) {
+        for member in self.secondaries() {
+            freeze(&self.deployment.members()[member], 600).await;
+        }
+        self.deployment.member(self.primary).kill().await.unwrap();
+        eventually("the loss of the primary", async || self.members_known() == 2).await;
+    }
+}
+
+async fn freeze(member: &Mongod, seconds: i32) {
+    let freeze = doc! { "replSetFreeze": seconds };
+    support::client(member).await.command("admin", freeze).await.unwrap();
+}
+
+/// Reads that were agreed to; all of them ask for the primary.
+fn agreed_reads() -> Vec<(&'static str, Document)> {
+    vec![
+        ("shop", doc! { "find": "catalog" }),
+        ("shop", doc! { "find": "catalog", "$readPreference": { "mode": "primary" }, "maxTimeMS": 20_000 }),
+        ("shop", doc! { "find": "catalog", "readConcern": { "level": "majority" }, "lsid": new_lsid() }),
+        ("shop", doc! { "aggregate": "catalog", "pipeline": [{ "$match": {} }], "cursor": {} }),
+        ("shop", doc! { "count": "catalog" }),
+        ("shop", doc! { "distinct": "catalog", "key": "_id" }),
+        ("cms", doc! { "find": "pages" }),
+        ("cms", doc! { "aggregate": "pages", "pipeline": [join("parts")], "cursor": {} }),
+    ]
+}
+
+fn join(other: &str) -> Document {
+    doc! { "$lookup": { "from": other, "localField": "_id", "foreignField": "_id", "as": "joined" } }
+}
+
+/// Everything that was written, whoever says so.
+#[track_caller]
+fn assert_whole(reply: &Document) {
+    let found = match (reply.get_i32("n"), reply.get_array("values")) {
+        (Ok(n), _) => usize::try_from(n).unwrap(),
+        (_, Ok(values)) => values.len(),
+        _ => first_batch(reply).len(),
+    };
+    assert_eq!(found, 20, "{reply}");
+}
+
+#[tokio::test]
+async fn without_a_primary_a_secondary_answers_what_was_agreed_to() {
+    let mut set = Set::start().await;
+    while_there_is_a_primary_nothing_changes(&set).await;
+    set.lose_the_primary().await;
+    agreed_reads_are_answered(&set).await;
+    nothing_else_is_answered(&set).await;
+    cursors_stay_where_they_were_opened(&set).await;
+
+    let survivor = set.secondaries()[0];
+    let lost = set.secondaries()[1];
+    set.deployment.member(lost).kill().await.unwrap();
+    eventually("the loss of a secondary", async || set.members_known() == 1).await;
+    let before = set.degraded_on(survivor);
+    let reply = set.client().await.command("shop", doc! { "find": "catalog" }).await.unwrap();
+    assert_whole(&reply);
+    assert_eq!(set.degraded_on(survivor), before + 1.0);
+
+    set.deployment.member(lost).restart().await.unwrap();
+    freeze(&set.deployment.members()[survivor], 0).await;
+    set.deployment.await_members().await.unwrap();
+    eventually("a primary", async || set.proxy.clusters()[0].topology().primary().is_some()).await;
+    while_there_is_a_primary_nothing_changes(&set).await;
+    let insert = doc! { "insert": "catalog", "documents": [{ "_id": "new" }] };
+    let mut client = set.client().await;
+    client.command("shop", insert).await.unwrap();
+    let found = client.command("shop", doc! { "find": "catalog", "filter": { "_id": "new" } }).await.unwrap();
+    assert_eq!(first_batch(&found).len(), 1, "what was written is read");
+}
+
+async fn while_there_is_a_primary_nothing_changes(it: &Set) {
+    let before = it.degraded();
+    let mut client = it.client().await;
+    for (database, read) in agreed_reads() {
+        assert_whole(&client.command(database, read).await.unwrap());
+    }
+    // A primary whose connection broke is in doubt, not gone.
+    let primary = it.deployment.await_primary().await.unwrap();
+    for _ in 0..5 {
+        let broken = doc! { "failCommands": ["find"], "closeConnection": true, "appName": "mongomux" };
+        fail_command(&it.deployment.members()[primary], 1, broken).await;
+        assert_whole(&client.command("shop", doc! { "find": "catalog" }).await.unwrap());
+    }
+    assert_eq!(it.degraded(), before);
+}
+
+async fn agreed_reads_are_answered(it: &Set) {
+    let mut client = it.client().await;
+    let before = it.degraded();
+    for (count, (database, read)) in agreed_reads().into_iter().enumerate() {
+        assert_whole(&client.command(database, read).await.unwrap());
+        assert_eq!(it.degraded(), before + f64::from(u32::try_from(count).unwrap()) + 1.0);
+    }
+    // With a checksum, which does not survive the change of the message.
+    let find = raw::op_msg(1, &[&raw::body(&doc! { "find": "catalog", "$db": "shop" })]);
+    client.send_raw(&raw::with_checksum(find, 0)).await.unwrap();
+    assert_whole(&client.read_message().await.unwrap().document().unwrap());
+    // As a driver asks, which sees no more than a mongos.
+    let driver = mongodb::Client::with_uri_str(it.proxy.uri()).await.unwrap();
+    let catalog = driver.database("shop").collection::<Document>("catalog");
+    assert!(catalog.find_one(doc! { "_id": 7 }).await.unwrap().is_some());
+    assert_eq!(catalog.count_documents(doc! {}).await.unwrap(), 20);
+}
+
+async fn nothing_else_is_answered(it: &Set) {
+    let before = it.degraded();
+    let after = doc! { "level": "local", "afterClusterTime": &it.written };
+    let in_transaction = |mut command: Document| {
+        command.extend(doc! { "lsid": new_lsid(), "txnNumber": 1_i64, "autocommit": false, "startTransaction": true });
+        command
+    };
+    let retryable = doc! { "insert": "catalog", "documents": [{ "_id": 100 }], "lsid": new_lsid(), "txnNumber": 1_i64 };
+    let labelled = [RETRYABLE_WRITE, "NoWritesPerformed"];
+    let cases: Vec<(Document, i32, &[&str])> = vec![
+        (doc! { "find": "orders" }, 6, &[]),
+        (doc! { "aggregate": "catalog", "pipeline": [join("orders")], "cursor": {} }, 6, &[]),
+        (doc! { "aggregate": "catalog", "pipeline": [{ "$out": "copy" }], "cursor": {} }, 6, &[]),
+        (doc! { "aggregate": "catalog", "pipeline": [{ "$changeStream": {} }], "cursor": {} }, 6, &[]),
+        (doc! { "find": "catalog", "readConcern": { "level": "linearizable" } }, 6, &[]),
+        (doc! { "find": "catalog", "readConcern": after, "lsid": new_lsid() }, 6, &[]),
+        (in_transaction(doc! { "find": "catalog" }), 251, &[TRANSIENT]),
+        (in_transaction(doc! { "insert": "catalog", "documents": [{ "_id": 101 }] }), 251, &[TRANSIENT]),
+        (doc! { "insert": "catalog", "documents": [{ "_id": 102 }] }, 6, &[]),
+        (doc! { "findAndModify": "catalog", "query": { "_id": 1 }, "remove": true }, 6, &[]),
+        (doc! { "find": "catalog", "maxTimeMS": 500, "readConcern": { "level": "linearizable" } }, 50, &[]),
+        (retryable, 6, &labelled),
+    ];
+    join_all(cases.into_iter().map(async |(command, code, labels)| {
+        let reply = it.client().await.reply("shop", command.clone()).await.unwrap();
+        let labels = labels.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(code_and_labels(&reply), (code, labels), "{command} {reply}");
+    }))
+    .await;
+    assert_eq!(it.degraded(), before);
+    assert_whole(&it.client().await.command("shop", doc! { "find": "catalog" }).await.unwrap());
+}
+
+async fn cursors_stay_where_they_were_opened(it: &Set) {
+    let (mut client, mut other) = (it.client().await, it.client().await);
+    let before: Vec<f64> = (0..3).map(|member| it.degraded_on(member)).collect();
+    let mut cursors = Vec::new();
+    eventually("cursors on both secondaries", async || {
+        let find = doc! { "find": "catalog", "sort": { "_id": 1 }, "batchSize": 2 };
+        let reply = client.command("shop", find).await.unwrap();
+        cursors.push(reply.get_document("cursor").unwrap().get_i64("id").unwrap());
+        it.secondaries().into_iter().all(|member| it.degraded_on(member) > before[member])
+    })
+    .await;
+    for cursor in cursors {
+        let more = doc! { "getMore": cursor, "collection": "catalog", "batchSize": 100 };
+        let reply = other.command("shop", more).await.unwrap();
+        assert_eq!(next_batch(&reply).len(), 18);
+    }
+    assert_eq!(it.proxy.pinned(), (0, 0));
+}
+
+// ---- modes ----
 
 async fn order(proxy: &Proxy, body: &str) {
     let answer = http(proxy.admin_address(), "POST", "/admin/mode", body).await;

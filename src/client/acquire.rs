@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::degraded::{self, Found};
 use super::exchange::Exchange;
 use super::held;
 use super::shared::ClientShared;
@@ -42,7 +43,8 @@ pub(super) fn acquire_now(
     if !held::passes(shared, exchange)? {
         return Ok(None);
     }
-    let Some(operation) = find_server(shared, exchange)? else { return Ok(None) };
+    let Some(found) = find_server(shared, exchange)? else { return Ok(None) };
+    let operation = &found.operation;
     if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
         exchange.long_poll = operation.server().long_polls.try_enter();
         if exchange.long_poll.is_none() {
@@ -52,26 +54,27 @@ pub(super) fn acquire_now(
     match operation.server().pool.try_check_out() {
         Ok(Some(connection)) => {
             shared.metrics.wait_queue_seconds.observe(0.0);
-            Ok(Some((operation, connection)))
+            degraded::stand_in(shared, exchange, &found);
+            Ok(Some((found.operation, connection)))
         }
         Ok(None) | Err(_) => Ok(None),
     }
 }
 
 /// The server that the command goes to now; `None` when waiting may help.
-fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Operation>, Refusal> {
+fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Found>, Refusal> {
     let cluster = &shared.cluster;
     let topology = cluster.topology();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
     match route {
         Route::Await(_) => Ok(None),
         Route::Server(address) => match cluster.operation_on(&address) {
-            Some(operation) if operation.server().passes() => Ok(Some(operation)),
+            Some(operation) if operation.server().passes() => Ok(Some(operation.into())),
             Some(_) => Err(Situation::BreakerOpen { why: cluster.refusal() }.into()),
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
         },
         Route::Select(criteria) => {
-            let chosen = cluster.try_select(criteria, exchange.failed.as_deref());
+            let chosen = degraded::try_select(shared, exchange, criteria);
             chosen.map_err(|error| no_server(error, Duration::ZERO).into())
         }
         Route::Lost(Lost::Cursor) => {
@@ -115,29 +118,31 @@ async fn acquire_in_line(
 ) -> Result<(Operation, PooledConnection), Refusal> {
     let cluster = &shared.cluster;
     loop {
-        let operation = match find_server(shared, exchange)? {
-            Some(operation) => operation,
+        let found = match find_server(shared, exchange)? {
+            Some(found) => found,
             None => match wait_for_server(shared, exchange).await? {
-                Some(operation) => operation,
+                Some(found) => found,
                 None => continue,
             },
         };
+        let operation = &found.operation;
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
         let until = exchange.checked_out_by(&cluster.config);
         if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
             match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
                 Ok(place) => exchange.long_poll = Some(place),
-                Err(_) => return Err(waited_in_vain(shared, &operation, queued).into()),
+                Err(_) => return Err(waited_in_vain(shared, operation, queued).into()),
             }
         }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {
                 shared.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
-                return Ok((operation, connection));
+                degraded::stand_in(shared, exchange, &found);
+                return Ok((found.operation, connection));
             }
             Err(CheckOutError::Cleared | CheckOutError::Closed) => {
-                drop(operation);
+                drop(found);
                 if let Some(expired) = exchange.expired() {
                     return Err(expired.into());
                 }
@@ -149,7 +154,7 @@ async fn acquire_in_line(
                 cluster.reconcile(&cluster.topology());
             }
             Err(CheckOutError::Timeout) => {
-                return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, &operation, queued)).into());
+                return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, operation, queued)).into());
             }
         }
     }
@@ -175,14 +180,14 @@ async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Ref
 }
 
 /// `None` when there is news of the server that the command is bound to: it is to be routed anew.
-async fn wait_for_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Operation>, Refusal> {
+async fn wait_for_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Found>, Refusal> {
     let cluster = &shared.cluster;
     let deadline = exchange.selected_by(&cluster.config);
     let topology = cluster.topology();
     let now = Instant::now();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
     let found = match route {
-        Route::Select(criteria) => cluster.select(criteria, exchange.failed.as_deref(), deadline).await.map(Some),
+        Route::Select(criteria) => degraded::select(shared, exchange, criteria, deadline).await.map(Some),
         Route::Await(server) => cluster.await_news(&server, deadline).await.map(|()| None),
         // The topology has changed since the look before this one.
         Route::Server(_) | Route::Lost(_) => Ok(None),

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
 
+use super::degraded::Episode;
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
@@ -26,6 +27,8 @@ pub struct ClientShared {
     pub metadata: Mutex<MetadataPool>,
     /// Who is busy, for the drain.
     pub activity: Arc<Activity>,
+    /// The time without a primary, as far as reads were served in it.
+    pub degraded: Episode,
     last_connection_id: AtomicI64,
 }
 
@@ -38,8 +41,8 @@ impl ClientShared {
         activity: Arc<Activity>,
     ) -> Arc<Self> {
         let metrics = cluster.metrics.clone();
-        let (metadata, last_connection_id) = (Mutex::default(), AtomicI64::new(0));
-        Arc::new(Self { cluster, limits, metrics, facts, metadata, activity, last_connection_id })
+        let (metadata, degraded, last_connection_id) = (Mutex::default(), Episode::default(), AtomicI64::new(0));
+        Arc::new(Self { cluster, limits, metrics, facts, metadata, activity, degraded, last_connection_id })
     }
 
     /// A number for a client's connection, as servers give one.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bson::RawDocument;
 
 use super::kind::{self, CommandSpec, Effect, Handling};
-use super::read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode};
+use super::read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode, with_primary_preferred};
 use super::session::SessionFields;
 use crate::wire::document::{self, find};
 use crate::wire::{Element, Elements, Frame, MalformedDocument, OpMsg, OpMsgError};
@@ -32,6 +32,17 @@ pub struct Command {
     /// Changes data, although most commands of its name do not.
     writes: bool,
     op_msg: OpMsg,
+}
+
+/// A read of one collection that asks for the primary, and that a secondary could answer with what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PrimaryRead<'a> {
+    /// `$db`
+    pub database: &'a str,
+    /// The collection.
+    pub collection: &'a str,
+    /// Other collections may be read with it, of the same database.
+    pub joins: bool,
 }
 
 /// `maxTimeMS` and where it stands.
@@ -184,6 +195,37 @@ impl Command {
             && (self.spec.name != "explain" || explained())
     }
 
+    /// The read that the command is if it asks for the primary only because that is where reads go. `None` for all that
+    /// would not be the same on a secondary: what insists on the newest writes, belongs to a transaction, or waits for data.
+    pub fn primary_read<'a>(&self, frame: &'a Frame) -> Option<PrimaryRead<'a>> {
+        let of_a_collection = matches!(self.spec.name, "find" | "aggregate" | "count" | "distinct");
+        if !of_a_collection || self.read_preference.is_some() || self.awaits_data || !self.secondary_ok(frame) {
+            return None;
+        }
+        let document = self.document(frame);
+        // An aggregation of no collection has a number here: it reads the state of a server.
+        let collection = Elements::new(document).ok()?.next()?.ok()?.as_str()?;
+        if find(document, b"readConcern").is_some_and(|concern| wants_newest(&concern)) {
+            return None;
+        }
+        let joins = find(document, b"pipeline").is_some_and(|pipeline| joins(pipeline.value));
+        Some(PrimaryRead { database: self.database(frame), collection, joins })
+    }
+
+    /// Changes the message so that a secondary answers it. What was read from it stays as it was: the command goes on to
+    /// ask for the primary.
+    pub fn allow_secondary(&mut self, frame: &mut Frame) {
+        let document = with_primary_preferred(self.document(frame));
+        if let Some(max_time) = &mut self.max_time {
+            let found = Elements::new(&document).into_iter().flatten().map_while(Result::ok);
+            // The last one counts, as it did when the command was read.
+            if let Some(element) = found.filter(|element| element.name == b"maxTimeMS").last() {
+                max_time.offset = element.offset;
+            }
+        }
+        self.op_msg.replace_document(frame, &document);
+    }
+
     /// Why the proxy does not pass the command on although its name is allowed; `None` for almost all.
     pub fn refusal(&self, frame: &Frame) -> Option<&'static str> {
         let document = self.document(frame);
@@ -278,6 +320,22 @@ fn is_empty_array(element: &Element<'_>) -> bool {
     element.as_document().and_then(|array| Elements::new(array).ok()).is_some_and(|mut items| items.next().is_none())
 }
 
+/// Whether only a server that has seen certain writes, or all of them, may answer.
+fn wants_newest(concern: &Element<'_>) -> bool {
+    let Some(concern) = concern.as_document() else { return true };
+    let level = find(concern, b"level");
+    level.is_some_and(|level| level.as_str() == Some("linearizable"))
+        || find(concern, b"afterClusterTime").is_some()
+        || find(concern, b"atClusterTime").is_some()
+}
+
+/// Whether a stage that reads other collections stands anywhere in `pipeline`, however deep. Looks at bytes and not at
+/// structure: whoever has such a word in a text is taken for one that joins, which costs at most a wait.
+fn joins(pipeline: &[u8]) -> bool {
+    const STAGES: [&[u8]; 3] = [b"$lookup\0", b"$graphLookup\0", b"$unionWith\0"];
+    STAGES.iter().any(|stage| pipeline.windows(stage.len()).any(|bytes| bytes == *stage))
+}
+
 fn session_id(lsid: &Element<'_>) -> Option<[u8; 16]> {
     find(lsid.as_document()?, b"id")?.as_uuid()
 }
@@ -365,6 +423,86 @@ mod tests {
         let (repair, _) = parse(doc! {"validate": "c", "repair": true, "$db": "d"});
         assert_eq!(repair.effect(), Effect::Other);
         assert_eq!(parse(doc! {"validate": "c", "repair": false, "$db": "d"}).0.effect(), Effect::Read);
+    }
+
+    #[test]
+    fn reads_of_the_primary_are_told_from_those_that_insist_on_it() {
+        let read = |document: Document| {
+            let (command, frame) = parse(document);
+            command.primary_read(&frame).map(|it| (it.database.to_owned(), it.collection.to_owned(), it.joins))
+        };
+        let plain = |name: &str| doc! {name: "c.d", "$db": "shop"};
+        let of = |joins| Some(("shop".to_owned(), "c.d".to_owned(), joins));
+        for name in ["find", "aggregate", "count", "distinct"] {
+            assert_eq!(read(plain(name)), of(false), "{name}");
+        }
+        for name in ["insert", "findAndModify", "listIndexes", "collStats", "explain", "mapReduce", "madeUp"] {
+            assert_eq!(read(plain(name)), None, "{name}");
+        }
+        assert_eq!(read(doc! {"aggregate": 1, "pipeline": [{"$currentOp": {}}], "$db": "shop"}), None);
+        let with = |more: Document| {
+            let mut document = plain("find");
+            document.extend(more);
+            read(document)
+        };
+        for still in [
+            doc! {"$readPreference": {"mode": "primary"}},
+            doc! {"readConcern": {"level": "majority"}},
+            doc! {"readConcern": {}, "lsid": {"id": bson::Uuid::from_bytes([9; 16])}},
+            doc! {"filter": {"readConcern": {"afterClusterTime": 1}, "$lookup": 1}},
+        ] {
+            assert_eq!(with(still.clone()), of(false), "{still}");
+        }
+        let time = bson::Timestamp { time: 1, increment: 1 };
+        for not in [
+            doc! {"$readPreference": {"mode": "primaryPreferred"}},
+            doc! {"readConcern": {"level": "linearizable"}},
+            doc! {"readConcern": {"level": "local", "afterClusterTime": time}},
+            doc! {"readConcern": {"level": "snapshot", "atClusterTime": time}},
+            doc! {"readConcern": "local"},
+            doc! {"autocommit": false},
+            doc! {"tailable": true, "awaitData": true},
+        ] {
+            assert_eq!(with(not.clone()), None, "{not}");
+        }
+        let piped = |pipeline: Vec<Document>| read(doc! {"aggregate": "c.d", "pipeline": pipeline, "$db": "shop"});
+        assert_eq!(piped(vec![doc! {"$match": {"a": "lookup"}}]), of(false));
+        for stage in ["$lookup", "$graphLookup", "$unionWith"] {
+            assert_eq!(piped(vec![doc! {"$match": {}}, doc! {stage: {}}]), of(true), "{stage}");
+            assert_eq!(piped(vec![doc! {"$facet": {"f": [{stage: {}}]}}]), of(true), "{stage}");
+        }
+        for stage in ["$out", "$merge", "$changeStream"] {
+            assert_eq!(piped(vec![doc! {stage: "x"}]), None, "{stage}");
+        }
+    }
+
+    #[test]
+    fn a_message_that_a_secondary_may_answer_is_the_same_otherwise() {
+        for (before, after) in [
+            (doc! {"find": "c", "maxTimeMS": 900}, doc! {"find": "c", "maxTimeMS": 345}),
+            (
+                doc! {"find": "c", "$readPreference": {"mode": "primary"}, "maxTimeMS": 900_i64, "filter": {"a": 1}},
+                doc! {"find": "c", "maxTimeMS": 345_i64, "filter": {"a": 1}},
+            ),
+            (doc! {"find": "c"}, doc! {"find": "c"}),
+        ] {
+            let (mut before, mut after) = (before, after);
+            before.insert("$db", "d");
+            after.extend(doc! {"$db": "d", "$readPreference": {"mode": "primaryPreferred"}});
+            let (mut command, mut message) = parse(before);
+            message.set_request_id(77);
+            command.allow_secondary(&mut message);
+            command.shrink_max_time(&mut message, Duration::from_millis(345));
+            assert_eq!(message.header().length, message.bytes().len());
+            assert_eq!(message.header().request_id, 77);
+            let document = bson::RawDocument::from_bytes(command.document(&message)).unwrap();
+            assert_eq!(Document::try_from(document).unwrap(), after);
+            assert!(command.primary_read(&message).is_some(), "it goes on to ask for the primary");
+            // A second time changes nothing more.
+            let once = message.bytes().to_vec();
+            command.allow_secondary(&mut message);
+            assert_eq!(message.bytes(), once);
+        }
     }
 
     #[test]

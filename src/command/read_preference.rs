@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
-use bson::RawDocument;
 use bson::raw::RawBsonRef;
+use bson::{RawDocument, rawdoc};
+
+use crate::wire::Elements;
 
 /// The smallest `maxStalenessSeconds` that servers and drivers accept: lag is known only as often as heartbeats and the
 /// no-op writes of an idle primary tell it.
@@ -89,6 +91,26 @@ impl ReadPreference {
         }
         Ok(Self { mode, tag_sets, max_staleness })
     }
+}
+
+/// `document` with a read preference that lets a secondary answer, in the place of any it has. All other fields stay as
+/// they are, byte for byte and in their order.
+pub(super) fn with_primary_preferred(document: &[u8]) -> Vec<u8> {
+    let preference = rawdoc! {"$readPreference": {"mode": "primaryPreferred"}};
+    let mut rebuilt = vec![0; size_of::<i32>()];
+    let mut begin = rebuilt.len();
+    for element in Elements::new(document).into_iter().flatten().map_while(Result::ok) {
+        let end = element.offset + element.value.len();
+        if element.name != b"$readPreference" {
+            rebuilt.extend_from_slice(&document[begin..end]);
+        }
+        begin = end;
+    }
+    // With the NUL that ends a document, and without its length.
+    rebuilt.extend_from_slice(&preference.as_bytes()[size_of::<i32>()..]);
+    let length = i32::try_from(rebuilt.len()).expect("a command is shorter than a message may be");
+    rebuilt[..size_of::<i32>()].copy_from_slice(&length.to_le_bytes());
+    rebuilt
 }
 
 fn parse_mode(value: RawBsonRef<'_>) -> Result<ReadPreferenceMode, ReadPreferenceError> {
@@ -229,6 +251,24 @@ mod tests {
             assert_eq!(parse(&document), Err(code), "{document:?}");
         }
         assert!(parse(&rawdoc! { "mode": "primary", "tags": [{}] }).is_ok());
+    }
+
+    #[test]
+    fn the_preference_for_a_secondary_replaces_any_other_and_nothing_else() {
+        let mode = || rawdoc! { "mode": "primaryPreferred" };
+        for (before, after) in [
+            (rawdoc! { "find": "c", "$db": "d" }, rawdoc! { "find": "c", "$db": "d", "$readPreference": mode() }),
+            (
+                rawdoc! { "find": "c", "$readPreference": { "mode": "primary" }, "maxTimeMS": 5, "$db": "d" },
+                rawdoc! { "find": "c", "maxTimeMS": 5, "$db": "d", "$readPreference": mode() },
+            ),
+            (
+                rawdoc! { "find": "c", "filter": { "$readPreference": 1 }, "$readPreference": 1, "$readPreference": 2 },
+                rawdoc! { "find": "c", "filter": { "$readPreference": 1 }, "$readPreference": mode() },
+            ),
+        ] {
+            assert_eq!(with_primary_preferred(before.as_bytes()), after.as_bytes(), "{before:?}");
+        }
     }
 
     #[test]

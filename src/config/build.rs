@@ -176,6 +176,7 @@ impl Builder<'_> {
                 max: layers.duration(&limits::RECONNECT_MAX),
             },
             retry: file.retry.unwrap_or(Retry::Driver),
+            degraded_reads: file.degraded_reads.into(),
         }
     }
 

@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::limits::{self, Limit};
-use super::{Address, ConfigError, Presentation, Profile, Retry};
+use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
 use crate::telemetry::logs::redact;
 
 /// A value, and where it was said.
@@ -51,6 +51,7 @@ pub(super) struct FileCluster {
     pub(super) upstream: Option<Found<String>>,
     pub(super) presentation: Option<Presentation>,
     pub(super) retry: Option<Retry>,
+    pub(super) degraded_reads: Vec<Namespace>,
     pub(super) allow_unauthenticated_clients: bool,
     pub(super) values: Values,
 }
@@ -61,6 +62,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "upstream",
     "presentation",
     "retry",
+    "degraded_reads",
     "allow_unauthenticated_clients",
     "auth",
     "queue_discipline",
@@ -171,7 +173,7 @@ impl Reader<'_> {
         let path = format!("{prefix}{name}");
         match name {
             "listen" => {
-                let addresses = self.addresses(&path, value);
+                let addresses = self.list(&path, value, "addresses", 1..=limits::MAX_LISTENERS);
                 out.listen = addresses.map(|addresses| self.found(&path, value, addresses));
             }
             "upstream" => {
@@ -188,6 +190,10 @@ impl Reader<'_> {
             }
             "retry" => {
                 out.retry = self.choice(&path, value, &[("driver", Retry::Driver), ("proxy", Retry::Proxy)]);
+            }
+            "degraded_reads" => {
+                let namespaces = self.list(&path, value, "namespaces", 0..=limits::MAX_DEGRADED_NAMESPACES);
+                out.degraded_reads = namespaces.unwrap_or_default();
             }
             "allow_unauthenticated_clients" => match value.get_ref().as_bool() {
                 Some(allow) => out.allow_unauthenticated_clients = allow,
@@ -253,20 +259,26 @@ impl Reader<'_> {
         text.parse().map_err(|error: T::Err| self.refuse(value.span(), path, error.to_string())).ok()
     }
 
-    /// One address, or a list of them.
-    fn addresses(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Address>> {
+    /// A list of texts, or one of them by itself; `what` they are, and how many there may be.
+    fn list<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        what: &str,
+        counts: RangeInclusive<usize>,
+    ) -> Option<Vec<T>> {
         let one = std::slice::from_ref(value);
         let values: &[Spanned<DeValue<'_>>] = value.get_ref().as_array().map_or(one, |array| array);
-        if values.is_empty() || values.len() > limits::MAX_LISTENERS {
-            let problem = format!("found {} addresses, expected 1 to {}", values.len(), limits::MAX_LISTENERS);
-            self.refuse(value.span(), path, problem);
+        if !counts.contains(&values.len()) {
+            let (found, least, most) = (values.len(), counts.start(), counts.end());
+            self.refuse(value.span(), path, format!("found {found} {what}, expected {least} to {most}"));
             return None;
         }
-        let addresses: Vec<Option<Address>> = values
+        let parsed: Vec<Option<T>> = values
             .iter()
             .map(|value| self.text_of(path, value).and_then(|text| self.parsed(path, value, text)))
             .collect();
-        addresses.into_iter().collect()
+        parsed.into_iter().collect()
     }
 
     fn choice<T: Copy>(&mut self, path: &str, value: &Spanned<DeValue<'_>>, choices: &[(&str, T)]) -> Option<T> {
@@ -470,6 +482,31 @@ mod tests {
         let file = sound("listen = [\"127.0.0.1:1\", \"unix:/run/a\"]");
         assert_eq!(file.single.listen.unwrap().value.len(), 2);
         assert_eq!(mistakes("listen = [\"127.0.0.1\", 5,\n \"unix:\"]").len(), 3);
+    }
+
+    #[test]
+    fn namespaces_are_a_list_of_known_forms_and_not_too_long() {
+        let named = |text: &str| sound(text).single.degraded_reads.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(named("degraded_reads = [\"shop.catalog\", \"cms.*\", \"*\"]"), ["shop.catalog", "cms.*", "*"]);
+        assert_eq!(named("degraded_reads = []"), [""; 0]);
+        assert_eq!(named("degraded_reads = \"cms.*\""), ["cms.*"]);
+        assert_eq!(
+            mistakes(
+                "[clusters.a]\ndegraded_reads = [\"cms.*\",\n \"shop\", 7]\n[clusters.b]\ndegraded_reads = true\n"
+            ),
+            [
+                "mongomux.toml:3: clusters.a.degraded_reads: \"shop\" is no namespace: expected \"database.collection\", \
+                 \"database.*\" or \"*\"; all of a database is \"shop.*\"",
+                "mongomux.toml:3: clusters.a.degraded_reads: found 7, expected a text in quotes",
+                "mongomux.toml:5: clusters.b.degraded_reads: found true, expected a text in quotes",
+            ]
+        );
+        let many = |count| format!("degraded_reads = [{}]", "\"a.b\",".repeat(count));
+        assert_eq!(named(&many(limits::MAX_DEGRADED_NAMESPACES)).len(), limits::MAX_DEGRADED_NAMESPACES);
+        assert_eq!(
+            mistakes(&many(limits::MAX_DEGRADED_NAMESPACES + 1)),
+            ["mongomux.toml:1: degraded_reads: found 257 namespaces, expected 0 to 256"]
+        );
     }
 
     #[test]

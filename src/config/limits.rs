@@ -198,6 +198,10 @@ pub const MAX_CLUSTERS: usize = 64;
 pub const MAX_LISTENERS: usize = 16;
 /// Longest name of a cluster, bytes: it is part of log lines and metric labels.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
+/// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.
+pub const MAX_DEGRADED_NAMESPACES: usize = 256;
+/// Longest namespace, bytes: the server's own limit.
+pub const MAX_NAMESPACE_BYTES: usize = 255;
 /// Open files beside client and upstream sockets: listeners, admin port, monitors, epoll, standard streams.
 pub const OPEN_FILES_RESERVE: u64 = 128;
 /// Servers assumed per cluster when open files are reckoned before any server is known: the usual replica set.

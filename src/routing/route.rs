@@ -115,6 +115,7 @@ mod tests {
             Route::Server(server) => server.to_string(),
             Route::Await(server) => format!("wait for {server}"),
             Route::Select(Criteria::Write) => "write".to_owned(),
+            Route::Select(Criteria::PrimaryElseSecondary) => "degraded".to_owned(),
             Route::Select(Criteria::Read(_)) => "read".to_owned(),
             Route::Lost(Lost::Cursor) => "lost cursor".to_owned(),
             Route::Lost(Lost::Transaction(server)) => format!("lost transaction on {server}"),

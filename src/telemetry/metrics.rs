@@ -199,6 +199,7 @@ pub struct ServerMetrics {
     pub connections_created: IntCounter,
     pub connections_closed: By<ConnectionClosed, IntCounter>,
     pub wait_queue_length: By<Lane, IntGauge>,
+    pub degraded_reads: IntCounter,
     breaker_state: IntGauge,
     breaker_transitions: By<BreakerLabel, IntCounter>,
     pub breaker_trips: By<TripLabel, IntCounter>,
@@ -235,6 +236,7 @@ struct ServerTable {
     connections_created: IntCounterVec,
     connections_closed: IntCounterVec,
     wait_queue_length: IntGaugeVec,
+    degraded_reads: IntCounterVec,
     breaker_state: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     breaker_trips: IntCounterVec,
@@ -270,6 +272,11 @@ impl ServerTable {
                 "wait_queue_length",
                 "Commands that wait for a connection.",
                 &["server", Lane::NAME],
+            ),
+            degraded_reads: counters(
+                "degraded_reads_total",
+                "Reads of the primary that were sent to this secondary, as there was no primary.",
+                &["server"],
             ),
             breaker_state: gauges("breaker_state", "0: closed, 1: half-open, 2: open.", &["server"]),
             breaker_transitions: counters(
@@ -312,6 +319,7 @@ impl ServerTable {
             connections_created: self.connections_created.with_label_values(&[server]),
             connections_closed: By::each(|reason| self.connections_closed.with_label_values(&[server, reason])),
             wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&[server, lane])),
+            degraded_reads: self.degraded_reads.with_label_values(&[server]),
             breaker_state: self.breaker_state.with_label_values(&[server]),
             breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&[server, to])),
             breaker_trips: By::each(|reason| self.breaker_trips.with_label_values(&[server, reason])),
@@ -338,6 +346,7 @@ impl ServerTable {
         remove_one(&self.connections_created, &[server]);
         remove::<ConnectionClosed, _>(&self.connections_closed, server);
         remove::<Lane, _>(&self.wait_queue_length, server);
+        remove_one(&self.degraded_reads, &[server]);
         remove_one(&self.breaker_state, &[server]);
         remove::<BreakerLabel, _>(&self.breaker_transitions, server);
         remove::<TripLabel, _>(&self.breaker_trips, server);
@@ -446,6 +455,7 @@ mod tests {
             ("command_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
             ("upstream_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
             ("overhead_seconds", HISTOGRAM, vec![]),
+            ("degraded_reads_total", COUNTER, vec![server()]),
             ("breaker_state", GAUGE, vec![server()]),
             ("breaker_transitions_total", COUNTER, vec![server(), all::<BreakerLabel>()]),
             ("breaker_trips_total", COUNTER, vec![all::<TripLabel>(), server()]),

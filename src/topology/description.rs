@@ -205,6 +205,15 @@ impl TopologyDescription {
         self.servers.values().find(|server| server.kind == ServerKind::RsPrimary)
     }
 
+    /// True while a server may turn out to be the primary in a moment: it is suspect, or was not heard from yet.
+    pub fn is_primary_in_doubt(&self) -> bool {
+        let in_doubt = |server: &ServerDescription| match server.suspected {
+            Some(kind) => kind == ServerKind::RsPrimary,
+            None => !server.is_known() && server.error.is_none(),
+        };
+        self.servers.values().any(in_doubt)
+    }
+
     /// Servers that may answer reads: what wire versions and size limits are about.
     pub fn data_bearing(&self) -> impl Iterator<Item = &ServerDescription> + Clone {
         self.servers.values().filter(|server| server.kind.is_data_bearing())

@@ -17,7 +17,12 @@ pub enum Criteria<'a> {
     Write,
     /// Whatever the client's read preference allows.
     Read(&'a ReadPreference),
+    /// What [`Criteria::Write`] finds; a secondary while that is nothing and no server is about to be the primary.
+    PrimaryElseSecondary,
 }
+
+static ANY_SECONDARY: ReadPreference =
+    ReadPreference { mode: ReadPreferenceMode::Secondary, tag_sets: Vec::new(), max_staleness: None };
 
 /// Everything that selection depends on besides the topology and the command.
 #[derive(Clone, Copy)]
@@ -63,6 +68,15 @@ impl Selector<'_> {
         if topology.compatibility_error.is_some() {
             return Err(SelectionFailure::Incompatible);
         }
+        if matches!(criteria, Criteria::PrimaryElseSecondary) {
+            let primary = self.select(topology, Criteria::Write);
+            return match primary {
+                Err(why) if !topology.is_primary_in_doubt() => {
+                    self.select(topology, Criteria::Read(&ANY_SECONDARY)).map_err(|_| why)
+                }
+                found => found,
+            };
+        }
         let allowed = |address: &Address| !(self.refused)(address);
         let preferred = |address: &Address| allowed(address) && !(self.deprioritised)(address);
         if let Some(server) =
@@ -87,7 +101,7 @@ impl Selector<'_> {
             (TopologyKind::Unknown, _) => None,
             // A read preference is the mongos' business, and of a single server there is no choice.
             (TopologyKind::Single | TopologyKind::Sharded, _) => self.among(usable()),
-            (_, Criteria::Write) => of_kind(usable(), ServerKind::RsPrimary).next(),
+            (_, Criteria::Write | Criteria::PrimaryElseSecondary) => of_kind(usable(), ServerKind::RsPrimary).next(),
             (_, Criteria::Read(preference)) => {
                 let primary = || of_kind(usable(), ServerKind::RsPrimary).next();
                 let secondary = || self.matching(topology, preference, of_kind(usable(), ServerKind::RsSecondary));
@@ -432,6 +446,40 @@ mod tests {
         let others = |address: &Address| *address != self::address(1);
         let both = Selector { refused: &first, deprioritised: &others, ..plain() };
         assert_eq!(outcomes(&both, &members(true), Criteria::Read(&nearest)), [2, 3]);
+    }
+
+    #[test]
+    fn a_secondary_stands_in_for_a_primary_only_while_there_is_none() {
+        let degraded = Criteria::PrimaryElseSecondary;
+        assert_eq!(outcomes(&plain(), &members(true), degraded), [1]);
+        // The sixth was not heard from yet: it may be the primary.
+        assert_eq!(outcomes(&plain(), &members(false), degraded), [0_u16; 0]);
+        let lost = |topology: &mut TopologyDescription, port| {
+            topology.servers.get_mut(&address(port)).unwrap().error = Some("refused".to_owned());
+        };
+        let mut without = members(false);
+        lost(&mut without, 6);
+        assert_eq!(outcomes(&plain(), &without, degraded), [0_u16; 0], "the first one was not heard from either");
+        lost(&mut without, 1);
+        assert_eq!(outcomes(&plain(), &without, degraded), [2, 3]);
+        for (suspected, found) in [(ServerKind::RsPrimary, &[][..]), (ServerKind::RsSecondary, &[2, 3])] {
+            let mut doubtful = without.clone();
+            doubtful.servers.get_mut(&address(1)).unwrap().suspected = Some(suspected);
+            assert_eq!(outcomes(&plain(), &doubtful, degraded), found, "{suspected:?}");
+        }
+
+        let mut with = members(true);
+        lost(&mut with, 6);
+        let first = |address: &Address| *address == self::address(1);
+        // One that this very command failed on is still there; one that its breaker refuses is not.
+        assert_eq!(outcomes(&Selector { deprioritised: &first, ..plain() }, &with, degraded), [1]);
+        assert_eq!(outcomes(&Selector { refused: &first, ..plain() }, &with, degraded), [2, 3]);
+        // Where nobody stands in, it is as it is for a write.
+        let all = Selector { refused: &|_| true, ..plain() };
+        assert_eq!(all.select(&with, degraded), Err(SelectionFailure::AllRefused));
+        assert_eq!(all.select(&without, degraded), Err(SelectionFailure::NoSuitableServer));
+        let sharded = topology(TopologyKind::Sharded, [server(1, ServerKind::Mongos)]);
+        assert_eq!(outcomes(&plain(), &sharded, degraded), [1]);
     }
 
     #[test]

@@ -117,6 +117,16 @@ impl OpMsg {
         count
     }
 
+    /// Puts another kind-0 document in the place of the one that is there; flags and other sections stay.
+    pub fn replace_document(&mut self, frame: &mut Frame, document: &[u8]) {
+        let end = self.document_start.saturating_add(self.document_length);
+        let (body, header) = (frame.body(), *frame.header());
+        let parts = [body.get(..self.document_start), Some(document), body.get(end..)];
+        let body = parts.map(Option::unwrap_or_default).concat();
+        *frame = Frame::build(header.request_id, header.response_to, header.op_code, &body);
+        self.document_length = document.len();
+    }
+
     /// Clears all flags, in the frame too: upstream always answers, once, and never streams.
     pub fn clear_flags(&self, frame: &mut Frame) {
         if self.flags != 0 {
@@ -231,6 +241,23 @@ mod tests {
             let op_msg = OpMsg::parse(&mut frame).unwrap();
             assert_eq!(op_msg.document(&frame), &first[1..]);
             assert_eq!(op_msg.sequence_documents(&frame), if sections.len() > 1 { 3 } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_document_is_replaced_wherever_it_stands_and_nothing_else_is() {
+        let (old, new, last) = (document("insert"), document("something longer"), sequence("documents", 3));
+        for flags in [0, flag::MORE_TO_COME] {
+            for at in 0..3 {
+                let mut sections = vec![&last[..], &last];
+                sections.insert(at, &old);
+                let mut frame = message(flags, &sections);
+                let mut op_msg = OpMsg::parse(&mut frame).unwrap();
+                op_msg.replace_document(&mut frame, &new[1..]);
+                sections[at] = &new;
+                assert_eq!(frame.bytes(), message(flags, &sections).bytes());
+                assert_eq!(OpMsg::parse(&mut frame), Ok(op_msg));
+            }
         }
     }
 
