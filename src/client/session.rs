@@ -188,7 +188,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             tracing::debug!(peer = %self.peer, %error, "closing a client that sent a broken compressed message");
             ReadEnd::Closed(ClientClosed::ProtocolError)
         };
-        let needed_bytes = op_compressed::inflated_bytes(&frame, limit).map_err(|error| protocol_error(&error))?;
+        let needed_bytes =
+            op_compressed::inflated_bytes(frame.body(), limit).map_err(|error| protocol_error(&error))?;
         let Some(reservation) = self.shared.cluster.memory.admit_request(needed_bytes) else {
             return self.too_much(&frame, needed_bytes).await;
         };

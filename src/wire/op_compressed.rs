@@ -11,7 +11,7 @@ use super::frame::{Frame, FrameError};
 use super::header::{HEADER_LEN, OpCode, split_i32};
 
 /// Bytes between the header of an OP_COMPRESSED and the compressed ones: opcode, size, compressor.
-const PREFIX_LEN: usize = 9;
+pub const PREFIX_LEN: usize = 9;
 
 /// The level at which the server's own zlib runs, and the default of drivers.
 const ZLIB_LEVEL: u32 = 6;
@@ -93,12 +93,13 @@ struct Prefix {
     compressor: Compressor,
 }
 
-/// Bytes of the message inside `frame`, header included: what opening it will take from memory.
+/// Bytes of the message inside, header included: what opening it will take from memory. `body` is what follows the header
+/// of an OP_COMPRESSED, its first [`PREFIX_LEN`] bytes at least.
 ///
 /// # Errors
 /// As [`decompress`], without looking at the data.
-pub fn inflated_bytes(frame: &Frame, max_message_bytes: usize) -> Result<usize, DecompressError> {
-    let (prefix, _) = read_prefix(frame.body(), max_message_bytes)?;
+pub fn inflated_bytes(body: &[u8], max_message_bytes: usize) -> Result<usize, DecompressError> {
+    let (prefix, _) = read_prefix(body, max_message_bytes)?;
     Ok(HEADER_LEN.saturating_add(prefix.uncompressed))
 }
 
@@ -124,6 +125,17 @@ pub fn decompress(frame: &Frame, max_message_bytes: usize) -> Result<(Frame, Com
     }
 }
 
+/// Bytes that [`compress`] takes from memory at most for a message of `length` bytes, whatever is in it.
+pub fn compressed_bound(length: usize, compressor: Compressor) -> usize {
+    let bound = match compressor {
+        Compressor::Snappy => snap::raw::max_compress_len(length),
+        // Incompressible input grows by five bytes per 16 KiB.
+        Compressor::Zlib => length.saturating_add(length / 1024).saturating_add(64),
+        Compressor::Zstd => zstd::compress_bound(length),
+    };
+    bound.saturating_add(HEADER_LEN).saturating_add(PREFIX_LEN)
+}
+
 /// Wraps a whole message into an OP_COMPRESSED with the same ids. What cannot be wrapped within `max_message_bytes`
 /// comes back as it is, since an uncompressed reply is always legal.
 pub fn compress(message: &[u8], compressor: Compressor, max_message_bytes: usize) -> BytesMut {
@@ -136,14 +148,14 @@ fn wrap(message: &[u8], compressor: Compressor) -> Option<BytesMut> {
     let (request_id, ids) = split_i32(ids)?;
     let (response_to, op_code) = split_i32(ids)?;
     let (op_code, _) = split_i32(op_code)?;
-    let data = deflate(compressor, body)?;
-    let length = HEADER_LEN.checked_add(PREFIX_LEN)?.checked_add(data.len())?;
-    let mut wrapped = BytesMut::with_capacity(length);
-    wrapped.put_bytes(0, HEADER_LEN);
-    wrapped.put_i32_le(op_code);
-    wrapped.put_i32_le(i32::try_from(body.len()).ok()?);
-    wrapped.put_u8(compressor.id());
-    wrapped.put_slice(&data);
+    // Compressed in its place: no second copy. What stays untouched of the bound takes no memory from the system.
+    let mut wrapped = BytesMut::zeroed(compressed_bound(body.len(), compressor));
+    let (_, mut prefix) = wrapped.split_at_mut_checked(HEADER_LEN)?;
+    prefix.put_i32_le(op_code);
+    prefix.put_i32_le(i32::try_from(body.len()).ok()?);
+    prefix.put_u8(compressor.id());
+    let data = deflate(compressor, body, prefix)?;
+    wrapped.truncate(HEADER_LEN.checked_add(PREFIX_LEN)?.checked_add(data)?);
     write_header(&mut wrapped, request_id, response_to, OpCode::Compressed)?;
     Some(wrapped)
 }
@@ -185,18 +197,16 @@ fn inflate(compressor: Compressor, data: &[u8], output: &mut [u8]) -> Option<usi
     }
 }
 
-fn deflate(compressor: Compressor, body: &[u8]) -> Option<Vec<u8>> {
+/// How many bytes of `output` the compressed `body` fills; `None` when it does not fit.
+fn deflate(compressor: Compressor, body: &[u8], output: &mut [u8]) -> Option<usize> {
     match compressor {
-        Compressor::Snappy => snap::raw::Encoder::new().compress_vec(body).ok(),
+        Compressor::Snappy => snap::raw::Encoder::new().compress(body, output).ok(),
         Compressor::Zlib => {
-            // Incompressible input grows by five bytes per 16 KiB at most; `compress_vec` fills what is reserved.
-            let bound = body.len().checked_add(body.len().checked_div(1024)?)?.checked_add(64)?;
-            let mut data = Vec::with_capacity(bound);
             let mut zlib = Compress::new(Compression::new(ZLIB_LEVEL), true);
-            let status = zlib.compress_vec(body, &mut data, FlushCompress::Finish).ok()?;
-            (status == Status::StreamEnd).then_some(data)
+            let status = zlib.compress(body, output, FlushCompress::Finish).ok()?;
+            if status == Status::StreamEnd { usize::try_from(zlib.total_out()).ok() } else { None }
         }
-        Compressor::Zstd => zstd::bulk::compress(body, zstd::DEFAULT_COMPRESSION_LEVEL).ok(),
+        Compressor::Zstd => zstd::bulk::compress_to_buffer(body, output, zstd::DEFAULT_COMPRESSION_LEVEL).ok(),
     }
 }
 
@@ -219,6 +229,13 @@ mod tests {
         let frame = Frame::copy_from(&message, LIMIT).unwrap().unwrap();
         assert_eq!(frame.header().op_code, OpCode::Compressed);
         decompress(&frame, LIMIT)
+    }
+
+    fn deflated(compressor: Compressor, body: &[u8]) -> Vec<u8> {
+        let mut data = vec![0; compressed_bound(body.len(), compressor)];
+        let length = deflate(compressor, body, &mut data).unwrap();
+        data.truncate(length);
+        data
     }
 
     /// An OP_COMPRESSED by hand.
@@ -247,7 +264,7 @@ mod tests {
                 let wrapped = compress(message.bytes(), compressor, LIMIT);
                 let frame = Frame::copy_from(&wrapped, LIMIT).unwrap().unwrap();
                 assert_eq!((frame.header().request_id, frame.header().response_to), (3, 4));
-                assert_eq!(inflated_bytes(&frame, LIMIT), Ok(message.bytes().len()));
+                assert_eq!(inflated_bytes(frame.body(), LIMIT), Ok(message.bytes().len()));
                 let (inner, used) = open(wrapped).unwrap();
                 assert_eq!((inner.bytes(), used), (message.bytes(), compressor));
                 assert_eq!(inner.header(), message.header());
@@ -268,7 +285,7 @@ mod tests {
     fn a_wrong_size_is_refused_in_both_directions() {
         for compressor in Compressor::ALL {
             for body in bodies() {
-                let data = deflate(compressor, &body).unwrap();
+                let data = deflated(compressor, &body);
                 let size = i32::try_from(body.len()).unwrap();
                 for wrong in [size - 1, size + 1, size * 2 + 100].into_iter().filter(|wrong| *wrong >= 0) {
                     let error = decompress(&sealed(2013, wrong, compressor.id(), &data), LIMIT).unwrap_err();
@@ -282,19 +299,19 @@ mod tests {
     fn bombs_end_at_the_limit() {
         let limit = 1_000_000;
         for compressor in Compressor::ALL {
-            let data = deflate(compressor, &vec![0; 20_000_000]).unwrap();
+            let data = deflated(compressor, &vec![0; 20_000_000]);
             let honest = decompress(&sealed(2013, 20_000_000, compressor.id(), &data), limit).unwrap_err();
             assert_eq!(honest, DecompressError::Size { found: 20_000_000, limit: limit - 16 });
             let lying = decompress(&sealed(2013, 999_984, compressor.id(), &data), limit).unwrap_err();
             assert_eq!(lying, DecompressError::Data(999_984));
-            let exact = deflate(compressor, &vec![0; limit - 16]).unwrap();
+            let exact = deflated(compressor, &vec![0; limit - 16]);
             decompress(&sealed(2013, 999_984, compressor.id(), &exact), limit).unwrap();
         }
     }
 
     #[test]
     fn what_must_not_be_inside_is_refused() {
-        let data = deflate(Compressor::Snappy, b"body").unwrap();
+        let data = deflated(Compressor::Snappy, b"body");
         assert_eq!(decompress(&sealed(2012, 4, 1, &data), LIMIT).unwrap_err(), DecompressError::Nested);
         for id in [0, 4, 7, 255] {
             assert_eq!(decompress(&sealed(2013, 4, id, b"body"), LIMIT).unwrap_err(), DecompressError::Compressor(id));
