@@ -262,7 +262,7 @@ mod tests {
     }
 
     fn idle_admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::new(1), watch::Sender::default())
+        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     #[tokio::test]
@@ -369,7 +369,7 @@ mod tests {
         let (fixture, server) = Fixture::standalone().await;
         let admin = admin(&fixture);
         let pool = fixture.cluster.servers()[0].pool.clone();
-        let _buffered = fixture.memory.try_reserve_reply(77).unwrap();
+        let _buffered = fixture.memory.try_reply(77).unwrap();
         let mut held = vec![pool.try_check_out().unwrap().unwrap(), pool.try_check_out().unwrap().unwrap()];
         let (status, headers, body) = ask_with(&admin, false, Method::GET, "/metrics", &[]).await;
         assert_eq!((status, headers[header::CONTENT_TYPE].to_str().unwrap()), (StatusCode::OK, METRICS_TYPE));

@@ -11,7 +11,7 @@ use crate::admin::{self, Admin};
 use crate::admission::MemoryBudget;
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, facade, listener};
-use crate::config::{Address, ClusterConfig, Config};
+use crate::config::{Address, ClusterConfig, Config, MemoryShares};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
@@ -89,7 +89,7 @@ impl App {
         let admin_listener = BoundSocket::bind(&config.admin).await?;
         let tasks = Tasks::new();
         let metrics = Metrics::new();
-        let memory = MemoryBudget::new(config.memory_limit_bytes);
+        let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
         let places = Arc::new(Semaphore::new(config.client.max_clients));
@@ -100,7 +100,8 @@ impl App {
             let name = cluster.name.clone();
             let cluster = start_cluster(cluster, &config.client, memory.clone(), &tasks, &metrics)
                 .map_err(|error| StartError::Tls { cluster: name.clone(), error })?;
-            let facts = facade::follow(cluster.monitor(), cluster.config.presentation, &tasks);
+            let (shown, largest) = (cluster.config.presentation, config.client.max_message_bytes);
+            let facts = facade::follow(cluster.monitor(), shown, largest, &tasks);
             let shared = ClientShared::new(cluster.clone(), limits.clone(), facts, activity.clone());
             for (_, socket) in bound.extract_if(.., |(owner, _)| *owner == name) {
                 tracing::info!(cluster = %name, address = %socket.address(), "listening");

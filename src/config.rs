@@ -12,6 +12,7 @@ mod layers;
 pub mod limits;
 pub mod namespaces;
 pub mod profile;
+pub mod shares;
 pub mod system;
 pub mod uri;
 
@@ -22,6 +23,7 @@ pub use address::Address;
 pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
 pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
+pub use shares::MemoryShares;
 pub use system::Sources;
 
 /// The whole program's configuration.

@@ -1,4 +1,5 @@
-//! Overload is an answer or a wait, never a lost socket: what the queue, the memory and the clients are bounded by.
+//! Overload is an answer or a wait, never a lost socket: what the queue and the clients are bounded by. What the memory is
+//! bounded by is in `memory.rs`.
 #![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
 
 mod support;
@@ -7,14 +8,12 @@ use std::time::Duration;
 
 use bson::spec::BinarySubtype;
 use bson::{Binary, Bson, Document, doc};
-use mongomux::config::Address;
 use mongomux::sandbox::mongod::Mongod;
-use mongomux::sandbox::wire_client::{HEADER_BYTES, MORE_TO_COME, Request, WireClient};
+use mongomux::sandbox::wire_client::{MORE_TO_COME, Request, WireClient};
 use support::hold::{Hold, eventually, hold_finds};
+use support::large::{sixteen_megabytes, slow_reader};
 use support::proxy::{Proxy, proxy};
 use support::{connect, first_batch};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
 /// Long enough that nothing times out where a test expects to wait.
@@ -237,104 +236,6 @@ fn unacknowledged(id: i32) -> Document {
     command
 }
 
-fn large(id: i32, bytes: usize) -> Request {
-    let data = Binary { subtype: BinarySubtype::Generic, bytes: vec![0x5A; bytes] };
-    Request::new("test", doc! { "insert": "c" }).sequence("documents", vec![doc! { "_id": id, "data": data }])
-}
-
-#[tokio::test]
-async fn a_request_without_memory_is_read_to_its_end_and_answered() {
-    let deployment = support::standalone().await;
-    // The least there may be; requests may use three quarters of it, 12,750,000 bytes.
-    let settings = "memory_limit_bytes = 17000000\nmax_message_bytes = 17000000";
-    let proxy = proxy(&deployment.uri(), settings).await;
-    let mut client = connect(proxy.address()).await;
-
-    for round in 1..=2 {
-        let reply = client.exchange(&large(1, 14_000_000)).await.unwrap().document().unwrap();
-        assert_overloaded(&reply);
-        assert_eq!(proxy.shed("memory"), f64::from(round));
-        assert_eq!(proxy.buffered(), 0);
-    }
-    // Without an answer, too, the socket stands at the next message.
-    client.send(&large(2, 14_000_000).flags(MORE_TO_COME)).await.unwrap();
-    let reply = client.exchange(&large(3, 5_000_000)).await.unwrap().document().unwrap();
-    assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
-    assert_eq!(proxy.shed("memory"), 3.0);
-    let found = client.command("test", doc! { "find": "c", "projection": { "_id": 1 } }).await.unwrap();
-    assert_eq!(first_batch(&found), [doc! { "_id": 3 }]);
-    proxy.settles().await;
-}
-
-#[tokio::test]
-async fn requests_of_all_clients_share_the_memory() {
-    let deployment = support::standalone().await;
-    let server = &deployment.members()[0];
-    let settings = format!("{PATIENT}memory_limit_bytes = 17000000\nmax_message_bytes = 17000000");
-    let proxy = proxy(&deployment.uri(), &settings).await;
-    let blocked = Blocked::start(server, &proxy, 0).await;
-    let mut first = connect(proxy.address()).await;
-    let waiting = first.send(&large(1, 8_000_000)).await.unwrap();
-    proxy.waits(1).await;
-    assert!((8_000_000..8_200_000).contains(&proxy.buffered()), "{}", proxy.buffered());
-    let mut second = connect(proxy.address()).await;
-    assert_overloaded(&second.exchange(&large(2, 8_000_000)).await.unwrap().document().unwrap());
-    blocked.release().await;
-    first.receive(waiting).await.unwrap();
-    let reply = second.exchange(&large(2, 8_000_000)).await.unwrap().document().unwrap();
-    assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
-    proxy.settles().await;
-}
-
-/// A collection whose first batch is a reply of 16 MB, the largest there is.
-async fn sixteen_megabytes(server: &Mongod) {
-    let mut client = support::client(server).await;
-    for id in 0..4 {
-        let reply = client.exchange(&large(id, 4_000_000)).await.unwrap().document().unwrap();
-        assert_eq!(reply.get_i32("n").unwrap(), 1, "{reply}");
-    }
-}
-
-fn all() -> Document {
-    doc! { "find": "c", "singleBatch": true }
-}
-
-/// A socket that takes little at once, on which a command was sent and nothing read.
-async fn slow_reader(address: &Address, command: Document) -> TcpStream {
-    let Address::Tcp { host, port } = address else { panic!("a TCP proxy") };
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(64 * 1024).unwrap();
-    let mut stream = socket.connect(format!("{host}:{port}").parse().unwrap()).await.unwrap();
-    stream.write_all(&Request::new("test", command).encode(1).unwrap()).await.unwrap();
-    stream
-}
-
-#[tokio::test]
-async fn a_client_that_does_not_read_holds_no_connection_and_is_closed() {
-    let deployment = support::standalone().await;
-    let server = &deployment.members()[0];
-    sixteen_megabytes(server).await;
-    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 1000")).await;
-    let began = Instant::now();
-    let mut stream = slow_reader(proxy.address(), all()).await;
-    // The reply has begun to arrive, so it was taken whole.
-    stream.readable().await.unwrap();
-
-    let mut other = connect(proxy.address()).await;
-    other.command("admin", doc! { "ping": 1 }).await.unwrap();
-    assert!(proxy.buffered() >= 10_000_000, "the reply still waits for its client: {}", proxy.buffered());
-    assert_eq!(proxy.pool().unwrap().counts.in_use, 0);
-    assert_eq!(proxy.created(), 1, "served over the one connection");
-
-    eventually("the slow client is closed", async || proxy.clients_closed("stalled") == 1.0).await;
-    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
-    // What was buffered by the system still arrives, then the end: less than the whole reply.
-    let mut taken = Vec::new();
-    let ended = stream.read_to_end(&mut taken).await;
-    assert!(taken.len() < 16_000_000, "{ended:?} after {} bytes", taken.len());
-    proxy.settles().await;
-}
-
 #[tokio::test]
 async fn a_cursor_whose_reply_did_not_arrive_is_killed() {
     let deployment = support::standalone().await;
@@ -355,30 +256,6 @@ async fn a_cursor_whose_reply_did_not_arrive_is_killed() {
     .await;
     assert_eq!(proxy.pinned(), (0, 0));
     assert_eq!(proxy.created(), 1);
-    proxy.settles().await;
-}
-
-#[tokio::test]
-async fn a_client_that_reads_slowly_gets_everything() {
-    let deployment = support::standalone().await;
-    let server = &deployment.members()[0];
-    sixteen_megabytes(server).await;
-    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}client_stall_timeout_ms = 500")).await;
-    let mut stream = slow_reader(proxy.address(), all()).await;
-    let began = Instant::now();
-    let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header).await.unwrap();
-    let length = usize::try_from(i32::from_le_bytes(header[..4].try_into().unwrap())).unwrap();
-    assert!(length > 16_000_000, "{length}");
-    let mut reply = vec![0; length - HEADER_BYTES];
-    // Each pause is shorter than the limit, all together are longer than it.
-    for part in reply.chunks_mut(length / 10) {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        stream.read_exact(part).await.unwrap();
-    }
-    assert!(began.elapsed() > Duration::from_millis(500));
-    assert_eq!(reply.iter().filter(|byte| **byte == 0x5A).count(), 16_000_000);
-    assert_eq!(proxy.clients_closed("stalled"), 0.0);
     proxy.settles().await;
 }
 

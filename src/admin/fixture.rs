@@ -38,7 +38,7 @@ impl Fixture {
         let upstream = Some(Text { name: "test".to_owned(), text: uri });
         let (mut config, _) = Config::load(&Sources { upstream, ..Sources::default() }).unwrap();
         let config = config.clusters.remove(0);
-        let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::new(1 << 20));
+        let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::plenty());
         let monitor = Monitor::start(&config.upstream, SETTINGS, &tasks);
         let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), 1 << 20).unwrap();
         let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory.clone(), tasks.clone(), metrics.clone());

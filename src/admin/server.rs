@@ -101,7 +101,7 @@ mod tests {
     use crate::telemetry::Metrics;
 
     fn admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::new(1), watch::Sender::default())
+        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     /// A port that is served, without any cluster.

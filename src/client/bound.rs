@@ -6,9 +6,11 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::Address;
+use crate::config::limits::UNSENT_BYTES;
 
 /// Connections that the system completes before we accept them: enough for a storm of thousands.
 const BACKLOG: u32 = 4096;
@@ -97,6 +99,11 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<BoundSocket> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // A restart must not wait for sockets of the run before.
         socket.set_reuseaddr(true)?;
+        // Passed on to the sockets that are accepted. Without it they serve as well; it only shows later who has stopped
+        // reading.
+        if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
+            tracing::debug!(%address, %error, "cannot set TCP_NOTSENT_LOWAT");
+        }
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => {
                 let local = listener.local_addr()?;

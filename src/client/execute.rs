@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -13,7 +12,7 @@ use super::abandoned::{self, Abandoned};
 use super::acquire::{Refusal, acquire, acquire_now};
 use super::cursors::{OpenCursor, brought_nothing};
 use super::exchange::Exchange;
-use super::session::{ReplyTo, Session};
+use super::session::Session;
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
 use crate::admission::Lane;
@@ -24,11 +23,10 @@ use crate::reply::{
     Labels, OperationKind, ReplyFacts, Situation, StateChange, StateChangeAnswer, StateChangeKind, answer,
     answer_state_change, inspect, retry,
 };
-use crate::telemetry::labels::{self, ClientClosed, ShedReason, Side};
+use crate::telemetry::labels::{self, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
-use crate::upstream::{Operation, PooledConnection, ReceiveError, Reply};
-use crate::wire::encode;
+use crate::upstream::{Operation, PooledConnection, ReceiveError};
 
 /// From the second attempt on that could not be written whole, the next one waits this long, doubling up to
 /// [`LONGEST_PAUSE`]: a server that takes a hello and breaks at every command is not to be hammered.
@@ -145,12 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 }
                 Ok(())
             }
-            Verdict::AsItCame => self.deliver(connection).await,
-            Verdict::Instead(message) => {
-                // Free before anybody waits for the client.
-                drop(connection);
-                Box::pin(self.write(message)).await
-            }
+            Verdict::Reply => self.deliver(connection).await,
         };
         self.observe(exchange.label, exchange.started, exchange.upstream);
         if let Err(end) = delivered {
@@ -309,19 +302,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.follow_transaction(exchange, &inspected.facts);
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
+        let rewritten = inspected.rewritten.as_deref();
+        if !exchange.command.unacknowledged
+            && let Err(situation) = self.make_ready(exchange.reply_to, &server.address, rewritten, connection)
+        {
+            if let Some(cursor) = undelivered.take() {
+                cursor.kill(&self.shared);
+            }
+            return Err(situation.into());
+        }
         self.shared.metrics.commands[(exchange.label, outcome)].inc();
-        if exchange.command.unacknowledged {
-            return Ok(Verdict::Nothing);
-        }
-        let ReplyTo { request_id, compressor } = exchange.reply_to;
-        if let Some(document) = inspected.rewritten {
-            return Ok(Verdict::Instead(self.encode(exchange.reply_to, &document)));
-        }
-        encode::set_response_to(connection.reply_mut(), request_id);
-        Ok(match compressor {
-            Some(compressor) => Verdict::Instead(self.compress(connection.reply(), compressor)),
-            None => Verdict::AsItCame,
-        })
+        Ok(if exchange.command.unacknowledged { Verdict::Nothing } else { Verdict::Reply })
     }
 
     /// The server says that it is not what we took it for. `None` for the reply itself, cloaked.
@@ -359,32 +350,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Writes the reply straight out of its connection. What a slow client does not take at once is taken out, so that
-    /// the connection goes back before anybody waits.
-    async fn deliver(&mut self, mut connection: PooledConnection) -> Result<(), ReadEnd> {
-        let reply = connection.reply();
-        self.shared.metrics.sent_bytes[Side::Client].inc_by(reply.len() as u64);
-        let written = self.socket.write_now(reply).await.map_err(|_| ReadEnd::Left)?;
-        if written == reply.len() {
-            return Ok(());
-        }
-        let mut rest = connection.take_reply(written);
-        drop(connection);
-        if rest.reservation.is_none() {
-            rest.reservation = self.shared.cluster.memory.try_reserve_reply(rest.bytes.len());
-        }
-        if rest.reservation.is_none() {
-            return Err(ReadEnd::Closed(ClientClosed::Stalled));
-        }
-        Box::pin(async move {
-            let Reply { bytes, reservation } = rest;
-            let written = self.socket.write_all(bytes).await;
-            drop(reservation);
-            written
-        })
-        .await
-    }
-
     /// Tells the client what became of its command, if it waits for it.
     async fn refused(&mut self, exchange: &Exchange, refusal: Refusal) -> Result<(), ReadEnd> {
         let metrics = &self.shared.metrics;
@@ -416,10 +381,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 enum Verdict {
     /// Nothing: it does not wait.
     Nothing,
-    /// The reply in the connection, whose header was patched.
-    AsItCame,
-    /// This message.
-    Instead(Bytes),
+    /// The reply in the connection, which was made ready for it.
+    Reply,
     /// Nothing yet: the command is tried again.
     Again,
 }

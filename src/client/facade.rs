@@ -14,7 +14,12 @@ use crate::wire::Compressor;
 const MAX_WIRE_VERSION: i32 = 25;
 
 /// Publishes what a hello says, from the first time that the upstream was seen.
-pub fn follow(monitor: &Monitor, presentation: Presentation, tasks: &Tasks) -> watch::Receiver<Option<Facts>> {
+pub fn follow(
+    monitor: &Monitor,
+    presentation: Presentation,
+    max_message_bytes: usize,
+    tasks: &Tasks,
+) -> watch::Receiver<Option<Facts>> {
     let (publish, facts) = watch::channel(None);
     let mut topology = monitor.subscribe();
     // Fixed for the life of the process: drivers tell proxies behind one load balancer apart by it.
@@ -23,7 +28,7 @@ pub fn follow(monitor: &Monitor, presentation: Presentation, tasks: &Tasks) -> w
     tasks.spawn("follow facts", async move {
         loop {
             let current = topology.borrow_and_update().clone();
-            if let Some(seen) = facts_of(&current, presentation, service_id) {
+            if let Some(seen) = facts_of(&current, presentation, service_id, max_message_bytes) {
                 publish.send_if_modified(|known| replace(known, seen));
             }
             // Nothing is lost when an arm loses: the watch keeps its newest value.
@@ -57,7 +62,12 @@ fn replace(known: &mut Option<Facts>, seen: Facts) -> bool {
 }
 
 /// `None` while no server is known.
-fn facts_of(topology: &TopologyDescription, presentation: Presentation, service_id: ObjectId) -> Option<Facts> {
+fn facts_of(
+    topology: &TopologyDescription,
+    presentation: Presentation,
+    service_id: ObjectId,
+    max_message_bytes: usize,
+) -> Option<Facts> {
     let (min_wire_version, max_wire_version) = topology.wire_versions()?;
     let standalone = topology.data_bearing().all(|server| server.kind == ServerKind::Standalone);
     let presentation = match presentation {
@@ -67,7 +77,8 @@ fn facts_of(topology: &TopologyDescription, presentation: Presentation, service_
     };
     let max_wire_version = max_wire_version.min(MAX_WIRE_VERSION);
     let compressors: Compressors = Compressor::ALL.into_iter().collect();
-    Some(Facts { presentation, min_wire_version, max_wire_version, service_id, compressors })
+    let max_message_bytes = i32::try_from(max_message_bytes).unwrap_or(i32::MAX);
+    Some(Facts { presentation, min_wire_version, max_wire_version, service_id, compressors, max_message_bytes })
 }
 
 #[cfg(test)]
@@ -87,7 +98,7 @@ mod tests {
     }
 
     fn shown(servers: &[(ServerKind, i32)], presentation: Presentation) -> Option<(Shown, i32)> {
-        let facts = facts_of(&topology(servers), presentation, ObjectId::from_bytes([0; 12]))?;
+        let facts = facts_of(&topology(servers), presentation, ObjectId::from_bytes([0; 12]), 48_000_000)?;
         Some((facts.presentation, facts.max_wire_version))
     }
 

@@ -58,12 +58,12 @@ impl Plan {
     }
 }
 
-/// A message that is not simply passed on.
+/// A message that is not simply passed on, with its memory.
 enum Aside {
     TooMuch { head: Frame, needed_bytes: usize },
-    Compressed(Frame),
-    Legacy(Frame),
-    Bad(Frame, ReplyTo, CommandError),
+    Compressed(Frame, Reservation),
+    Legacy(Frame, Reservation),
+    Bad(Frame, ReplyTo, CommandError, Reservation),
     Command(Command, Frame, ReplyTo, Reservation),
 }
 
@@ -77,7 +77,7 @@ pub(super) struct ReplyTo {
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
     pub fn new(stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> Self {
-        let socket = ClientSocket::new(stream, shared.limits.clone(), shared.cluster.memory.clone());
+        let socket = ClientSocket::new(stream, shared.bounds.clone());
         let connection_id = shared.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         Self { socket, shared, state, told: None, peer, connection_id, transactions }
@@ -129,8 +129,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.shared.metrics.received_bytes[Side::Client].inc_by(frame.bytes().len() as u64);
         match frame.header().op_code {
             OpCode::Msg => self.plan_op_msg(frame, reservation, None),
-            OpCode::Compressed => Plan::aside(Aside::Compressed(frame)),
-            _ => Plan::aside(Aside::Legacy(frame)),
+            OpCode::Compressed => Plan::aside(Aside::Compressed(frame, reservation)),
+            _ => Plan::aside(Aside::Legacy(frame, reservation)),
         }
     }
 
@@ -138,7 +138,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
         let command = match Command::parse(&mut frame) {
             Ok(command) => command,
-            Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error)),
+            Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error, reservation)),
         };
         let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
         if passes && command.refusal(&frame).is_none() && !self.kind_changed() {
@@ -153,9 +153,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let _busy = BusyClient::new(&self.shared);
         match *aside {
             Aside::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
-            Aside::Compressed(frame) => self.compressed(frame).await,
-            Aside::Legacy(frame) => self.legacy(&frame, None).await,
-            Aside::Bad(frame, reply_to, error) => self.bad_command(&frame, reply_to, &error).await,
+            Aside::Compressed(frame, reservation) => self.compressed(frame, reservation).await,
+            Aside::Legacy(frame, _held) => self.legacy(&frame, None).await,
+            Aside::Bad(frame, reply_to, error, _held) => self.bad_command(&frame, reply_to, &error).await,
             Aside::Command(command, frame, reply_to, reservation) => {
                 self.command(command, frame, reply_to, reservation).await
             }
@@ -182,24 +182,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    async fn compressed(&mut self, frame: Frame) -> Result<(), ReadEnd> {
+    /// A compressed message; its memory is enough for both forms.
+    async fn compressed(&mut self, frame: Frame, mut reservation: Reservation) -> Result<(), ReadEnd> {
         let limit = self.shared.limits.max_message_bytes;
         let protocol_error = |error: &dyn std::fmt::Display| {
             tracing::debug!(peer = %self.peer, %error, "closing a client that sent a broken compressed message");
             ReadEnd::Closed(ClientClosed::ProtocolError)
         };
-        let needed_bytes =
+        let inflated_bytes =
             op_compressed::inflated_bytes(frame.body(), limit).map_err(|error| protocol_error(&error))?;
-        let Some(reservation) = self.shared.cluster.memory.admit_request(needed_bytes) else {
-            return self.too_much(&frame, needed_bytes).await;
-        };
-        let inflated = if needed_bytes <= INFLATE_INLINE_BYTES {
-            op_compressed::decompress(&frame, limit)
+        // Moved, so that the compressed form is gone when the other is there.
+        let inflate = move || op_compressed::decompress(&frame, limit);
+        let inflated = if inflated_bytes <= INFLATE_INLINE_BYTES {
+            inflate()
         } else {
-            let inflate = tokio::task::spawn_blocking(move || op_compressed::decompress(&frame, limit));
-            inflate.await.map_err(|error| protocol_error(&error))?
+            tokio::task::spawn_blocking(inflate).await.map_err(|error| protocol_error(&error))?
         };
         let (frame, compressor) = inflated.map_err(|error| protocol_error(&error))?;
+        reservation.shrink_to(frame.bytes().len());
         if frame.header().op_code != OpCode::Msg {
             return self.legacy(&frame, Some(compressor)).await;
         }
@@ -430,7 +430,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if written == bytes.len() {
             return Ok(());
         }
-        Box::pin(self.socket.write_all(bytes.slice(written..))).await
+        Box::pin(self.write_rest(bytes.slice(written..))).await
+    }
+
+    /// The rest of an answer of our own: it waits for its client, and counts as a reply does meanwhile.
+    async fn write_rest(&mut self, rest: Bytes) -> Result<(), ReadEnd> {
+        let memory = self.shared.cluster.memory.clone();
+        // Nothing is lost when an arm loses: who waits for memory leaves the line, the socket keeps its bytes.
+        let _charge = tokio::select! {
+            charge = memory.reply(rest.len()) => charge,
+            () = self.socket.left() => return Err(ReadEnd::Left),
+        };
+        self.socket.write_all(rest).await
     }
 
     /// Time since `started`, in seconds, for a histogram.

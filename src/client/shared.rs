@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 
 use super::degraded::Episode;
+use super::socket::SocketBounds;
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
@@ -19,6 +20,8 @@ pub struct ClientShared {
     pub cluster: Arc<Cluster>,
     /// Limits of the client side.
     pub limits: Arc<ClientConfig>,
+    /// What bounds the sockets.
+    pub bounds: Arc<SocketBounds>,
     /// Metrics of all.
     pub metrics: Arc<Metrics>,
     /// What a hello says; `None` until the upstream was seen for the first time.
@@ -42,7 +45,9 @@ impl ClientShared {
     ) -> Arc<Self> {
         let metrics = cluster.metrics.clone();
         let (metadata, degraded, last_connection_id) = (Mutex::default(), Episode::default(), AtomicI64::new(0));
-        Arc::new(Self { cluster, limits, metrics, facts, metadata, activity, degraded, last_connection_id })
+        let (memory, room_timeout) = (cluster.memory.clone(), cluster.config.wait_queue_timeout);
+        let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
+        Arc::new(Self { cluster, limits, bounds, metrics, facts, metadata, activity, degraded, last_connection_id })
     }
 
     /// A number for a client's connection, as servers give one.

@@ -1,34 +1,38 @@
 //! One client's socket: whole messages in, replies out, and nothing held while it is idle.
 //!
 //! All sockets are read into one scratch buffer per thread. A message that arrives whole is copied out of it once; only
-//! what is cut short stays with the socket. Memory grows with the bytes that have arrived, never with the length that a
-//! header claims, and counts against the memory budget.
+//! what is cut short stays with the socket.
+//!
+//! Every message is charged to the memory budget before its body is read: with its announced length, and a compressed one
+//! with that of the message inside as well. While there is plenty of room one read takes whatever has come. Else it takes the
+//! head of one message only, and the rest once that is charged: until then the client's bytes wait in the system, and in the
+//! end the client itself. Charged is not allocated: buffers grow with the bytes that arrive, never with what a header claims.
 
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::pace::Pace;
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::ClientConfig;
 use crate::config::limits::SCRATCH_BUFFER_BYTES;
 use crate::telemetry::labels::ClientClosed;
-use crate::wire::{Frame, FrameError, MessageHeader};
+use crate::wire::{Frame, FrameError, HEADER_LEN, MessageHeader, OpCode, op_compressed};
 
-/// While a command is in flight no more than this is read ahead: enough to see that the client has left.
-const READ_AHEAD_BYTES: usize = 4096;
+/// The start of a message that tells how much memory it needs and how it is to be answered: header and flags, or header and
+/// sizes of a compressed one. So much of one message a socket may hold without a charge; `max_clients` bounds that.
+const HEAD_BYTES: usize = HEADER_LEN + op_compressed::PREFIX_LEN;
 
-/// Of a large message no more than this is read at once: it counts against the memory budget only once it is here.
+/// Of a large message no more than this is read at once, so that others have their turn.
 const LARGE_READ_BYTES: usize = 256 * 1024;
-
-/// Of a message that is too large for memory this much is kept: header and flags, to know how to answer.
-const HEAD_BYTES: usize = 20;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BUFFER_BYTES].into_boxed_slice());
@@ -37,13 +41,14 @@ thread_local! {
 /// What a client sent.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A whole message, within the memory budget as long as the reservation is held.
+    /// A whole message, within the memory budget as long as the reservation is held. For a compressed one that covers the
+    /// message inside, too.
     Message(Frame, Reservation),
     /// A message that found no memory. It was read to its end and thrown away, but for its first bytes.
     TooMuch {
         /// Header and, for an OP_MSG, flags.
         head: Frame,
-        /// Size of the message, bytes.
+        /// What it takes from memory, bytes.
         needed_bytes: usize,
     },
 }
@@ -65,40 +70,74 @@ pub enum ReadEnd {
     Closed(ClientClosed),
 }
 
+/// What bounds the sockets of a cluster's clients.
+#[derive(Debug)]
+pub struct SocketBounds {
+    /// Sizes and times.
+    pub limits: Arc<ClientConfig>,
+    /// Memory of all.
+    pub memory: Arc<MemoryBudget>,
+    /// Longest wait for memory before a message is shed.
+    pub room_timeout: Duration,
+}
+
 /// A client's socket.
 pub struct ClientSocket<S> {
     stream: S,
     /// What has arrived of messages that are not whole, or not yet wanted. Without capacity while empty.
     pending: BytesMut,
-    /// Memory for `pending`, while that belongs to a large message.
-    reservation: Option<Reservation>,
-    /// Bytes of a message without memory that are still to come, with its head.
-    discarding: Option<Box<Discarding>>,
+    /// Boxed, as an idle socket and one whose messages come in one piece have none.
+    held: Option<Box<Held>>,
     /// When the first whole message must be there; `None` once it was.
     handshake_deadline: Option<Instant>,
-    limits: Arc<ClientConfig>,
-    memory: Arc<MemoryBudget>,
+    bounds: Arc<SocketBounds>,
 }
 
+/// What a socket holds in the middle of a message or of several.
+struct Held {
+    /// Memory for what is in `pending` beyond the first message, or for all of it while that is not charged.
+    ahead: Option<Reservation>,
+    /// Memory for the first message, all that it will need.
+    charge: Option<Reservation>,
+    /// The first message found no memory.
+    discarding: Option<Discarding>,
+    /// Of the first message, once it is charged or discarded.
+    pace: Pace,
+}
+
+/// A message of which all but the head is thrown away.
 struct Discarding {
-    head: BytesMut,
+    head: Frame,
+    /// Bytes that are still to come.
     missing: usize,
     needed_bytes: usize,
+}
+
+/// The first message in `pending`, once its head is there.
+struct First {
+    length: usize,
+    needed_bytes: usize,
+}
+
+/// What to do next.
+enum Next {
+    Return(Incoming),
+    Read,
+    Wait(First),
 }
 
 /// What one read has brought.
 enum Filled {
     End,
-    Message(Frame),
+    Message(Frame, Reservation),
     Some,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Wraps a socket that was just accepted.
-    pub fn new(stream: S, limits: Arc<ClientConfig>, memory: Arc<MemoryBudget>) -> Self {
-        let handshake_deadline = Some(Instant::now() + limits.handshake_timeout);
-        let (pending, reservation, discarding) = (BytesMut::new(), None, None);
-        Self { stream, pending, reservation, discarding, handshake_deadline, limits, memory }
+    pub fn new(stream: S, bounds: Arc<SocketBounds>) -> Self {
+        let handshake_deadline = Some(Instant::now() + bounds.limits.handshake_timeout);
+        Self { stream, pending: BytesMut::new(), held: None, handshake_deadline, bounds }
     }
 
     /// The next message.
@@ -107,27 +146,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// [`ReadEnd`]: the socket is to be closed.
     ///
     /// # Cancel safety
-    /// Safe: what has arrived stays in the socket.
+    /// Safe: what has arrived stays in the socket. A wait for memory that is dropped starts at the end of the line again.
     pub async fn next(&mut self) -> Result<Incoming, ReadEnd> {
         loop {
-            if let Some(incoming) = self.take_pending()? {
-                self.handshake_deadline = None;
-                return Ok(incoming);
-            }
-            let filled = match self.deadline() {
-                None => self.fill().await,
-                // Boxed, so that the thousands who wait without a deadline do not carry room for a timer.
-                Some((deadline, reason)) => Box::pin(tokio::time::timeout_at(deadline, self.fill()))
-                    .await
-                    .unwrap_or(Err(ReadEnd::Timeout(reason))),
-            };
-            match filled? {
-                Filled::End => return Err(ReadEnd::Left),
-                Filled::Message(frame) => {
-                    self.handshake_deadline = None;
-                    return Ok(self.admit(frame));
+            match self.look()? {
+                Next::Return(incoming) => return Ok(incoming),
+                // Boxed, as this is rare.
+                Next::Wait(first) => Box::pin(self.wait_for_room(first)).await?,
+                Next::Read => {
+                    let filled = match self.deadline() {
+                        None => self.fill().await,
+                        // Boxed, so that the thousands who wait without a deadline do not carry room for a timer.
+                        Some((deadline, reason)) => Box::pin(tokio::time::timeout_at(deadline, self.fill()))
+                            .await
+                            .unwrap_or(Err(ReadEnd::Timeout(reason))),
+                    };
+                    match filled? {
+                        Filled::End => return Err(ReadEnd::Left),
+                        Filled::Message(frame, charge) => {
+                            self.handshake_deadline = None;
+                            return Ok(Incoming::Message(frame, charge));
+                        }
+                        Filled::Some => {}
+                    }
                 }
-                Filled::Some => {}
             }
         }
     }
@@ -139,8 +181,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Safe.
     pub async fn left(&mut self) {
         std::future::poll_fn(|context| {
-            while self.pending.len() < READ_AHEAD_BYTES && self.discarding.is_none() {
-                let read = self.poll_scratch(context, READ_AHEAD_BYTES, |socket, bytes| {
+            while self.pending.len() < HEAD_BYTES {
+                let read = self.poll_scratch(context, HEAD_BYTES - self.pending.len(), |socket, bytes| {
                     socket.pending.extend_from_slice(bytes);
                     bytes.len()
                 });
@@ -174,22 +216,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         .await
     }
 
-    /// Writes all of `bytes`, waiting for a client that reads slowly, as long as it reads at all.
+    /// Writes all of `bytes`, waiting for a client that reads slowly, as long as it goes on reading.
     ///
     /// # Errors
-    /// [`ReadEnd::Left`], or [`ReadEnd::Timeout`] when the client took nothing for `client_stall_timeout_ms`.
+    /// [`ReadEnd::Left`], or [`ReadEnd::Timeout`] when the client took next to nothing for `client_stall_timeout_ms`.
     pub async fn write_all(&mut self, mut bytes: impl Buf) -> Result<(), ReadEnd> {
         use tokio::io::AsyncWriteExt;
 
+        let mut pace = Pace::new(self.bounds.limits.stall_timeout, Instant::now());
         while bytes.has_remaining() {
-            let written = tokio::time::timeout(self.limits.stall_timeout, self.stream.write_buf(&mut bytes)).await;
-            match written {
-                Ok(Ok(written)) if written > 0 => {}
+            match tokio::time::timeout_at(pace.deadline(), self.stream.write_buf(&mut bytes)).await {
+                Ok(Ok(written)) if written > 0 => pace.moved(written, Instant::now()),
                 Ok(_) => return Err(ReadEnd::Left),
                 Err(_) => return Err(ReadEnd::Timeout(ClientClosed::Stalled)),
             }
         }
-        match tokio::time::timeout(self.limits.stall_timeout, self.stream.flush()).await {
+        match tokio::time::timeout(self.bounds.limits.stall_timeout, self.stream.flush()).await {
             Ok(flushed) => flushed.map_err(|_| ReadEnd::Left),
             Err(_) => Err(ReadEnd::Timeout(ClientClosed::Stalled)),
         }
@@ -200,76 +242,116 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         if let Some(deadline) = self.handshake_deadline {
             return Some((deadline, ClientClosed::HandshakeTimeout));
         }
-        let now = Instant::now();
-        if !self.pending.is_empty() || self.discarding.is_some() {
-            return Some((now + self.limits.stall_timeout, ClientClosed::Stalled));
+        match &self.held {
+            Some(held) => Some((held.pace.deadline(), ClientClosed::Stalled)),
+            None if !self.pending.is_empty() => Some((self.new_pace().deadline(), ClientClosed::Stalled)),
+            None => self.bounds.limits.idle_timeout.map(|timeout| (Instant::now() + timeout, ClientClosed::Idle)),
         }
-        self.limits.idle_timeout.map(|timeout| (now + timeout, ClientClosed::Idle))
     }
 
-    /// A message that is whole already, or whose rest was thrown away.
-    fn take_pending(&mut self) -> Result<Option<Incoming>, ReadEnd> {
-        if let Some(discarding) = self.discarding.take_if(|discarding| discarding.missing == 0) {
-            let Discarding { mut head, needed_bytes, .. } = *discarding;
-            let length = i32::try_from(head.len()).unwrap_or(i32::MAX);
-            head[..4].copy_from_slice(&length.to_le_bytes());
-            let head = Frame::decode(&mut head, HEAD_BYTES)?.ok_or(ReadEnd::Left)?;
-            return Ok(Some(Incoming::TooMuch { head, needed_bytes }));
-        }
-        if self.pending.is_empty() || self.discarding.is_some() {
-            return Ok(None);
-        }
-        let Some(frame) = Frame::decode(&mut self.pending, self.limits.max_message_bytes)? else {
-            self.account()?;
-            return Ok(None);
-        };
-        if self.pending.is_empty() {
-            self.pending = BytesMut::new();
-        }
-        let Some(mut reservation) = self.reservation.take() else { return Ok(Some(self.admit(frame))) };
-        // The last read of it was not accounted for yet.
-        let needed_bytes = frame.bytes().len();
-        let missing = needed_bytes.saturating_sub(reservation.bytes());
-        Ok(Some(if missing == 0 || reservation.grow_request(missing) {
-            Incoming::Message(frame, reservation)
-        } else {
-            Incoming::TooMuch { head: frame, needed_bytes }
-        }))
-    }
-
-    /// Makes what has arrived of a large message count, or starts to throw the message away.
-    fn account(&mut self) -> Result<(), ReadEnd> {
-        let Some(header) = MessageHeader::parse(&self.pending, self.limits.max_message_bytes)? else { return Ok(()) };
-        if header.length <= READ_AHEAD_BYTES || self.pending.len() < HEAD_BYTES {
-            return Ok(());
-        }
-        let held = self.reservation.as_ref().map_or(0, Reservation::bytes);
-        let more = self.pending.len().saturating_sub(held);
-        let fits = match &mut self.reservation {
-            Some(reservation) => reservation.grow_request(more),
-            none => {
-                *none = self.memory.reserve_request(more);
-                none.is_some()
+    /// Looks at what is there: a message that is whole, or whose rest was thrown away, or one that needs memory first.
+    fn look(&mut self) -> Result<Next, ReadEnd> {
+        if let Some(held) = &mut self.held {
+            if let Some(Discarding { head, needed_bytes, .. }) = held.discarding.take_if(|rest| rest.missing == 0) {
+                self.tidy();
+                self.handshake_deadline = None;
+                return Ok(Next::Return(Incoming::TooMuch { head, needed_bytes }));
             }
-        };
-        if !fits {
-            self.reservation = None;
-            let mut head = std::mem::take(&mut self.pending);
-            let missing = header.length - head.len();
-            head.truncate(HEAD_BYTES);
-            // A copy, so that the large buffer goes.
-            let head = BytesMut::from(&head[..]);
-            self.discarding = Some(Box::new(Discarding { head, missing, needed_bytes: header.length }));
+            if held.discarding.is_some() {
+                return Ok(Next::Read);
+            }
+        }
+        let Some(first) = self.first()? else { return Ok(Next::Read) };
+        let charged = self.held.as_ref().is_some_and(|held| held.charge.is_some());
+        if !charged {
+            let Some(charge) = self.bounds.memory.try_request(first.needed_bytes) else { return Ok(Next::Wait(first)) };
+            self.charge(&first, charge);
+        }
+        if self.pending.len() < first.length {
+            return Ok(Next::Read);
+        }
+        let frame = Frame::decode(&mut self.pending, self.bounds.limits.max_message_bytes)?;
+        let charge = self.held.as_mut().and_then(|held| held.charge.take());
+        self.tidy();
+        self.handshake_deadline = None;
+        Ok(match (frame, charge) {
+            (Some(frame), Some(charge)) => Next::Return(Incoming::Message(frame, charge)),
+            _ => Next::Read,
+        })
+    }
+
+    /// The message at the start of `pending`, once enough of it is there to know what it needs.
+    fn first(&self) -> Result<Option<First>, FrameError> {
+        let limit = self.bounds.limits.max_message_bytes;
+        let Some(header) = MessageHeader::parse(&self.pending, limit)? else { return Ok(None) };
+        if self.pending.len() < header.length.min(HEAD_BYTES) {
+            return Ok(None);
+        }
+        let needed_bytes = needed_bytes(&header, &self.pending[HEADER_LEN..], limit);
+        Ok(Some(First { length: header.length, needed_bytes }))
+    }
+
+    /// Waits until there is memory for the first message, not reading on meanwhile, and throws the message away when that
+    /// takes too long.
+    async fn wait_for_room(&mut self, first: First) -> Result<(), ReadEnd> {
+        let began = Instant::now();
+        let SocketBounds { memory, room_timeout, .. } = &*self.bounds;
+        let room = tokio::time::timeout(*room_timeout, memory.request(first.needed_bytes)).await;
+        if let Some(deadline) = &mut self.handshake_deadline {
+            // The client could not go on either.
+            *deadline += began.elapsed();
+        }
+        match room {
+            Ok(Some(charge)) => self.charge(&first, charge),
+            Ok(None) | Err(_) => self.discard(&first)?,
         }
         Ok(())
     }
 
-    fn admit(&self, frame: Frame) -> Incoming {
-        let needed_bytes = frame.bytes().len();
-        match self.memory.admit_request(needed_bytes) {
-            Some(reservation) => Incoming::Message(frame, reservation),
-            None => Incoming::TooMuch { head: frame, needed_bytes },
+    fn charge(&mut self, first: &First, charge: Reservation) {
+        let beyond = self.pending.len().saturating_sub(first.length);
+        let held = self.hold();
+        held.charge = Some(charge);
+        held.cover(beyond);
+    }
+
+    fn discard(&mut self, first: &First) -> Result<(), ReadEnd> {
+        // A copy, so that the buffer goes.
+        let mut head = BytesMut::from(&self.pending[..first.length.min(HEAD_BYTES)]);
+        let length = i32::try_from(head.len()).unwrap_or(i32::MAX);
+        head[..4].copy_from_slice(&length.to_le_bytes());
+        let head = Frame::decode(&mut head, HEAD_BYTES)?.ok_or(ReadEnd::Left)?;
+        let here = self.pending.len().min(first.length);
+        self.pending.advance(here);
+        let discarding = Discarding { head, missing: first.length - here, needed_bytes: first.needed_bytes };
+        self.hold().discarding = Some(discarding);
+        self.tidy();
+        Ok(())
+    }
+
+    /// What is held, with a pace that begins now.
+    fn hold(&mut self) -> &mut Held {
+        let pace = self.new_pace();
+        let nothing = || Box::new(Held { ahead: None, charge: None, discarding: None, pace });
+        let held = self.held.get_or_insert_with(nothing);
+        held.pace = pace;
+        held
+    }
+
+    fn new_pace(&self) -> Pace {
+        Pace::new(self.bounds.limits.stall_timeout, Instant::now())
+    }
+
+    /// Gives back what is not needed any more.
+    fn tidy(&mut self) {
+        if self.pending.is_empty() {
+            self.pending = BytesMut::new();
         }
+        let pending = self.pending.len();
+        self.held.take_if(|held| {
+            held.cover(pending);
+            held.ahead.is_none() && held.charge.is_none() && held.discarding.is_none()
+        });
     }
 
     /// One read.
@@ -281,16 +363,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<Filled, ReadEnd>> {
-        let header = MessageHeader::parse(&self.pending, self.limits.max_message_bytes)?;
-        let missing = header.map_or(0, |header| header.length.saturating_sub(self.pending.len()));
-        let read = if missing > SCRATCH_BUFFER_BYTES && self.discarding.is_none() {
-            // A large message goes straight to its place, which doubles as it arrives.
-            self.pending.reserve(missing.min(self.pending.len().max(SCRATCH_BUFFER_BYTES)));
-            let mut room = (&mut self.pending).limit(missing.min(LARGE_READ_BYTES));
-            let read = poll_read_buf(Pin::new(&mut self.stream), context, &mut room);
-            read.map_ok(|read| Ok(if read == 0 { Filled::End } else { Filled::Some }))
-        } else {
-            self.poll_scratch(context, SCRATCH_BUFFER_BYTES, |socket, bytes| socket.absorb(bytes))
+        let length =
+            MessageHeader::parse(&self.pending, self.bounds.limits.max_message_bytes)?.map(|header| header.length);
+        let read = match (&self.held, length) {
+            (Some(held), _) if let Some(rest) = &held.discarding => {
+                let most = rest.missing.min(SCRATCH_BUFFER_BYTES);
+                self.poll_scratch(context, most, |socket, bytes| Ok(socket.throw_away(bytes.len())))
+            }
+            (Some(held), Some(length)) if held.charge.is_some() => self.poll_rest(context, length),
+            _ => match self.bounds.memory.try_read_ahead(SCRATCH_BUFFER_BYTES + HEAD_BYTES) {
+                Some(ahead) => {
+                    self.poll_scratch(context, SCRATCH_BUFFER_BYTES, |socket, bytes| socket.absorb(bytes, ahead))
+                }
+                None => {
+                    let head = length.map_or(HEAD_BYTES, |length| length.min(HEAD_BYTES));
+                    let most = head.saturating_sub(self.pending.len());
+                    self.poll_scratch(context, most, |socket, bytes| Ok(socket.keep(bytes)))
+                }
+            },
         };
         match read {
             Poll::Ready(Ok(filled)) => Poll::Ready(filled),
@@ -299,22 +389,77 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         }
     }
 
-    fn absorb(&mut self, mut bytes: &[u8]) -> Result<Filled, ReadEnd> {
+    /// Reads on in a message of `length` bytes that is charged, and not beyond its end.
+    fn poll_rest(&mut self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<Result<Filled, ReadEnd>>> {
+        let missing = length.saturating_sub(self.pending.len());
+        let read = if missing > SCRATCH_BUFFER_BYTES {
+            // A large message goes straight to its place, which doubles as it arrives.
+            self.pending.reserve(missing.min(self.pending.len().max(SCRATCH_BUFFER_BYTES)));
+            let mut room = (&mut self.pending).limit(missing.min(LARGE_READ_BYTES));
+            poll_read_buf(Pin::new(&mut self.stream), context, &mut room)
+        } else {
+            self.poll_scratch(context, missing, |socket, bytes| {
+                socket.pending.extend_from_slice(bytes);
+                bytes.len()
+            })
+        };
+        read.map_ok(|bytes| Ok(self.moved(bytes)))
+    }
+
+    fn throw_away(&mut self, bytes: usize) -> Filled {
+        if let Some(rest) = self.held.as_mut().and_then(|held| held.discarding.as_mut()) {
+            rest.missing = rest.missing.saturating_sub(bytes);
+        }
+        self.moved(bytes)
+    }
+
+    /// Notes that the first message goes on.
+    fn moved(&mut self, bytes: usize) -> Filled {
+        if bytes == 0 {
+            return Filled::End;
+        }
+        if let Some(held) = &mut self.held {
+            held.pace.moved(bytes, Instant::now());
+        }
+        Filled::Some
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Filled {
+        self.pending.extend_from_slice(bytes);
+        if bytes.is_empty() { Filled::End } else { Filled::Some }
+    }
+
+    /// Takes what one read has brought. `ahead` covers it and what is pending.
+    fn absorb(&mut self, bytes: &[u8], mut ahead: Reservation) -> Result<Filled, ReadEnd> {
         if bytes.is_empty() {
             return Ok(Filled::End);
         }
-        if let Some(discarding) = &mut self.discarding {
-            let gone = bytes.len().min(discarding.missing);
-            discarding.missing -= gone;
-            bytes = &bytes[gone..];
-        } else if self.pending.is_empty()
-            && let Some(frame) = Frame::copy_from(bytes, self.limits.max_message_bytes)?
+        let limit = self.bounds.limits.max_message_bytes;
+        if self.pending.is_empty()
+            && let Some(frame) = Frame::copy_from(bytes, limit)?
+            && needed_bytes(frame.header(), frame.body(), limit) == frame.bytes().len()
         {
-            self.pending.extend_from_slice(&bytes[frame.bytes().len()..]);
-            return Ok(Filled::Message(frame));
+            // The common case: nothing to keep, nothing to charge but what is charged already.
+            let beyond = &bytes[frame.bytes().len()..];
+            ahead.shrink_to(bytes.len());
+            if !beyond.is_empty() {
+                let rest = ahead.split_off(frame.bytes().len());
+                self.keep_ahead(beyond, rest);
+            }
+            return Ok(Filled::Message(frame, ahead));
         }
-        self.pending.extend_from_slice(bytes);
+        self.keep_ahead(bytes, ahead);
         Ok(Filled::Some)
+    }
+
+    fn keep_ahead(&mut self, bytes: &[u8], ahead: Reservation) {
+        self.pending.extend_from_slice(bytes);
+        let pending = self.pending.len();
+        if pending > HEAD_BYTES {
+            let held = self.hold();
+            held.ahead = Some(ahead);
+            held.cover(pending);
+        }
     }
 
     fn poll_scratch<T>(
@@ -334,127 +479,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use bson::rawdoc;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-
-    use super::*;
-    use crate::wire::{OpCode, encode};
-
-    fn limits() -> Arc<ClientConfig> {
-        Arc::new(ClientConfig {
-            max_clients: 10,
-            idle_timeout: Some(Duration::from_secs(100)),
-            handshake_timeout: Duration::from_secs(10),
-            stall_timeout: Duration::from_secs(30),
-            max_message_bytes: 48_000_000,
-        })
-    }
-
-    fn pair(memory: usize) -> (ClientSocket<DuplexStream>, DuplexStream, Arc<MemoryBudget>) {
-        let (ours, theirs) = tokio::io::duplex(1 << 20);
-        let memory = MemoryBudget::new(memory);
-        (ClientSocket::new(ours, limits(), memory.clone()), theirs, memory)
-    }
-
-    fn ping(id: i32) -> Vec<u8> {
-        encode::op_msg(id, 0, &rawdoc! {"ping": 1, "$db": "admin"}).bytes().to_vec()
-    }
-
-    async fn next_id<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut ClientSocket<S>) -> i32 {
-        match socket.next().await.unwrap() {
-            Incoming::Message(frame, _) => frame.header().request_id,
-            Incoming::TooMuch { .. } => panic!("there is memory"),
+impl Held {
+    /// Sets `ahead` right for so many bytes; the head of a message needs none.
+    fn cover(&mut self, bytes: usize) {
+        if bytes > HEAD_BYTES {
+            self.ahead.iter_mut().for_each(|ahead| ahead.shrink_to(bytes));
+        } else {
+            self.ahead = None;
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn pipelined_and_split_messages_come_out_in_order() {
-        let (mut socket, mut client, memory) = pair(1 << 20);
-        let bytes: Vec<u8> = (1..=3).flat_map(ping).collect();
-        for split in 0..bytes.len() {
-            client.write_all(&bytes[..split]).await.unwrap();
-            tokio::time::timeout(Duration::from_secs(1), socket.left()).await.unwrap_err();
-            client.write_all(&bytes[split..]).await.unwrap();
-            for id in 1..=3 {
-                assert_eq!(next_id(&mut socket).await, id, "split at {split}");
-            }
-        }
-        assert_eq!((socket.pending.capacity(), memory.used()), (0, 0), "nothing is held while idle");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_without_memory_is_thrown_away_and_the_next_one_served() {
-        // Requests may use three quarters: a little of the message fits, most of it, all but its last byte.
-        for limit in [300_000, 1_000_000, 1_333_352] {
-            let (mut socket, mut client, memory) = pair(limit);
-            let sender = async {
-                client.write_all(Frame::build(5, 0, OpCode::Msg, &vec![2; 1_000_000]).bytes()).await.unwrap();
-                client.write_all(&ping(6)).await.unwrap();
-            };
-            let receiver = async {
-                let Incoming::TooMuch { head, needed_bytes } = socket.next().await.unwrap() else { panic!("{limit}") };
-                assert_eq!((head.header().request_id, needed_bytes), (5, 1_000_016));
-                assert_eq!(head.body()[..4], [2; 4], "the flags are kept");
-                assert_eq!(memory.used(), 0);
-                assert_eq!(next_id(&mut socket).await, 6);
-            };
-            tokio::join!(sender, receiver);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_large_message_counts_as_it_arrives() {
-        let (mut socket, mut client, memory) = pair(10_000_000);
-        let message = Frame::build(5, 0, OpCode::Msg, &vec![0; 3_000_000]);
-        client.write_all(&message.bytes()[..500_000]).await.unwrap();
-        assert!(tokio::time::timeout(Duration::from_secs(1), socket.next()).await.is_err());
-        assert!(memory.used() >= 400_000 && memory.used() <= 500_000, "{}", memory.used());
-        let (rest, received) = tokio::join!(client.write_all(&message.bytes()[500_000..]), socket.next());
-        rest.unwrap();
-        let Ok(Incoming::Message(frame, reservation)) = received else { panic!("there is memory") };
-        assert_eq!(frame.bytes(), message.bytes());
-        assert_eq!(memory.used(), message.bytes().len(), "what one large read brings counts, too");
-        drop(reservation);
-        assert_eq!(memory.used(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_silence_has_its_own_limit() {
-        let (mut socket, mut client, _) = pair(1 << 20);
-        let started = Instant::now();
-        client.write_all(&ping(1)[..10]).await.unwrap();
-        assert!(matches!(socket.next().await, Err(ReadEnd::Timeout(ClientClosed::HandshakeTimeout))));
-        assert_eq!(started.elapsed().as_secs(), 10);
-        client.write_all(&ping(1)[10..]).await.unwrap();
-        assert_eq!(next_id(&mut socket).await, 1);
-        assert!(matches!(socket.next().await, Err(ReadEnd::Timeout(ClientClosed::Idle))));
-        assert_eq!(started.elapsed().as_secs(), 110);
-        client.write_all(&ping(2)[..10]).await.unwrap();
-        assert!(matches!(socket.next().await, Err(ReadEnd::Timeout(ClientClosed::Stalled))));
-        assert_eq!(started.elapsed().as_secs(), 140);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_reads_nothing_is_given_up() {
-        let (ours, mut theirs) = tokio::io::duplex(100);
-        let mut socket = ClientSocket::new(ours, limits(), MemoryBudget::new(1000));
-        assert_eq!(socket.write_now(&[1; 1000]).await.unwrap(), 100);
-        let mut taken = [0; 50];
-        theirs.read_exact(&mut taken).await.unwrap();
-        let end = socket.write_all(&[1; 900][..]).await.unwrap_err();
-        assert!(matches!(end, ReadEnd::Timeout(ClientClosed::Stalled)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_left_is_noticed_while_its_command_runs() {
-        let (mut socket, client, _) = pair(1 << 20);
-        assert!(tokio::time::timeout(Duration::from_secs(1), socket.left()).await.is_err());
-        drop(client);
-        socket.left().await;
-        assert!(matches!(socket.next().await, Err(ReadEnd::Left)));
     }
 }
+
+/// What a message takes from memory, bytes. `body` is what is there of it behind the header.
+fn needed_bytes(header: &MessageHeader, body: &[u8], max_message_bytes: usize) -> usize {
+    let inside = match header.op_code {
+        // One that cannot be opened is not: whoever tries finds out.
+        OpCode::Compressed => op_compressed::inflated_bytes(body, max_message_bytes).unwrap_or(0),
+        _ => 0,
+    };
+    header.length.saturating_add(inside)
+}
+
+#[cfg(test)]
+mod tests;

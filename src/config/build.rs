@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::file::{FileCluster, FileConfig, Found, Values};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
 use super::limits::{self, Limit};
+use super::shares::MemoryShares;
 use super::uri::{Upstream, UriOverrides};
 use super::{
     Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, PoolConfig, Presentation,
@@ -286,24 +287,27 @@ impl Builder<'_> {
         })
     }
 
-    /// One message must fit into the memory of all. The rule of [`Self::below`], but the limit may come from the
-    /// container.
+    /// One message must fit into what requests may take of the memory. The rule of [`Self::below`], but the limit may come
+    /// from the container.
     fn max_message(&mut self, layers: &Layers<'_>, memory_limit: u64) -> u64 {
         let limit = &limits::MAX_MESSAGE_BYTES;
         let value = layers.value(limit);
-        if value > memory_limit && layers.is_sound(&limits::MEMORY_LIMIT_BYTES) {
+        let most = MemoryShares::of(memory_limit).largest_request() as u64;
+        if value > most && layers.is_sound(&limits::MEMORY_LIMIT_BYTES) {
             let key = limits::MEMORY_LIMIT_BYTES.key;
             match layers.asked(limit) {
                 Some(asked) => {
-                    let problem = format!("found {value}, expected at most {key}, which is {memory_limit}");
+                    let problem = format!(
+                        "found {value}, expected at most {most}, as {key} is {memory_limit} and others need room"
+                    );
                     self.errors.push(asked.error(problem));
                 }
                 None => self.warnings.push(Warning(format!(
-                    "messages are limited to {memory_limit} bytes instead of {value}, as {key} leaves no room for more"
+                    "messages are limited to {most} bytes instead of {value}, as {key} leaves no room for more"
                 ))),
             }
         }
-        value.min(memory_limit)
+        value.min(most)
     }
 }
 
@@ -455,13 +459,13 @@ mod tests {
     fn pairs_that_depend_on_each_other_are_checked() {
         assert_eq!(
             mistakes(&file(
-                "drain_quiet_ms = 2\ndrain_timeout_ms = 1\nmemory_limit_bytes = 20000000\nmax_message_bytes = 30000000\n\
+                "drain_quiet_ms = 2\ndrain_timeout_ms = 1\nmemory_limit_bytes = 50000000\nmax_message_bytes = 30000000\n\
                  [breaker]\nopen_initial_ms = 70000\n[reconnect]\ninitial_ms = 50\nmax_ms = 10\n"
             )),
             [
                 "mongomux.toml:6: breaker.open_initial_ms: found 70000, expected at most breaker.open_max_ms, which is 60000",
                 "mongomux.toml:8: reconnect.initial_ms: found 50, expected at most reconnect.max_ms, which is 10",
-                "mongomux.toml:4: max_message_bytes: found 30000000, expected at most memory_limit_bytes, which is 20000000",
+                "mongomux.toml:4: max_message_bytes: found 30000000, expected at most 22560282, as memory_limit_bytes is 50000000 and others need room",
                 "mongomux.toml:1: drain_quiet_ms: found 2, expected at most drain_timeout_ms, which is 1",
             ]
         );
@@ -477,11 +481,15 @@ mod tests {
         assert_eq!(memory(&container(1 << 40, Sources::default())), 512 << 20);
         assert_eq!(memory(&container(256 << 20, Sources::default())), 128 << 20);
         assert_eq!(memory(&container(256 << 20, file("memory_limit_bytes = 100000000"))), 100_000_000);
-        let (config, warnings) = loaded(&container(64 << 20, Sources::default()));
-        assert_eq!((config.memory_limit_bytes, config.client.max_message_bytes), (32 << 20, 32 << 20));
+        let (config, warnings) = loaded(&container(128 << 20, Sources::default()));
+        assert_eq!((config.memory_limit_bytes, config.client.max_message_bytes), (64 << 20, 34_589_952));
         assert_eq!(warnings.len(), 1, "{warnings:?}");
-        let (config, _) = loaded(&container(1 << 20, Sources::default()));
-        assert_eq!(config.memory_limit_bytes as u64, limits::MEMORY_LIMIT_BYTES.min);
+        // Half of it is too little for one message each way: the least that works instead.
+        for tiny in [1 << 20, 64 << 20] {
+            let (config, _) = loaded(&container(tiny, Sources::default()));
+            assert_eq!(config.memory_limit_bytes as u64, limits::MEMORY_LIMIT_BYTES.min);
+            assert!(config.client.max_message_bytes as u64 >= limits::MAX_MESSAGE_BYTES.min);
+        }
     }
 
     #[test]

@@ -154,14 +154,15 @@ pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
 /// From accept to the first whole message; nobody who speaks the protocol waits that long.
 pub const HANDSHAKE_TIMEOUT: Limit = Limit::new("handshake_timeout_ms", MS, 10_000, 100, 10 * MINUTE);
-/// Standstill in the middle of a request or of a reply. It frees memory, not connections: none is held meanwhile.
+/// Standstill in the middle of a request or of a reply, see [`LEAST_BYTES_PER_SECOND`]. It frees memory, not connections:
+/// none is held meanwhile.
 pub const CLIENT_STALL_TIMEOUT: Limit = Limit::new("client_stall_timeout_ms", MS, 30_000, 100, HOUR);
 /// The server's own limit; not less than one largest document (16 MiB and 16 KiB) with its message around it.
 pub const MAX_MESSAGE_BYTES: Limit =
     Limit::new("max_message_bytes", BYTES, 48_000_000, (16 << 20) + (16 << 10) + 1024, 48_000_000);
-/// All buffered messages together. Half of a container's limit if that is less, see [`CONTAINER_SHARE`].
-pub const MEMORY_LIMIT_BYTES: Limit =
-    Limit::new("memory_limit_bytes", BYTES, 512 << 20, MAX_MESSAGE_BYTES.min, 1 << 40);
+/// All buffered messages together, divided as `shares.rs` says. Half of a container's limit if that is less, see
+/// [`CONTAINER_SHARE`]. The least has room for one largest request and one largest reply at once.
+pub const MEMORY_LIMIT_BYTES: Limit = Limit::new("memory_limit_bytes", BYTES, 512 << 20, 42_000_000, 1 << 40);
 /// Pool snapshot to the log, search for stuck pins: out of step with the minute of most cron jobs.
 pub const MONITOR_INTERVAL: Limit = Limit::new("monitor_interval_ms", MS, 45_000, 100, HOUR);
 /// Kubernetes kills 30 s after SIGTERM; the rest is for closing down.
@@ -233,6 +234,17 @@ pub const OVERDUE_TRANSACTION: Duration = Duration::from_secs(90);
 /// A connection that one command has had for longer is worth a warning: by then it is a report or an index build that
 /// wants a pool of its own, or something hangs.
 pub const LONG_COMMAND: Duration = Duration::from_secs(300);
+/// The largest reply there is, bytes: one document of a server with its message around it.
+pub const LARGEST_REPLY_BYTES: u64 = MAX_MESSAGE_BYTES.min;
+/// Requests up to this size have a share of the memory for themselves, bytes. A hello takes some hundred.
+pub const SMALL_MESSAGE_BYTES: usize = 4096;
+/// A client that sends or takes less than this in the middle of a message stands still: while it drips, it holds memory
+/// that others wait for. Slower than any line that an application server has; one that is twice as fast is safe, as the
+/// system hands on in lumps.
+pub const LEAST_BYTES_PER_SECOND: u64 = 2 << 10;
+/// What the system may hold of a reply for which its client has no room yet, bytes. Without a bound that is megabytes, and
+/// that a slow client goes on reading shows only when a third of it has gone. With this one it shows every 64 KiB.
+pub const UNSENT_BYTES: u32 = 128 << 10;
 /// One read buffer per thread, shared by all sockets, bytes: idle clients hold none.
 pub const SCRATCH_BUFFER_BYTES: usize = 64 << 10;
 /// What an upstream connection keeps of its reply buffer between commands, bytes; larger ones are given back.
@@ -262,7 +274,6 @@ const _: () = {
     assert!(MAX_IDLE_TIME.default < 4 * MINUTE, "balancers drop idle flows after 4 minutes");
     assert!(MAX_IDLE_TIME.default <= MAX_LIFETIME.default);
     assert!(MAX_MESSAGE_BYTES.max <= i32::MAX as u64, "a message carries its length as an i32");
-    assert!(MAX_MESSAGE_BYTES.default <= MEMORY_LIMIT_BYTES.default, "one message must fit");
     assert!(CONNECTION_BUFFER_BYTES <= SCRATCH_BUFFER_BYTES);
     assert!((MAX_ADMIN_CONNECTIONS as u64) < OPEN_FILES_RESERVE, "admin sockets are part of the reserve");
     assert!(NEVER.as_millis() > MAX_LIFETIME.max as u128);

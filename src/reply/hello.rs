@@ -17,8 +17,6 @@ use crate::wire::{Compressor, MalformedDocument};
 
 /// Largest BSON document, bytes.
 const MAX_BSON_OBJECT_SIZE: i32 = 16_777_216;
-/// Largest message, bytes.
-const MAX_MESSAGE_SIZE_BYTES: i32 = 48_000_000;
 /// Most statements in one write.
 const MAX_WRITE_BATCH_SIZE: i32 = 100_000;
 /// How long an idle session lives on a server, minutes.
@@ -46,6 +44,8 @@ pub struct Facts {
     pub service_id: ObjectId,
     /// What is offered to clients; their order wins.
     pub compressors: Compressors,
+    /// Largest message that clients may send: drivers split their batches by it.
+    pub max_message_bytes: i32,
 }
 
 /// What one client socket has told about itself; small, since there are thousands.
@@ -190,7 +190,7 @@ fn reply(
         reply.append(cstr!("serviceId"), facts.service_id);
     }
     reply.append(cstr!("maxBsonObjectSize"), MAX_BSON_OBJECT_SIZE);
-    reply.append(cstr!("maxMessageSizeBytes"), MAX_MESSAGE_SIZE_BYTES);
+    reply.append(cstr!("maxMessageSizeBytes"), facts.max_message_bytes);
     reply.append(cstr!("maxWriteBatchSize"), MAX_WRITE_BATCH_SIZE);
     reply.append(cstr!("localTime"), now);
     reply.append(cstr!("logicalSessionTimeoutMinutes"), SESSION_TIMEOUT_MINUTES);
@@ -258,7 +258,8 @@ mod tests {
     fn facts(presentation: Shown) -> Facts {
         let compressors = [Compressor::Zlib, Compressor::Snappy, Compressor::Zstd].into_iter().collect();
         let service_id = ObjectId::from_bytes([9; 12]);
-        Facts { presentation, min_wire_version: 0, max_wire_version: 17, service_id, compressors }
+        let max_message_bytes = 48_000_000;
+        Facts { presentation, min_wire_version: 0, max_wire_version: 17, service_id, compressors, max_message_bytes }
     }
 
     fn ask(request: Document, state: &mut ClientState) -> Result<Document, i32> {

@@ -129,12 +129,13 @@ pub struct Connection {
 pub struct Reply {
     /// The whole message.
     pub bytes: BytesMut,
-    /// Keeps a large one within the memory bound.
+    /// Keeps it within the memory bound.
     pub reservation: Option<Reservation>,
 }
 
 impl Connection {
-    /// Wraps a stream that nothing was sent on yet. Numbers and times are the pool's to set.
+    /// Wraps a stream that nothing was sent on yet. Numbers and times are the pool's to set. A reply for which there can
+    /// never be memory is as malformed as one over `max_message_bytes`.
     pub fn new(stream: Box<dyn Stream>, memory: Arc<MemoryBudget>, max_message_bytes: usize) -> Self {
         let now = Instant::now();
         Self {
@@ -146,8 +147,8 @@ impl Connection {
             between_messages: true,
             interrupt: Arc::default(),
             in_use: Arc::new(InUse::new(now)),
+            max_message_bytes: max_message_bytes.min(memory.largest_reply()),
             memory,
-            max_message_bytes,
             id: 0,
             generation: 0,
             last_used: now,
@@ -319,18 +320,42 @@ impl Connection {
         }
     }
 
-    /// Hands the reply out, so that the connection can go on to the next command. A small one is copied, to keep the
-    /// buffer here; a large one leaves with its buffer. `delivered` bytes of it need no copy.
+    /// Puts `message` in the place of the reply, with its memory: that of the reply, or `room`. False when neither is
+    /// enough and there is no more now; nothing changes then.
+    pub fn replace_reply(&mut self, message: BytesMut, room: Option<Reservation>) -> bool {
+        if message.len() <= CONNECTION_BUFFER_BYTES {
+            // Copied, to keep the buffer here.
+            self.clear_reply();
+            self.buffer.extend_from_slice(&message);
+            return true;
+        }
+        let enough = |room: &mut Reservation| room.bytes() >= message.len();
+        let room = self.reservation.take_if(enough).or_else(|| room.filter(|room| room.bytes() >= message.len()));
+        let Some(mut room) = room.or_else(|| self.memory.try_reply(message.len())) else { return false };
+        room.shrink_to(message.len());
+        (self.buffer, self.reservation) = (message, Some(room));
+        true
+    }
+
+    /// Sets memory aside for what is left of the reply once it is taken out, if it has none yet.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing changes before the memory is there.
+    pub async fn reserve_rest(&mut self, delivered: usize) {
+        if self.reservation.is_none() {
+            self.reservation = Some(self.memory.reply(self.buffer.len().saturating_sub(delivered)).await);
+        }
+    }
+
+    /// Hands the rest of the reply out, so that the connection can go on to the next command. A small one is copied, to
+    /// keep the buffer here; a large one leaves with its buffer. `delivered` bytes of it need no copy.
     pub fn take_reply(&mut self, delivered: usize) -> Reply {
         let reservation = self.reservation.take();
-        let mut bytes = if reservation.is_some() {
-            std::mem::take(&mut self.buffer)
+        let bytes = if self.buffer.len() > CONNECTION_BUFFER_BYTES {
+            std::mem::take(&mut self.buffer).split_off(delivered)
         } else {
             BytesMut::from(&self.buffer[delivered..])
         };
-        if reservation.is_some() {
-            bytes = bytes.split_off(delivered);
-        }
         self.clear_reply();
         Reply { bytes, reservation }
     }
@@ -367,13 +392,13 @@ impl Connection {
     /// Safe: nothing changes before the memory is there. A caller that was dropped here parses the header again.
     async fn make_room(&mut self, length: usize) {
         if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
-            self.reservation = self.memory.try_reserve_reply(length);
+            self.reservation = self.memory.try_reply(length);
         }
         if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
             // Forgotten while waiting, so that a dropped future leaves the header to be parsed again.
             let header = self.expected.take();
             // Boxed, as replies hardly ever have to wait.
-            self.reservation = Some(Box::pin(self.memory.reserve_reply(length)).await);
+            self.reservation = Some(Box::pin(self.memory.reply(length)).await);
             self.expected = header;
         }
         self.buffer.reserve(length - self.buffer.len().min(length));

@@ -137,7 +137,7 @@ impl Server {
             pings: AtomicU32::new(0),
             kick: watch::Sender::new(()),
             tasks: Tasks::new(),
-            memory: MemoryBudget::new(10 * MAX_MESSAGE_BYTES),
+            memory: MemoryBudget::plenty(),
             pipe_bytes,
         })
     }

@@ -8,6 +8,7 @@
 pub mod bystanders;
 pub mod counts;
 pub mod hold;
+pub mod large;
 pub mod ledger;
 pub mod pair;
 pub mod program;

@@ -181,13 +181,20 @@ pub async fn exchange(socket: &mut TcpStream, bytes: &[u8]) -> Document {
     timeout(PATIENCE, next_document(socket)).await.expect("a reply")
 }
 
-/// The document of the next reply, OP_MSG or OP_REPLY.
+/// The document of the next reply, OP_MSG or OP_REPLY, compressed or not.
 pub async fn next_document(socket: &mut TcpStream) -> Document {
     let length = usize::try_from(socket.read_i32_le().await.unwrap()).unwrap();
     let mut message = vec![0; length - 4];
     socket.read_exact(&mut message).await.unwrap();
-    let skip = if message[8..12] == OP_MSG.to_le_bytes() { 5 } else { 20 };
-    Document::from_reader(&message[12 + skip..]).unwrap()
+    let (mut op_code, mut body) = ((&message[8..]).get_i32_le(), message.split_off(12));
+    if op_code == OP_COMPRESSED {
+        let mut rest = &body[..];
+        op_code = rest.get_i32_le();
+        let size = usize::try_from(rest.get_i32_le()).unwrap();
+        body = inflate(rest.get_u8(), size, rest);
+    }
+    let skip = if op_code == OP_MSG { 5 } else { 20 };
+    Document::from_reader(&body[skip..]).unwrap()
 }
 
 /// Resolves with true when the peer closes, with false when it sends something.

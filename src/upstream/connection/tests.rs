@@ -7,6 +7,7 @@ use futures_util::poll;
 use tokio::io::{AsyncReadExt, DuplexStream};
 
 use super::*;
+use crate::config::MemoryShares;
 use crate::wire::encode;
 
 /// A connection that has sent its first request, and the server's end of it.
@@ -38,7 +39,7 @@ fn reply(response_to: i32, bytes: usize) -> Vec<u8> {
 }
 
 fn budget() -> Arc<MemoryBudget> {
-    MemoryBudget::new(10_000_000)
+    MemoryBudget::plenty()
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,10 +184,10 @@ async fn a_large_reply_takes_its_memory_along_and_leaves_the_connection_usable()
 
 #[tokio::test(start_paused = true)]
 async fn a_large_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
-    let memory = MemoryBudget::new(400_000);
+    let memory = MemoryBudget::new(MemoryShares { requests: 0, replies: 400_000, small: 0 });
     let (mut connection, mut server) = asked(&memory).await;
     let large = reply(1, 300_000);
-    let held = memory.try_reserve_reply(200_000).unwrap();
+    let held = memory.try_reply(200_000).unwrap();
     server.write_all(&large).await.unwrap();
     for _ in 0..3 {
         assert!(poll!(pin!(connection.receive())).is_pending());
@@ -197,6 +198,63 @@ async fn a_large_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
     assert_eq!((connection.reply(), memory.used()), (&large[..], large.len()));
     connection.clear_reply();
     assert_eq!(memory.used(), 0);
+}
+
+/// The rest of a small reply is copied out of the connection's own buffer: it needs memory first, and waits for it there.
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_small_reply_waits_for_memory_and_may_be_dropped_meanwhile() {
+    let memory = MemoryBudget::new(MemoryShares { requests: 0, replies: 1_000, small: 0 });
+    let (mut connection, mut server) = asked(&memory).await;
+    let small = reply(1, 500);
+    server.write_all(&small).await.unwrap();
+    receive(&mut connection).await.unwrap();
+    let held = memory.try_reply(900).unwrap();
+    for _ in 0..3 {
+        assert!(poll!(pin!(connection.reserve_rest(100))).is_pending());
+        assert_eq!((memory.used(), connection.reply()), (900, &small[..]));
+    }
+    drop(held);
+    connection.reserve_rest(100).await;
+    let taken = connection.take_reply(100);
+    assert_eq!((&taken.bytes[..], memory.used()), (&small[100..], small.len() - 100));
+    assert!(connection.buffer.capacity() >= CONNECTION_BUFFER_BYTES && connection.is_between_messages());
+    drop(taken);
+    assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_put_in_the_place_of_a_reply_takes_over_its_memory() {
+    let memory = MemoryBudget::new(MemoryShares { requests: 0, replies: 500_000, small: 0 });
+    let (mut connection, mut server) = asked(&memory).await;
+    let large = reply(1, 300_000);
+    server.write_all(&large).await.unwrap();
+    receive(&mut connection).await.unwrap();
+    // Smaller: a part of it is free again.
+    assert!(connection.replace_reply(reply(1, 200_000)[..].into(), None));
+    assert_eq!(memory.used(), reply(1, 200_000).len());
+    // Larger: there is not so much beside it, and nothing changes.
+    assert!(!connection.replace_reply(reply(1, 400_000)[..].into(), None));
+    assert_eq!((connection.reply(), memory.used()), (&reply(1, 200_000)[..], reply(1, 200_000).len()));
+    let room = memory.try_reply(250_000);
+    assert!(connection.replace_reply(reply(1, 210_000)[..].into(), room));
+    assert_eq!((connection.reply(), memory.used()), (&reply(1, 210_000)[..], reply(1, 210_000).len()));
+    // Small: the connection's own buffer is enough.
+    assert!(connection.replace_reply(reply(1, 10)[..].into(), None));
+    assert_eq!((connection.reply(), memory.used()), (&reply(1, 10)[..], 0));
+    assert!(connection.is_between_messages());
+    let (mut connection, mut server) = asked(&memory).await;
+    server.write_all(&reply(1, 10)).await.unwrap();
+    receive(&mut connection).await.unwrap();
+    assert!(connection.replace_reply(reply(1, 300_000)[..].into(), None), "from small to large");
+    assert_eq!(memory.used(), large.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_can_never_find_memory_is_an_error_at_once() {
+    let memory = MemoryBudget::new(MemoryShares { requests: 0, replies: 400_000, small: 0 });
+    let (mut connection, mut server) = asked(&memory).await;
+    server.write_all(&reply(1, 400_000)[..16]).await.unwrap();
+    assert!(matches!(receive(&mut connection).await, Err(ReceiveError::Frame(_))));
 }
 
 #[tokio::test(start_paused = true)]
