@@ -4,20 +4,18 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use bson::{Document, doc};
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use mongodb::event::EventHandler;
-use mongodb::event::cmap::CmapEvent;
-use mongodb::event::sdam::SdamEvent;
-use mongodb::options::ClientOptions;
+use mongodb::options::{Acknowledgment, WriteConcern};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
+use mongomux::topology::ServerKind;
 use support::bystanders::stand_by;
 use support::hold::eventually;
-use support::ledger::{Increments, WRITERS, count_through, more};
+use support::ledger::{self, Load};
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
 use support::{assert_cloaked, code_and_labels, connect, first_batch, new_lsid, relayed};
@@ -26,143 +24,8 @@ use tokio::time::{Duration, Instant, timeout};
 const RETRYABLE_WRITE: &str = "RetryableWriteError";
 const TRANSIENT: &str = "TransientTransactionError";
 
-/// What a driver in front of the proxy must never notice.
-#[derive(Default)]
-struct Noticed {
-    pools_cleared: AtomicUsize,
-    servers_lost: AtomicUsize,
-}
-
-/// The Rust driver, which tells what it noticed.
-async fn driver(proxy: &Proxy) -> (mongodb::Client, Arc<Noticed>) {
-    let noticed = Arc::<Noticed>::default();
-    let mut options = ClientOptions::parse(proxy.uri()).await.unwrap();
-    options.max_pool_size = Some(25);
-    let of_pool = noticed.clone();
-    options.cmap_event_handler = Some(EventHandler::callback(move |event| {
-        if matches!(event, CmapEvent::PoolCleared(_)) {
-            of_pool.pools_cleared.fetch_add(1, Ordering::Relaxed);
-        }
-    }));
-    let of_servers = noticed.clone();
-    options.sdam_event_handler = Some(EventHandler::callback(move |event| {
-        if let SdamEvent::ServerDescriptionChanged(change) = event
-            && change.new_description.server_type() == mongodb::ServerType::Unknown
-        {
-            of_servers.servers_lost.fetch_add(1, Ordering::Relaxed);
-        }
-    }));
-    (mongodb::Client::with_options(options).unwrap(), noticed)
-}
-
-/// As drivers do: a write that carries the label is sent once more as it is, a read with a network code, too.
-async fn with_one_retry(client: &mut WireClient, database: &str, command: &Document) -> Document {
-    let reply = client.reply(database, command.clone()).await.expect("no socket is ever closed");
-    assert_cloaked(&reply);
-    let (code, labels) = code_and_labels(&reply);
-    let is_read = command.contains_key("find");
-    if code == 0 || !(is_read && code == 6 || labels.iter().any(|label| label == RETRYABLE_WRITE)) {
-        return reply;
-    }
-    let reply = client.reply(database, command.clone()).await.expect("no socket is ever closed");
-    assert_cloaked(&reply);
-    reply
-}
-
 /// A monitor waits this long for a late heartbeat.
 const HASTY: &str = "connect_timeout_ms = 500\nserver_selection_timeout_ms = 30_000";
-
-#[tokio::test]
-async fn a_step_down_is_nobodys_business() {
-    let deployment = support::replica_set(3).await;
-    let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000").await;
-    let (client, noticed) = driver(&proxy).await;
-    let (over, done) = (AtomicBool::new(false), AtomicI64::new(0));
-    let drivers = join_all((0..25_i64).map(|worker| {
-        let things = client.database("test").collection::<Document>("things");
-        let (over, done) = (&over, &done);
-        async move {
-            let mut round = 0_i64;
-            while !over.load(Ordering::Relaxed) {
-                let id = worker * 1_000_000 + round;
-                things.insert_one(doc! { "_id": id }).await.unwrap_or_else(|error| panic!("insert {id}: {error}"));
-                let found = things.find_one(doc! { "_id": id }).await.unwrap_or_else(|error| panic!("find: {error}"));
-                assert!(found.is_some(), "{id} was acknowledged");
-                round += 1;
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-            round
-        }
-    }));
-    let raw = join_all((0..25_i64).map(|worker| {
-        let (over, done, address) = (&over, &done, proxy.address());
-        async move {
-            let (mut client, lsid, mut number) = (connect(address).await, new_lsid(), 0_i64);
-            while !over.load(Ordering::Relaxed) {
-                number += 1;
-                let update = doc! {
-                    "update": "counters", "lsid": &lsid, "txnNumber": number,
-                    "updates": [{ "q": { "_id": worker }, "u": { "$inc": { "n": 1_i64 } }, "upsert": true }],
-                };
-                let reply = with_one_retry(&mut client, "test", &update).await;
-                assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
-                let find = doc! { "find": "counters", "filter": { "_id": worker } };
-                let reply = with_one_retry(&mut client, "test", &find).await;
-                assert_eq!(first_batch(&reply)[0].get_i64("n").unwrap(), number, "read what was written");
-                done.fetch_add(1, Ordering::Relaxed);
-            }
-            (worker, number)
-        }
-    }));
-    let trouble = async {
-        for _ in 0..2 {
-            let before = done.load(Ordering::Relaxed);
-            eventually("traffic", async || done.load(Ordering::Relaxed) >= before + 300).await;
-            let primary = deployment.await_primary().await.unwrap();
-            let mut admin = support::client(&deployment.members()[primary]).await;
-            let step_down = doc! { "replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 5, "force": true };
-            admin.command("admin", step_down).await.unwrap();
-            let next = deployment.await_primary().await.unwrap();
-            assert_ne!(next, primary);
-        }
-        let before = done.load(Ordering::Relaxed);
-        eventually("traffic", async || done.load(Ordering::Relaxed) >= before + 300).await;
-        over.store(true, Ordering::Relaxed);
-    };
-    let (inserted, counted, ()) = tokio::join!(drivers, raw, trouble);
-    let things = client.database("test").collection::<Document>("things");
-    assert_eq!(things.count_documents(doc! {}).await.unwrap(), inserted.iter().sum::<i64>().cast_unsigned());
-    let counters = client.database("test").collection::<Document>("counters");
-    for (worker, number) in counted {
-        let counter = counters.find_one(doc! { "_id": worker }).await.unwrap().unwrap();
-        assert_eq!(counter.get_i64("n").unwrap(), number, "each increment once");
-    }
-    assert_eq!(noticed.pools_cleared.load(Ordering::Relaxed), 0, "no pool of the driver was cleared");
-    assert_eq!(noticed.servers_lost.load(Ordering::Relaxed), 0, "the driver never lost its server");
-}
-
-/// The others waited, and none was refused.
-#[track_caller]
-fn only_what_was_in_flight(told: Increments) {
-    assert!(told.unknown <= WRITERS && told.refused == 0, "{told:?}");
-}
-
-#[tokio::test]
-async fn a_killed_primary_costs_what_was_in_flight_and_no_more() {
-    let mut deployment = support::replica_set(3).await;
-    let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000").await;
-    let primary = deployment.primary().await.unwrap();
-    let concern = doc! { "w": "majority", "wtimeout": 30_000 };
-    let told = count_through(&proxy, concern, async |done| {
-        more(done, 100).await;
-        deployment.member(primary).kill().await.unwrap();
-        more(done, 200).await;
-        deployment.member(primary).restart().await.unwrap();
-        more(done, 200).await;
-    })
-    .await;
-    only_what_was_in_flight(told);
-}
 
 #[tokio::test]
 async fn a_killed_standalone_is_waited_for() {
@@ -172,8 +35,10 @@ async fn a_killed_standalone_is_waited_for() {
     let server = deployment.members()[0].address();
     let events =
         |event: &str| proxy.metric(&format!("mongomux_server_events_total{{event=\"{event}\",server=\"{server}\"}}"));
-    let told = count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
-        more(done, 100).await;
+    let concern = WriteConcern::builder().w(Acknowledgment::Nodes(1)).journal(true).build();
+    let load = Load { drivers: 0, retrying: 0, probes: 0, plain: 20, concern, ..Load::default() };
+    let books = ledger::keep(proxy.address(), &load, async |ledger| {
+        ledger.progress(100).await;
         deployment.member(0).kill().await.unwrap();
         // Sent while nobody is there: it waits and runs.
         let mut client = connect(proxy.address()).await;
@@ -185,12 +50,69 @@ async fn a_killed_standalone_is_waited_for() {
         let reply = client.receive(id).await.unwrap().document().unwrap();
         assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
         assert!(restarted.elapsed() < Duration::from_secs(5), "noticed after {:?}", restarted.elapsed());
-        more(done, 200).await;
+        ledger.progress(200).await;
     })
     .await;
     assert_eq!(["connected", "disconnected", "reconnected"].map(events), [1.0; 3]);
     assert!(events("error") >= 1.0);
-    only_what_was_in_flight(told);
+    let wrong = books.audit(&deployment.uri()).await;
+    assert!(wrong.is_empty() && books.notes.errors.is_empty(), "{wrong:#?} {:#?}", books.notes.errors);
+    // At most what was in flight: the others waited, and none was refused.
+    assert!(books.unknown().1 <= load.plain && books.refused() == 0, "{books:?}");
+}
+
+#[tokio::test]
+async fn a_step_down_ends_neither_connections_nor_cursors() {
+    let deployment = support::replica_set(3).await;
+    let proxy = proxy(&deployment.uri(), "server_selection_timeout_ms = 30_000").await;
+    let mut client = connect(proxy.address()).await;
+    let documents: Vec<Document> = (0..20).map(|id| doc! { "_id": id }).collect();
+    client.command("test", doc! { "insert": "many", "documents": documents }).await.unwrap();
+    let found = client.command("test", doc! { "find": "many", "batchSize": 2 }).await.unwrap();
+    let cursor = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let primary = &deployment.members()[deployment.await_primary().await.unwrap()];
+    let pool_of_it = || {
+        let servers = proxy.clusters()[0].servers();
+        servers.into_iter().find(|server| *server.address == primary.address()).expect("a member")
+    };
+    let before = pool_of_it();
+
+    let mut admin = support::client(primary).await;
+    let step_down = doc! { "replSetStepDown": 60, "secondaryCatchUpPeriodSecs": 5, "force": true };
+    admin.command("admin", step_down).await.unwrap();
+    // For a moment it was neither primary nor secondary.
+    let topology = || proxy.clusters()[0].topology();
+    eventually("it is a secondary", async || {
+        topology().servers[&primary.address()].kind == ServerKind::RsSecondary && topology().primary().is_some()
+    })
+    .await;
+    let more = doc! { "getMore": cursor, "collection": "many", "batchSize": 2 };
+    client.command("test", more).await.expect("the cursor is where it was");
+    assert!(Arc::ptr_eq(&before, &pool_of_it()), "the same pool");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_primary_that_hangs_gets_the_next_one() {
+    let deployment = support::replica_set(3).await;
+    // Monitoring gives the hung one up in 20 s, and everybody has somebody else by then.
+    let proxy = proxy(&deployment.uri(), "max_pool_size = 1\nserver_selection_timeout_ms = 30_000").await;
+    let primary = &deployment.members()[deployment.await_primary().await.unwrap()];
+    let (mut first, mut second) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    first.command("test", doc! { "count": "c" }).await.unwrap();
+    primary.pause().await.unwrap();
+    let count = Request::new("test", doc! { "count": "c" });
+    let in_flight = first.send(&count).await.unwrap();
+    let pools = || proxy.pools();
+    eventually("it is in flight", async || pools().iter().any(|pool| pool.counts.in_use == 1)).await;
+    let waiting = second.send(&count).await.unwrap();
+    eventually("the other one waits", async || pools().iter().any(|pool| pool.waiting.iter().sum::<usize>() == 1))
+        .await;
+
+    let reply = timeout(support::PATIENCE, second.receive(waiting)).await.expect("an answer").unwrap();
+    assert_eq!(code_and_labels(&reply.document().unwrap()).0, 0, "{:?}", reply.document());
+    assert!(first.receive(in_flight).now_or_never().is_none(), "the hung one has not answered yet");
+    primary.resume().unwrap();
+    first.receive(in_flight).await.expect("an open socket");
 }
 
 const POOL: u32 = 4;

@@ -6,10 +6,11 @@ mod support;
 
 use bson::{Document, doc};
 use futures_util::future::join_all;
+use mongodb::options::{Acknowledgment, WriteConcern};
 use mongomux::sandbox::wire_client::{Request, WireClient};
 use support::bystanders::stand_by;
 use support::hold::{eventually, hold_finds};
-use support::ledger::{count_through, more};
+use support::ledger::{self, Load};
 use support::proxy::Proxy;
 use support::relay::network::Way;
 use support::relay::{Concerns, End, Fault, Network, Relay};
@@ -367,13 +368,16 @@ async fn half_open_connections_that_stay_silent_cost_one_command() {
 
 #[tokio::test]
 async fn a_network_that_flaps_loses_no_write_and_doubles_none() {
-    let (_deployment, relay, proxy) = relayed(SETTINGS).await;
+    let (deployment, relay, proxy) = relayed(SETTINGS).await;
     let mut cuts = tokio::time::interval(Duration::from_millis(300));
     let scenario = async {
         let began = Instant::now();
-        let (mut answers, mut cut) = (0, 0);
-        let told = count_through(&proxy, doc! { "w": 1, "j": true }, async |done| {
-            more(done, 100).await;
+        let mut cut = 0;
+        let concern = WriteConcern::builder().w(Acknowledgment::Nodes(1)).journal(true).build();
+        let pause = Duration::from_millis(1);
+        let load = Load { drivers: 0, retrying: 0, probes: 0, plain: 20, concern, pause, ..Load::default() };
+        let books = ledger::keep(proxy.address(), &load, async |ledger| {
+            ledger.progress(100).await;
             while began.elapsed() < Duration::from_secs(10) {
                 cuts.tick().await;
                 // Now and then the monitors' connections as well.
@@ -381,13 +385,16 @@ async fn a_network_that_flaps_loses_no_write_and_doubles_none() {
                 relay.end(if cut % 2 == 0 { End::Reset } else { End::Close }, concerns);
                 cut += 1;
             }
-            more(done, 200).await;
-            answers = done.load(std::sync::atomic::Ordering::Relaxed);
+            ledger.progress(200).await;
         })
         .await;
+        let wrong = books.audit(&deployment.uri()).await;
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        let (acknowledged, answers) = (books.notes.acknowledged.len(), books.notes.succeeded.len());
+        let (unknown, refused) = (books.unknown().1, books.refused());
         // Each cut costs what was under way, at most.
-        assert!(told.unknown <= cut * 8, "{told:?} of {answers}, {cut} cuts");
-        assert!(told.acknowledged > told.unknown + told.refused, "most get through: {told:?}, {cut} cuts");
+        assert!(unknown <= cut * 8, "{unknown} unknown of {answers}, {cut} cuts");
+        assert!(acknowledged > unknown + refused, "most get through: {acknowledged}, {unknown}, {refused}, {cut} cuts");
         let retries = proxy.metric("mongomux_retries_total{reason=\"not_sent\"}");
         let budget = 10.0 * (began.elapsed().as_secs_f64() + 10.0) + answers as f64 / 10.0;
         assert!(retries <= budget, "{retries} of {budget}");

@@ -62,6 +62,7 @@ pub struct Server {
 /// What was already acted upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Seen {
+    kind: ServerKind,
     failures: u64,
     timeouts: u64,
     update: Option<Instant>,
@@ -375,14 +376,16 @@ impl Cluster {
 
     /// Makes servers and pools agree with the topology.
     pub fn reconcile(&self, topology: &TopologyDescription) {
-        // Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet.
+        // Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet. Who has one
+        // keeps it, as a member is something else for the moment of a step-down or a restart: a new pool would open its
+        // connections on top of those of the old one that are in use, and cursors there would be lost meanwhile.
         let wanted = |server: &ServerDescription| {
             !server.is_known() || server.kind.is_data_bearing() || topology.kind == TopologyKind::Single
         };
+        let kept = |server: &ServerDescription| wanted(server) || server.kind != ServerKind::RsArbiter;
         let gone: Vec<_> = {
             let mut servers = lock(&self.servers);
-            let gone =
-                servers.extract_if(.., |address, _| !topology.servers.get(address).is_some_and(wanted)).collect();
+            let gone = servers.extract_if(.., |address, _| !topology.servers.get(address).is_some_and(kept)).collect();
             for description in topology.servers.values().filter(|server| wanted(server)) {
                 servers.entry(description.address.clone()).or_insert_with(|| self.add(&description.address));
             }
@@ -487,6 +490,7 @@ impl Server {
                 (false, None) => seen.reached.map(|_| false),
             };
             let now = Seen {
+                kind: description.kind,
                 failures: description.heartbeat_failures,
                 timeouts: description.heartbeat_timeouts,
                 update: description.last_update,
@@ -502,6 +506,9 @@ impl Server {
         if now.failures > before.failures {
             // A server that answers nobody keeps commands in flight waiting for ever; one that refuses does not.
             self.pool.clear(now.timeouts > before.timeouts);
+        } else if before.kind.is_data_bearing() && now.kind != before.kind {
+            // Who waits is routed anew: the old primary may hang, and never tell.
+            self.pool.evict();
         }
         if description.is_known() {
             self.pool.ready();

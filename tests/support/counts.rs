@@ -1,11 +1,13 @@
-//! What a proxy with one server holds, and what that server sees of it.
+//! What a proxy holds, and what the servers see of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use mongomux::config::Address;
 use mongomux::sandbox::census::{self, DATA};
 use mongomux::sandbox::mongod::Mongod;
+use mongomux::sandbox::wire_client::{WireClient, WireError};
 use mongomux::upstream::pool::PoolSnapshot;
 use tokio::task::JoinSet;
 
@@ -54,36 +56,46 @@ impl Proxy {
         eventually(&format!("{count} commands wait"), async || self.waiting() == count).await;
     }
 
-    /// Fails when a pool ever has more connections than it may, for as long as it is polled.
+    /// The pools of all servers.
+    pub fn pools(&self) -> Vec<PoolSnapshot> {
+        self.clusters()[0].servers().iter().map(|server| server.pool.snapshot()).collect()
+    }
+
+    /// Fails when a pool has more connections than it may.
+    pub fn assert_bound(&self) {
+        for pool in self.pools() {
+            assert!(pool.counts.total() <= pool.max_pool_size, "{:?} is over {}", pool.counts, pool.max_pool_size);
+        }
+    }
+
+    /// [`Proxy::assert_bound`] all the time, for as long as it is polled.
     pub async fn hold_the_bound(&self) {
         let mut ticks = tokio::time::interval(Duration::from_millis(2));
         loop {
             ticks.tick().await;
-            for server in self.clusters()[0].servers() {
-                let pool = server.pool.snapshot();
-                assert!(pool.counts.total() <= pool.max_pool_size, "{}: {pool:?}", server.address);
-            }
+            self.assert_bound();
         }
     }
 
     /// Waits until nothing is under way: no command, no waiter, no byte, and every connection in its place.
     pub async fn settles(&self) {
         let settled = || {
-            let pool = self.pool()?;
-            let counts = pool.counts;
-            let busy = counts.in_use + counts.pending + counts.closing;
-            assert!(counts.total() <= pool.max_pool_size, "{counts:?} is over {}", pool.max_pool_size);
-            let queued = pool.waiting.iter().sum::<usize>() + self.waiting();
-            (busy == 0 && queued == 0 && self.buffered() == 0).then_some(())
+            self.assert_bound();
+            let pools = self.pools();
+            let is_quiet = |pool: &PoolSnapshot| {
+                let counts = pool.counts;
+                counts.in_use + counts.pending + counts.closing == 0 && pool.waiting.iter().all(|waiting| *waiting == 0)
+            };
+            !pools.is_empty() && pools.iter().all(is_quiet) && self.waiting() == 0 && self.buffered() == 0
         };
-        let look = async || settled().is_some();
+        let look = async || settled();
         if tokio::time::timeout(Duration::from_secs(20), eventually("it settles", look)).await.is_err() {
-            panic!("{:?}, {} wait, {} bytes buffered", self.pool(), self.waiting(), self.buffered());
+            panic!("{:?}, {} wait, {} bytes buffered", self.pools(), self.waiting(), self.buffered());
         }
     }
 }
 
-/// Counts the proxy's data connections on the server, about every 10 ms, until it is dropped.
+/// Counts the proxy's data connections on the server, about every 10 ms while it answers, until it is dropped.
 pub struct Bound {
     most: Arc<AtomicUsize>,
     samples: Arc<AtomicUsize>,
@@ -95,13 +107,18 @@ impl Bound {
     pub async fn watch(server: &Mongod) -> Self {
         let (most, samples) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (highest, taken) = (most.clone(), samples.clone());
-        let mut client = client(server).await;
+        let (mut client, address) = (Some(client(server).await), server.address());
         let mut sampler = JoinSet::new();
         sampler.spawn(async move {
             loop {
-                let connections = census::take(&mut client).await.expect("a count");
-                highest.fetch_max(connections.get(DATA).copied().unwrap_or(0), Ordering::Relaxed);
-                taken.fetch_add(1, Ordering::Relaxed);
+                match count(&mut client, &address).await {
+                    Ok(connections) => {
+                        highest.fetch_max(connections, Ordering::Relaxed);
+                        taken.fetch_add(1, Ordering::Relaxed);
+                    }
+                    // It may have been killed; whoever needs samples asks how many there are.
+                    Err(_) => client = None,
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
@@ -117,4 +134,12 @@ impl Bound {
     pub fn samples(&self) -> usize {
         self.samples.load(Ordering::Relaxed)
     }
+}
+
+async fn count(client: &mut Option<WireClient>, address: &Address) -> Result<usize, WireError> {
+    let client = match client {
+        Some(client) => client,
+        None => client.insert(WireClient::connect_as(address, "mongomux test").await?),
+    };
+    Ok(census::take(client).await?.get(DATA).copied().unwrap_or(0))
 }
