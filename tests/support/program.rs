@@ -65,6 +65,11 @@ impl Program {
         self.log.borrow().join("\n")
     }
 
+    /// Id of the running process.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("a running program")
+    }
+
     /// Sends SIGTERM.
     pub fn terminate(&self) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
