@@ -15,10 +15,12 @@ pub mod pool;
 pub mod pool_state;
 #[cfg(test)]
 mod scripted;
+pub mod settling;
 pub mod tls;
 
 pub use cluster::{Cluster, Operation, SelectError, Server};
 pub use connection::{Connection, ReceiveError, Reply, SendError};
 pub use errand::Errand;
-pub use long_polls::{LongPoll, LongPolls};
+pub use long_polls::{LongPolls, Place};
 pub use pool::{CheckOutError, ClusterBound, Pool, PooledConnection};
+pub use settling::Turn;

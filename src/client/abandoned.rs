@@ -14,7 +14,7 @@ use super::transactions::{OpenTransactions, end_transaction, ends_transaction};
 use crate::command::{Handling, TransactionId};
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;
-use crate::upstream::{LongPoll, Operation, PooledConnection, Server};
+use crate::upstream::{Operation, Place, PooledConnection, Server};
 
 /// A read that has run for this long without its client is interrupted.
 const CANCEL_AFTER: Duration = Duration::from_millis(500);
@@ -26,7 +26,7 @@ pub(super) struct Abandoned {
     sent: Instant,
     interruptible: bool,
     /// A place among those who wait for data is taken until the server is done.
-    long_poll: Option<LongPoll>,
+    place: Option<Place>,
     /// The cursor that a getMore was for.
     cursor: Option<Box<OpenCursor>>,
     /// The transaction that it belongs to, and how the command is handled in it.
@@ -53,8 +53,8 @@ impl Abandoned {
         if let Some((id, _)) = transaction {
             in_use.uses(id, &shared.cluster);
         }
-        let long_poll = exchange.long_poll.take();
-        Self { operation, connection, sent, interruptible, long_poll, cursor, transaction, in_use }
+        let place = exchange.place.take();
+        Self { operation, connection, sent, interruptible, place, cursor, transaction, in_use }
     }
 }
 
@@ -64,7 +64,7 @@ pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
     shared.cluster.tasks.clone().spawn("abandoned command", async move {
         let Abandoned { operation, mut connection, sent, mut interruptible, .. } = abandoned;
         // Taken until the server is done, whatever its answer.
-        let _until_done = (abandoned.long_poll, abandoned.in_use);
+        let _until_done = (abandoned.place, abandoned.in_use);
         let received = loop {
             // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands. Biased, so that a
             // reply that is there is not lost: it may leave a cursor open.

@@ -6,15 +6,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::degraded::{self, Found};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Share};
 use super::held;
 use super::shared::ClientShared;
-use crate::admission::{AdmitError, Lane, Permit};
+use crate::admission::{AdmitError, Permit};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
 use crate::routing::{Lost, Route, route};
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, Operation, PooledConnection, SelectError};
+use crate::upstream::{CheckOutError, Operation, PooledConnection, SelectError, Server, Turn};
 
 /// After a pool was cleared the command is routed anew, but never in a tight loop.
 const REROUTE_PAUSE: Duration = Duration::from_millis(5);
@@ -45,11 +45,8 @@ pub(super) fn acquire_now(
     }
     let Some(found) = find_server(shared, exchange)? else { return Ok(None) };
     let operation = &found.operation;
-    if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
-        exchange.long_poll = operation.server().long_polls.try_enter();
-        if exchange.long_poll.is_none() {
-            return Ok(None);
-        }
+    if !try_enter(exchange, operation.server()) {
+        return Ok(None);
     }
     match operation.server().pool.try_check_out() {
         Ok(Some(connection)) => {
@@ -58,6 +55,37 @@ pub(super) fn acquire_now(
             Ok(Some((found.operation, connection)))
         }
         Ok(None) | Err(_) => Ok(None),
+    }
+}
+
+/// Takes a place, if the command may only use a share of the pool; false when it has to wait for one.
+fn try_enter(exchange: &mut Exchange, server: &Server) -> bool {
+    match exchange.needs_place(server) {
+        None => true,
+        Some(Share::LongPolls) => {
+            exchange.place = server.long_polls.try_enter();
+            exchange.place.is_some()
+        }
+        Some(Share::Settling) => match server.settling.try_enter() {
+            Turn::Place(place) => {
+                exchange.place = Some(place);
+                true
+            }
+            Turn::Wait => false,
+            Turn::Settled => true,
+        },
+    }
+}
+
+/// As [`try_enter`], waiting.
+///
+/// # Cancel safety
+/// Safe: a waiter that is dropped leaves the line.
+async fn enter(exchange: &mut Exchange, server: &Server) {
+    match exchange.needs_place(server) {
+        None => {}
+        Some(Share::LongPolls) => exchange.place = Some(server.long_polls.enter().await),
+        Some(Share::Settling) => exchange.place = server.settling.enter().await,
     }
 }
 
@@ -129,11 +157,8 @@ async fn acquire_in_line(
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
         let until = exchange.checked_out_by(&cluster.config);
-        if exchange.lane == Lane::Await && exchange.long_poll.is_none() {
-            match tokio::time::timeout_at(until, operation.server().long_polls.enter()).await {
-                Ok(place) => exchange.long_poll = Some(place),
-                Err(_) => return Err(waited_in_vain(shared, operation, queued).into()),
-            }
+        if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
+            return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, operation, queued)).into());
         }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {

@@ -13,8 +13,8 @@ use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
 use crate::reply::{Attempted, OperationKind, Situation};
 use crate::telemetry::labels::CommandLabel;
-use crate::upstream::LongPoll;
 use crate::upstream::pool::lock;
+use crate::upstream::{Place, Server};
 use crate::wire::Frame;
 
 /// One command on its way.
@@ -37,8 +37,8 @@ pub(super) struct Exchange {
     /// The server that the last attempt failed on.
     pub(super) failed: Option<Arc<Address>>,
     pub(super) upstream: Duration,
-    /// The right to wait for data, while it does.
-    pub(super) long_poll: Option<LongPoll>,
+    /// Its place in the share of the pool that it is kept to, while it is upstream.
+    pub(super) place: Option<Place>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
     _held: (Reservation, InFlight, BusyClient),
 }
@@ -71,7 +71,7 @@ impl Exchange {
             resent: false,
             failed: None,
             upstream: Duration::ZERO,
-            long_poll: None,
+            place: None,
             _held: (reservation, in_flight, BusyClient::new(shared)),
         }
     }
@@ -80,6 +80,25 @@ impl Exchange {
     pub(super) fn waits_further(&self) -> Option<Duration> {
         let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
         wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
+    }
+
+    /// The share of the server's pool that it has to have a place in, and has not; almost always none.
+    pub(super) fn needs_place(&self, server: &Server) -> Option<Share> {
+        if self.place.is_some() {
+            None
+        } else if self.lane == Lane::Await {
+            Some(Share::LongPolls)
+        } else if server.settling.in_progress() && self.awaits_majority() {
+            Some(Share::Settling)
+        } else {
+            None
+        }
+    }
+
+    /// A write that its server acknowledges only when other members have it. One of a transaction is acknowledged at once.
+    pub(super) fn awaits_majority(&self) -> bool {
+        matches!(self.kind, OperationKind::Write | OperationKind::RetryableWrite)
+            && self.command.awaits_majority(&self.frame)
     }
 
     /// What it is to the mode of the cluster. One that was sent whole before is under way, whatever it is: to answer as if
@@ -124,6 +143,15 @@ impl Exchange {
         let deadline = self.deadline.filter(|deadline| Instant::now() >= *deadline)?;
         Some(Situation::MaxTimeExpiredInQueue { max_time: deadline - self.started })
     }
+}
+
+/// A share of a pool that some commands are kept to, as their server makes them wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// Of those who wait for data.
+    LongPolls,
+    /// Of writes by majority on a new primary.
+    Settling,
 }
 
 /// What the command is to its driver once it fails, and with whom it waits.

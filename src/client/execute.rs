@@ -126,7 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         };
         exchange.upstream += sent.elapsed();
-        exchange.long_poll = None;
+        exchange.place = None;
         if let Err(ReceiveError::Silent(limit)) = received {
             return Err(self.too_slow(exchange, &operation, sent, limit).into());
         }
@@ -300,6 +300,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Err(Failed::Refused(Refusal::Reply(error)));
         }
         self.follow_transaction(exchange, &inspected.facts);
+        if server.settling.in_progress()
+            && inspected.facts.ok
+            && !inspected.facts.has_write_concern_error
+            && exchange.awaits_majority()
+        {
+            server.settling.end();
+        }
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
         let rewritten = inspected.rewritten.as_deref();

@@ -246,6 +246,13 @@ impl Command {
         if self.writes { Effect::Other } else { self.spec.effect }
     }
 
+    /// True for a write that is acknowledged once a majority of the members has it: because it says so, or says nothing.
+    pub fn awaits_majority(&self, frame: &Frame) -> bool {
+        let concern = find(self.document(frame), b"writeConcern").and_then(|concern| concern.as_document());
+        let w = concern.and_then(|concern| find(concern, b"w"));
+        self.effect() == Effect::Write && w.is_none_or(|w| w.as_str() == Some("majority"))
+    }
+
     /// True for a write of exactly one statement: a server that refuses it at the start has done nothing of it.
     pub fn has_one_statement(&self, frame: &Frame) -> bool {
         let field: &[u8] = match self.spec.name {
@@ -526,6 +533,19 @@ mod tests {
             let mut frame = Frame::build(1, 0, OpCode::Msg, &body);
             assert_eq!(Command::parse(&mut frame).unwrap().has_one_statement(&frame), expected);
         }
+    }
+
+    #[test]
+    fn writes_by_majority_are_told_from_others() {
+        let awaits = |document: Document| {
+            let (command, frame) = parse(document);
+            command.awaits_majority(&frame)
+        };
+        assert!(awaits(doc! {"insert": "c", "documents": [{}], "$db": "d"}));
+        assert!(awaits(doc! {"delete": "c", "writeConcern": {"w": "majority", "j": true}, "$db": "d"}));
+        assert!(awaits(doc! {"update": "c", "writeConcern": {"wtimeout": 5}, "$db": "d"}));
+        assert!(!awaits(doc! {"insert": "c", "documents": [{}], "writeConcern": {"w": 1}, "$db": "d"}));
+        assert!(!awaits(doc! {"find": "c", "$db": "d"}));
     }
 
     #[test]

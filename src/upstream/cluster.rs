@@ -18,6 +18,7 @@ use super::health::{Health, Judgement};
 use super::long_polls::LongPolls;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
+use super::settling::Settling;
 use crate::admission::{Admission, MemoryBudget, ModeSwitch};
 use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
@@ -52,6 +53,8 @@ pub struct Server {
     pub metrics: Arc<ServerMetrics>,
     /// Who may wait for data on it.
     pub long_polls: LongPolls,
+    /// Whether it has just become the primary, and who may write to it then.
+    pub settling: Settling,
     /// How many reads without a client may be interrupted on it.
     pub cancels: Cancels,
     /// Commands that were routed to it and have not ended: `operationCount` of the server-selection specification.
@@ -433,10 +436,10 @@ impl Cluster {
         });
         self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
         let address = Arc::new(address.clone());
-        let long_polls =
-            LongPolls::new(self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size));
+        let in_flight = self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size);
+        let (long_polls, settling) = (LongPolls::new(in_flight), Settling::new(in_flight));
         let (cancels, operations, seen) = (Cancels::new(Instant::now()), AtomicU32::new(0), Mutex::default());
-        Arc::new(Server { address, pool, health, metrics, long_polls, cancels, operations, seen })
+        Arc::new(Server { address, pool, health, metrics, long_polls, settling, cancels, operations, seen })
     }
 
     async fn recheck_while_waited_for(&self) {
@@ -502,6 +505,11 @@ impl Server {
         if let Some(event) = now.event_since(&before) {
             self.metrics.events[event].inc();
             tracing::info!(server = %self.address, kind = description.kind.name(), "{}", event.as_str());
+        }
+        if now.kind != ServerKind::RsPrimary {
+            self.settling.end();
+        } else if before.kind != now.kind {
+            self.settling.begin();
         }
         if now.failures > before.failures {
             // A server that answers nobody keeps commands in flight waiting for ever; one that refuses does not.

@@ -29,9 +29,9 @@ pub struct LongPolls {
     waiting: AtomicUsize,
 }
 
-/// The right to wait on the server. Dropping it lets the next one in.
+/// The right to wait on the server, in a share of its pool. Dropping it lets the next one in.
 #[derive(Debug)]
-pub struct LongPoll(#[expect(dead_code, reason = "frees the place when it is dropped")] OwnedSemaphorePermit);
+pub struct Place(#[expect(dead_code, reason = "frees the place when it is dropped")] pub(super) OwnedSemaphorePermit);
 
 impl LongPolls {
     /// Half of `max_in_flight`, and one at least.
@@ -43,17 +43,17 @@ impl LongPolls {
     }
 
     /// A place, if one is free and nobody was first.
-    pub fn try_enter(&self) -> Option<LongPoll> {
-        self.free.clone().try_acquire_owned().ok().map(LongPoll)
+    pub fn try_enter(&self) -> Option<Place> {
+        self.free.clone().try_acquire_owned().ok().map(Place)
     }
 
     /// Waits for a place, first come, first served.
     ///
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the line.
-    pub async fn enter(&self) -> LongPoll {
+    pub async fn enter(&self) -> Place {
         let _counted = Waiting::new(&self.waiting);
-        LongPoll(self.free.clone().acquire_owned().await.expect("the semaphore is never closed"))
+        Place(self.free.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
     /// How long one may wait on the server now, so that each of those in line comes round about once a second.
