@@ -40,6 +40,8 @@ struct Observed {
 struct Suspicion {
     reason: String,
     topology_version: Option<TopologyVersion>,
+    /// A reply has ended it and told of another kind than the driver's view shows, which follows the reply in a moment.
+    answered: bool,
 }
 
 impl TopologyState {
@@ -55,6 +57,9 @@ impl TopologyState {
             if !server.is_known() {
                 observed.round_trip_time = None;
             }
+            if !server.is_known() || observed.hello.as_ref().is_some_and(|(hello, _)| hello.kind == server.kind) {
+                observed.suspicion.take_if(|suspicion| suspicion.answered);
+            }
         }
         self.discovered = description;
     }
@@ -64,7 +69,9 @@ impl TopologyState {
         *self = Self { discovered: TopologyDescription { trouble, ..Default::default() }, ..Self::default() };
     }
 
-    /// A monitor got a reply. It ends a suspicion, unless the reply is older than what raised it.
+    /// A monitor got a reply. It ends a suspicion, unless the reply is older than what raised it; one that tells of another
+    /// kind, as that of a primary that has stepped down, does so when the driver's view has followed. Or the server would
+    /// be a primary once more in between, and fail a second time who has waited for the next one.
     pub fn heartbeat_succeeded(&mut self, address: &Address, hello: Hello, now: Instant) {
         self.last_hello = Some((address.clone(), hello.clone()));
         let Some(observed) = self.observed.get_mut(address) else { return };
@@ -72,8 +79,10 @@ impl TopologyState {
             (Some(reply), Some(mark)) => reply.is_older_than(mark),
             _ => false,
         };
-        if !older {
-            observed.suspicion = None;
+        if !older && let Some(suspicion) = &mut observed.suspicion {
+            let shown = self.discovered.servers.get(address);
+            suspicion.answered = shown.is_some_and(|server| server.is_known() && server.kind != hello.kind);
+            observed.suspicion.take_if(|suspicion| !suspicion.answered);
         }
         observed.hello = Some((hello, now));
         observed.reached = true;
@@ -102,7 +111,7 @@ impl TopologyState {
         }
         let was_trusted = observed.suspicion.is_none();
         observed.round_trip_time = None;
-        observed.suspicion = Some(Suspicion { reason: reason.to_owned(), topology_version });
+        observed.suspicion = Some(Suspicion { reason: reason.to_owned(), topology_version, answered: false });
         was_trusted
     }
 
@@ -308,6 +317,35 @@ mod tests {
         state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 5), Instant::now());
         assert_eq!(kind_of(&state, 1), ServerKind::Unknown);
         state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 6), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
+    }
+
+    #[test]
+    fn a_primary_that_has_stepped_down_is_none_before_the_driver_shows_it() {
+        let view = |kind| description(TopologyKind::ReplicaSetNoPrimary, &[(1, kind), (2, ServerKind::RsSecondary)]);
+        let mut state = replica_set();
+        state.suspect(&address(1), "interrupted", None);
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsSecondary, 6), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::Unknown, "the driver's view is from before");
+        state.discovered(view(ServerKind::RsPrimary));
+        assert_eq!(kind_of(&state, 1), ServerKind::Unknown, "it was published for another reason");
+        state.discovered(view(ServerKind::RsSecondary));
+        assert_eq!(kind_of(&state, 1), ServerKind::RsSecondary);
+
+        // Suspect again in between: what was heard before says nothing about that.
+        state.suspect(&address(1), "interrupted", None);
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 7), Instant::now());
+        state.suspect(&address(1), "reset", None);
+        state.discovered(view(ServerKind::RsPrimary));
+        assert_eq!(kind_of(&state, 1), ServerKind::Unknown);
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsPrimary, 7), Instant::now());
+        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
+
+        // The driver does not believe it, and finds it again later.
+        state.suspect(&address(1), "interrupted", None);
+        state.heartbeat_succeeded(&address(1), hello(ServerKind::RsSecondary, 8), Instant::now());
+        state.discovered(view(ServerKind::Unknown));
+        state.discovered(view(ServerKind::RsPrimary));
         assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
     }
 
