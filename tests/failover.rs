@@ -563,3 +563,50 @@ async fn labels_of_the_server_stay_when_its_codes_go() {
     assert!(!text.contains("not master") && !text.contains("node is recovering"), "{text}");
     assert_eq!(reply.get_i32("n").ok(), Some(1));
 }
+
+#[tokio::test]
+async fn reads_do_not_wait_behind_writes_that_a_new_primary_cannot_acknowledge_yet() {
+    let mut deployment = support::replica_set(3).await;
+    let settings = "max_pool_size = 4\nserver_selection_timeout_ms = 30_000\nwait_queue_timeout_ms = 30_000";
+    let proxy = proxy(&deployment.uri(), settings).await;
+    let primary = deployment.primary().await.unwrap();
+    let [next, lagging] = [1, 2].map(|step| (primary + step) % 3);
+    let mut reader = connect(proxy.address()).await;
+    reader.command("test", doc! { "insert": "c", "documents": [{ "_id": 0 }] }).await.unwrap();
+    // Votes, and follows nobody.
+    let mut direct = support::client(&deployment.members()[lagging]).await;
+    direct.command("admin", doc! { "replSetFreeze": 600 }).await.unwrap();
+    support::fail_point(&deployment.members()[lagging], "rsSyncApplyStop", "alwaysOn".into(), doc! {}).await;
+    deployment.member(primary).kill().await.unwrap();
+
+    let mut writers = join_all((0..12).map(|_| connect(proxy.address()))).await;
+    let mut sent = Vec::new();
+    for (id, writer) in (1..).zip(&mut writers) {
+        let insert = doc! { "insert": "c", "documents": [{ "_id": id }], "lsid": new_lsid(), "txnNumber": 1_i64 };
+        sent.push(writer.send(&Request::new("test", insert)).await.unwrap());
+    }
+    let address = deployment.members()[next].address();
+    eventually("writes that wait on the new primary", async || {
+        let servers = proxy.clusters()[0].servers();
+        let server = servers.iter().find(|server| *server.address == address);
+        server.is_some_and(|server| server.settling.in_progress() && server.pool.snapshot().counts.in_use == 2)
+    })
+    .await;
+    for _ in 0..5 {
+        let found = timeout(support::PATIENCE, reader.command("test", doc! { "find": "c" })).await;
+        assert!(!first_batch(&found.expect("an answer").unwrap()).is_empty());
+    }
+    // One that waits for nobody passes, too, and proves nothing about the others.
+    let unsafe_insert = doc! { "insert": "c", "documents": [{ "_id": 100 }], "writeConcern": { "w": 1 } };
+    reader.command("test", unsafe_insert).await.unwrap();
+    let servers = proxy.clusters()[0].servers();
+    assert!(servers.iter().any(|server| server.settling.in_progress()));
+
+    support::fail_point(&deployment.members()[lagging], "rsSyncApplyStop", "off".into(), doc! {}).await;
+    for (writer, id) in writers.iter_mut().zip(sent) {
+        let reply =
+            timeout(support::PATIENCE, writer.receive(id)).await.expect("an answer").unwrap().document().unwrap();
+        assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
+    }
+    assert!(servers.iter().all(|server| !server.settling.in_progress()), "settled");
+}
