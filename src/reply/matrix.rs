@@ -211,7 +211,7 @@ pub fn answer(situation: &Situation, kind: OperationKind) -> Option<ErrorReply> 
 pub enum StateChangeAnswer {
     /// The server's error, cloaked, with the labels that the server gave it.
     Cloaked,
-    /// 43: the cursor ends with its server.
+    /// 43: the cursor ends with its server, or is a change stream, which starts again elsewhere.
     CursorLost,
     /// Nothing: it does not wait. The write is lost, and counted.
     Dropped,
@@ -220,11 +220,12 @@ pub enum StateChangeAnswer {
 /// The answer to a command that a server met with a state-change error: the last two rows of the matrix.
 ///
 /// Drivers act on the labels, which mongod has set by the same rules: a retryable write and a commit are sent again, a
-/// transaction starts over, a change stream resumes. A server that shuts down takes its cursors along, and 43 is what
-/// makes old and new drivers resume.
+/// transaction starts over. A server that shuts down takes its cursors along. A change stream resumes by 43 in every driver;
+/// by a label only where there is one, which a server does not set when it refuses a getMore before it looks at the cursor.
 pub fn answer_state_change(change: StateChangeKind, kind: OperationKind) -> StateChangeAnswer {
     match (change, kind) {
         (_, OperationKind::Unacknowledged) => StateChangeAnswer::Dropped,
+        (_, OperationKind::GetMore { change_stream: true }) => StateChangeAnswer::CursorLost,
         (StateChangeKind::Shutdown, OperationKind::GetMore { .. }) => StateChangeAnswer::CursorLost,
         (StateChangeKind::NotPrimary | StateChangeKind::Shutdown, _) => StateChangeAnswer::Cloaked,
     }
@@ -429,7 +430,7 @@ mod tests {
         #[rustfmt::skip]
         let rows = [
             //                           read     write+txn write    getMore     stream      in txn   commit   w:0
-            (StateChangeKind::NotPrimary, [Cloaked, Cloaked, Cloaked, Cloaked,    Cloaked,    Cloaked, Cloaked, Dropped]),
+            (StateChangeKind::NotPrimary, [Cloaked, Cloaked, Cloaked, Cloaked,    CursorLost, Cloaked, Cloaked, Dropped]),
             (StateChangeKind::Shutdown,   [Cloaked, Cloaked, Cloaked, CursorLost, CursorLost, Cloaked, Cloaked, Dropped]),
         ];
         for (change, row) in rows {
