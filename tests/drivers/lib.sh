@@ -126,8 +126,9 @@ need_mongod() {
 # --- Processes ------------------------------------------------------------------------------------------------------
 
 work=$(mktemp -d)
-# In the order in which they started.
+# What ends by itself when asked, in the order in which it started; servers whose data is thrown away.
 running=()
+mongods=()
 
 # stop PID: asks, waits up to 15 s, then forces; returns the exit code of the process.
 stop() {
@@ -143,9 +144,13 @@ stop() {
 
 # Those that others need stop last.
 clean_up() {
-    local code=$? i
+    local code=$? i pid
     trap - EXIT
     for ((i = ${#running[@]} - 1; i >= 0; i--)); do stop "${running[i]}" || true; done
+    for pid in "${mongods[@]}"; do
+        kill -KILL "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
     rm -rf "$work"
     exit "$code"
 }
@@ -162,7 +167,7 @@ start_mongod() {
     "$mongod" --replSet "$set" --bind_ip 127.0.0.1 --port "$port" --dbpath "$work/db-$port" \
         --logpath "$work/mongod-$port.log" --oplogSize 512 --wiredTigerCacheSizeGB 0.5 \
         --setParameter diagnosticDataCollectionEnabled=false "$@" >"$work/mongod-$port.out" 2>&1 &
-    running+=($!)
+    mongods+=($!)
 }
 
 # initiate SET PORT...: makes them a set and waits for its primary.

@@ -2,6 +2,7 @@
 
     stage.py ports N                   free ports
     stage.py initiate SET PORT...      makes the mongods there a replica set and waits for its primary
+    stage.py listening PORT...         waits until somebody listens on each
     stage.py ready URL SECONDS         waits until the URL answers 200
     stage.py census PORT LOG LIMIT     the checks of the proxy's connections, as the server saw them
 """
@@ -35,6 +36,19 @@ def initiate(name, *ports):
             if time.monotonic() > deadline:
                 sys.exit(f"{name} has no primary within 30 s")
             time.sleep(0.05)
+
+
+def listening(*ports):
+    deadline = time.monotonic() + 20
+    for port in ports:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(port))).close()
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    sys.exit(f"nobody listens on {port}: {error}")
+            time.sleep(0.02)
 
 
 def ready(url, seconds):
@@ -90,4 +104,5 @@ def verdict(name, good, reason):
 
 
 if __name__ == "__main__":
-    {"ports": ports, "initiate": initiate, "ready": ready, "census": census}[sys.argv[1]](*sys.argv[2:])
+    commands = {"ports": ports, "initiate": initiate, "listening": listening, "ready": ready, "census": census}
+    commands[sys.argv[1]](*sys.argv[2:])
