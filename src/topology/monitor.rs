@@ -111,17 +111,11 @@ impl Monitor {
         WaitingGuard(Arc::clone(&self.0))
     }
 
-    /// Reports that a connection of ours to this server failed. The server counts as unknown until the next heartbeat, or
-    /// until [`Self::heard`] clears it. Returns whether it is suspect now and was not before.
-    pub fn suspect(&self, address: &Address, reason: &str) -> bool {
-        self.0.update(|inner| inner.state.suspect(address, reason, None))
-    }
-
-    /// Reports a state-change error with this `topologyVersion`: like [`Self::suspect`], until the server is heard of as it
-    /// is after the change.
-    pub fn state_changes(&self, address: &Address, reason: &str, topology_version: Option<TopologyVersion>) -> bool {
-        let now = Instant::now();
-        self.0.update(|inner| inner.state.state_changes(address, reason, topology_version, now))
+    /// Reports that a connection of ours to this server failed, or got a state-change error with this `topologyVersion`.
+    /// The server counts as unknown until a newer heartbeat, or until [`Self::heard`] clears it. Returns whether it is
+    /// suspect now and was not before.
+    pub fn suspect(&self, address: &Address, reason: &str, topology_version: Option<TopologyVersion>) -> bool {
+        self.0.update(|inner| inner.state.suspect(address, reason, topology_version))
     }
 
     /// Reports a `hello` reply that a connection of ours got: clears a suspicion, or raises one when it contradicts the
@@ -612,7 +606,7 @@ mod tests {
         let (_script, port) = Script::start(&tasks, standalone()).await;
         let monitor = start(&port.to_string(), &tasks);
         until(&monitor, |topology| topology.problem().is_none()).await;
-        assert!(monitor.suspect(&Address::tcp("127.0.0.1", port), "connection reset"));
+        assert!(monitor.suspect(&Address::tcp("127.0.0.1", port), "connection reset", None));
         assert_eq!(monitor.problem().unwrap(), format!("no server: 127.0.0.1:{port}: connection reset"));
         until(&monitor, |topology| topology.problem().is_none()).await;
         end(monitor, &tasks).await;

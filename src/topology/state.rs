@@ -12,11 +12,6 @@ use tokio::time::Instant;
 use super::description::{Hello, ServerDescription, ServerKind, TopologyDescription, TopologyKind, TopologyVersion};
 use crate::config::Address;
 
-/// A server that steps down interrupts commands first, with errors that carry no `topologyVersion`, and for some moments
-/// still greets as a primary: replies of the version that was known then are no news for this long. Measured on 6.0.5: up to
-/// 15 ms. A false alarm costs no more than this, which is also how often a server is asked while somebody waits for it.
-const SETTLING: Duration = Duration::from_millis(500);
-
 /// All that is known about one upstream.
 #[derive(Debug, Default)]
 pub struct TopologyState {
@@ -46,16 +41,13 @@ struct Suspicion {
     reason: String,
     /// Replies that are older do not end it.
     topology_version: Option<TopologyVersion>,
-    /// Until then, replies of just this version do not end it either.
-    settled: Option<Instant>,
     /// A reply has ended it and told of another kind than the driver's view shows, which follows the reply in a moment.
     answered: bool,
 }
 
 impl Suspicion {
-    fn outlasts(&self, reply: Option<TopologyVersion>, now: Instant) -> bool {
-        let (Some(reply), Some(mark)) = (reply, self.topology_version) else { return false };
-        reply.is_older_than(mark) || reply == mark && self.settled.is_some_and(|settled| now < settled)
+    fn outlasts(&self, reply: Option<TopologyVersion>) -> bool {
+        reply.zip(self.topology_version).is_some_and(|(reply, mark)| reply.is_older_than(mark))
     }
 }
 
@@ -92,13 +84,13 @@ impl TopologyState {
         let Some(observed) = self.observed.get_mut(address) else { return };
         let shown = self.discovered.servers.get(address).map_or(ServerKind::Unknown, |server| server.kind);
         match &mut observed.suspicion {
-            Some(suspicion) if suspicion.outlasts(hello.topology_version, now) => {}
+            Some(suspicion) if suspicion.outlasts(hello.topology_version) => {}
             Some(suspicion) if shown != ServerKind::Unknown && shown != hello.kind => suspicion.answered = true,
             Some(_) => observed.suspicion = None,
             None if shown == ServerKind::RsPrimary && shown != hello.kind => {
                 let topology_version = hello.topology_version;
                 let reason = format!("was {}, now says it is {}", shown.name(), hello.kind.name());
-                observed.suspicion = Some(Suspicion { reason, topology_version, settled: None, answered: true });
+                observed.suspicion = Some(Suspicion { reason, topology_version, answered: true });
             }
             None => {}
         }
@@ -117,8 +109,8 @@ impl TopologyState {
         }
     }
 
-    /// A connection of ours failed. Ignored when the error is not newer than the server's last reply. Returns whether the
-    /// server is suspect now and was not before.
+    /// A connection of ours failed, or its server reported a change of state. Ignored when the error is not newer than
+    /// the server's last reply. Returns whether the server is suspect now and was not before.
     pub fn suspect(&mut self, address: &Address, reason: &str, topology_version: Option<TopologyVersion>) -> bool {
         let Some(observed) = self.observed.get_mut(address) else { return false };
         let known = observed.hello.as_ref().and_then(|(hello, _)| hello.topology_version);
@@ -130,27 +122,8 @@ impl TopologyState {
         let was_trusted = observed.suspicion.is_none();
         observed.round_trip_time = None;
         let reason = reason.to_owned();
-        observed.suspicion = Some(Suspicion { reason, topology_version, settled: None, answered: false });
+        observed.suspicion = Some(Suspicion { reason, topology_version, answered: false });
         was_trusted
-    }
-
-    /// A server reported a change of its state: [`Self::suspect`], also where the report has no version.
-    pub fn state_changes(
-        &mut self,
-        address: &Address,
-        reason: &str,
-        topology_version: Option<TopologyVersion>,
-        now: Instant,
-    ) -> bool {
-        let suspect = self.suspect(address, reason, topology_version);
-        if topology_version.is_none()
-            && let Some(Observed { hello: Some((hello, _)), suspicion: Some(suspicion), .. }) =
-                self.observed.get_mut(address)
-        {
-            suspicion.topology_version = hello.topology_version;
-            suspicion.settled = Some(now + SETTLING);
-        }
-        suspect
     }
 
     /// A connection of ours got a `hello` reply. It clears the server when it agrees with the monitor, and makes it
@@ -385,25 +358,6 @@ mod tests {
         state.discovered(view(ServerKind::Unknown));
         state.discovered(view(ServerKind::RsPrimary));
         assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary);
-    }
-
-    #[test]
-    fn a_step_down_that_has_begun_is_not_over_with_a_greeting_of_before() {
-        let (mut state, began) = (replica_set(), Instant::now());
-        assert!(state.state_changes(&address(1), "interrupted", None, began));
-        for version in [4, 5] {
-            state.heard(&address(1), hello(ServerKind::RsPrimary, version), None, began);
-            assert_eq!(kind_of(&state, 1), ServerKind::Unknown, "{version}: it steps down still");
-        }
-        let mut state = replica_set();
-        assert!(state.state_changes(&address(1), "interrupted", None, began));
-        state.heard(&address(1), hello(ServerKind::RsPrimary, 5), None, began + SETTLING);
-        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary, "a false alarm is forgotten");
-
-        assert!(!state.state_changes(&address(1), "not primary", version(5), began), "no news");
-        assert!(state.state_changes(&address(1), "not primary", version(6), began));
-        state.heard(&address(1), hello(ServerKind::RsPrimary, 6), None, began);
-        assert_eq!(kind_of(&state, 1), ServerKind::RsPrimary, "with a version nothing is in doubt");
     }
 
     #[test]

@@ -325,13 +325,13 @@ impl Cluster {
         server.metrics.events[ServerEvent::Error].inc();
         tracing::info!(server = %server.address, event = ServerEvent::Error.as_str(), reason, "connection broke");
         server.pool.clear_generation(generation);
-        self.monitor.suspect(&server.address, reason);
+        self.monitor.suspect(&server.address, reason, None);
         server.pool.recheck();
     }
 
     /// A server said that it is not what we took it for, or that it shuts down: it is suspect, and asked at once.
     pub fn state_change(&self, server: &Server, code: i32, shutdown: bool, version: Option<TopologyVersion>) {
-        if self.monitor.state_changes(&server.address, &format!("answered with error {code}"), version) {
+        if self.monitor.suspect(&server.address, &format!("answered with error {code}"), version) {
             tracing::info!(server = %server.address, code, "server changes its state");
             if shutdown {
                 server.pool.clear(false);
