@@ -282,6 +282,7 @@ async fn release(proxy: &Proxy, random: &mut SmallRng, sound: &[Vec<u8>], sent: 
 #[tokio::test]
 async fn mutated_messages_harm_nobody() {
     let seed = std::env::var("MONGOMUX_FUZZ_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("MONGOMUX_FUZZ_SEED={seed}");
     let mut pair = Pair::new("").await;
     let sound = sound();
     let mut random = SmallRng::seed_from_u64(seed);

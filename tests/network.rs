@@ -270,6 +270,33 @@ async fn a_black_hole_that_lasts_is_left_behind_as_soon() {
 }
 
 #[tokio::test]
+async fn who_has_waited_for_a_server_waits_for_its_breaker_too() {
+    let patient = SETTINGS.replace("breaker.open_initial_ms = 100", "breaker.open_initial_ms = 60_000");
+    let patient = patient.replace("breaker.open_max_ms = 1_000", "breaker.open_max_ms = 60_000");
+    let (_deployment, relay, proxy) = relayed(&format!("{patient}\n{HASTY}")).await;
+    idle_pool(&proxy).await;
+    let (mut early, mut late) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    // Nobody can connect, and monitoring goes on: the breaker opens, for a minute.
+    relay.set_network(Network::black_hole(Concerns::Data));
+    relay.cut();
+    eventually("an open breaker", async || breaker_state(&proxy, &relay) == 2.0).await;
+    relay.set_network(Network::black_hole(Concerns::All));
+    eventually("the loss of the server", async || proxy.clusters()[0].topology().data_bearing().count() == 0).await;
+    let insert = Request::new("test", doc! { "insert": "late", "documents": [{ "_id": 1 }] });
+    let id = early.send(&insert).await.unwrap();
+    proxy.waits(1).await;
+    relay.set_network(Network::black_hole(Concerns::Data));
+    eventually("the server is known", async || proxy.clusters()[0].topology().data_bearing().count() == 1).await;
+    let reply = late.reply("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(code_and_labels(&reply).0, 6, "who comes now learns it at once: {reply}");
+    assert_eq!(proxy.waiting(), 1, "who has waited goes on");
+    relay.set_network(Network::default());
+    let reply = timeout(PATIENCE, early.receive(id)).await.expect("an answer").unwrap().document().unwrap();
+    assert_eq!(reply.get_i32("n").ok(), Some(1), "{reply}");
+    eventually("a closed breaker", async || breaker_state(&proxy, &relay) == 0.0).await;
+}
+
+#[tokio::test]
 async fn replies_that_get_lost_are_found_and_left_behind() {
     lost_in(Network::one_way(Way::FromServer, Concerns::All), 3).await;
 }

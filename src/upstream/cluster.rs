@@ -283,13 +283,25 @@ impl Cluster {
         let mut topology = self.monitor.subscribe();
         let _monitor_hurries = self.monitor.waiting();
         let _waiting = WaitsForServer::new(self);
+        let mut waited = false;
         loop {
-            if let Some(operation) = self.try_select(criteria, failed)? {
-                return Ok(operation);
-            }
-            let changed = tokio::time::timeout_at(deadline, topology.changed()).await;
-            if !matches!(changed, Ok(Ok(()))) {
-                return Err(SelectError::NoSuitableServer(self.problem(&self.monitor.current())));
+            let refused = match self.try_select(criteria, failed) {
+                Ok(Some(operation)) => return Ok(operation),
+                Ok(None) => None,
+                // Whoever has waited for a server until it came back goes on until it is proven to be well.
+                Err(refused @ SelectError::BreakerOpen(_)) if waited => Some(refused),
+                Err(error) => return Err(error),
+            };
+            waited = true;
+            // A breaker tells nobody that it has closed.
+            let look = refused.as_ref().map_or(deadline, |_| deadline.min(Instant::now() + RECHECK_INTERVAL));
+            match tokio::time::timeout_at(look, topology.changed()).await {
+                Ok(Ok(())) => {}
+                Err(_) if look < deadline => {}
+                _ => {
+                    let none = || SelectError::NoSuitableServer(self.problem(&self.monitor.current()));
+                    return Err(refused.unwrap_or_else(none));
+                }
             }
             let current = topology.borrow_and_update().clone();
             self.reconcile(&current);
@@ -450,7 +462,8 @@ impl Cluster {
             }
             let topology = self.monitor.current();
             for server in self.servers() {
-                if topology.servers.get(&server.address).is_some_and(|description| !description.is_known()) {
+                let known = topology.servers.get(&server.address).is_none_or(ServerDescription::is_known);
+                if !known || !server.passes() {
                     server.pool.recheck();
                 }
             }
