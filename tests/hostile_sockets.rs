@@ -1,5 +1,5 @@
 //! Clients that are slow, greedy, huge or mad cost at most themselves.
-#![allow(clippy::unwrap_used, reason = "a test, its helpers included")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test, its helpers included, that prints its seed")]
 
 mod support;
 
