@@ -158,7 +158,7 @@ async fn acquire_in_line(
         let queued = Instant::now();
         let until = exchange.checked_out_by(&cluster.config);
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
-            return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, operation, queued)).into());
+            return Err(waited_in_vain(shared, exchange, operation, queued).into());
         }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {
@@ -179,7 +179,7 @@ async fn acquire_in_line(
                 cluster.reconcile(&cluster.topology());
             }
             Err(CheckOutError::Timeout) => {
-                return Err(exchange.expired().unwrap_or_else(|| waited_in_vain(shared, operation, queued)).into());
+                return Err(waited_in_vain(shared, exchange, operation, queued).into());
             }
         }
     }
@@ -230,8 +230,11 @@ fn no_server(error: SelectError, waited: Duration) -> Situation {
     }
 }
 
-/// No connection in time: because all are busy, or because none can be made.
-fn waited_in_vain(shared: &ClientShared, operation: &Operation, queued: Instant) -> Situation {
+/// No connection in time: the command's own time is over, all connections are busy, or none can be made.
+fn waited_in_vain(shared: &ClientShared, exchange: &Exchange, operation: &Operation, queued: Instant) -> Situation {
+    if let Some(expired) = exchange.expired() {
+        return expired;
+    }
     let snapshot = operation.server().pool.snapshot();
     let server = (*operation.server().address).clone();
     match snapshot.last_connect_error {

@@ -327,7 +327,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A connection broke in the middle of a command. The server is suspect until it is heard of again, and asked at once, unless the
+    /// A connection broke in the middle of a command. The server is asked at once and suspect until it is heard of, unless the
     /// connection is of an older generation: then the failure that made it stale was heard of already.
     pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
         if !server.pool.is_current(generation) {
@@ -480,8 +480,8 @@ impl Server {
 
     /// True while commands may go to it: commands do not fail there, and there is a connection or one can be had.
     pub fn passes(&self) -> bool {
-        self.health.closed(Judgement::Commands)
-            && (self.health.closed(Judgement::Establishing) || self.pool.has_connections())
+        // Almost always by the first look, which is one lock for each command.
+        self.health.all_closed() || self.health.closed(Judgement::Commands) && self.pool.has_connections()
     }
 
     /// Commands under way; as good as full while its pool is not warm, so that others get the load where they can.

@@ -36,7 +36,7 @@ pub struct Place(#[expect(dead_code, reason = "frees the place when it is droppe
 impl LongPolls {
     /// Half of `max_in_flight`, and one at least.
     pub fn new(max_in_flight: u32) -> Self {
-        let places = (max_in_flight / 2).max(1);
+        let places = half_of(max_in_flight);
         let longest_slice = if max_in_flight > places { LONGEST_SLICE } else { ONLY_CONNECTION_SLICE };
         let free = Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(Semaphore::MAX_PERMITS)));
         Self { free, places, longest_slice, waiting: AtomicUsize::new(0) }
@@ -62,6 +62,11 @@ impl LongPolls {
         let share = self.longest_slice * self.places / self.places.saturating_add(waiting);
         share.clamp(SHORTEST_SLICE, self.longest_slice)
     }
+}
+
+/// The share of a pool for commands that their server makes wait: one at least, as they have to come round.
+pub(super) fn half_of(max_in_flight: u32) -> u32 {
+    (max_in_flight / 2).max(1)
 }
 
 /// Counts one in line.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, TryAcquireError};
 
-use super::long_polls::Place;
+use super::long_polls::{Place, half_of};
 use super::pool::lock;
 
 /// The share of writes by majority in the pool of one server.
@@ -35,7 +35,7 @@ pub enum Turn {
 impl Settling {
     /// Half of `max_in_flight`, and one at least. Settled until [`Settling::begin`].
     pub fn new(max_in_flight: u32) -> Self {
-        let places = usize::try_from((max_in_flight / 2).max(1)).unwrap_or(Semaphore::MAX_PERMITS);
+        let places = usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS);
         let free = Semaphore::new(0);
         free.close();
         Self { in_progress: AtomicBool::new(false), free: Mutex::new(Arc::new(free)), places }
