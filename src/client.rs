@@ -3,6 +3,7 @@
 pub mod abandoned;
 pub mod acquire;
 pub mod bound;
+mod catch_up;
 pub mod cursors;
 pub mod degraded;
 pub mod deliver;
@@ -11,6 +12,7 @@ pub mod execute;
 pub mod facade;
 pub mod held;
 pub mod listener;
+pub mod long_poll;
 mod pace;
 pub mod session;
 pub mod shared;

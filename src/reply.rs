@@ -2,6 +2,7 @@
 //!
 //! Everything here is pure: documents in, documents out. Which of them is sent when is the client session's business.
 
+pub mod batch;
 pub mod cloak;
 pub mod errors;
 pub mod facts;
@@ -12,6 +13,7 @@ pub mod metadata;
 pub mod relay;
 pub mod retry;
 
+pub use batch::Batch;
 pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
 pub use facts::ReplyFacts;

@@ -10,6 +10,7 @@ pub mod handshake;
 pub mod health;
 pub mod in_use;
 pub mod long_polls;
+mod lookout;
 pub mod maintain;
 pub mod pool;
 pub mod pool_state;

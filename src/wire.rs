@@ -14,7 +14,7 @@ pub mod legacy;
 pub mod op_compressed;
 pub mod op_msg;
 
-pub use document::{Element, Elements, MalformedDocument};
+pub use document::{Element, Elements, MalformedDocument, Timestamp};
 pub use frame::{Frame, FrameError};
 pub use header::{HEADER_LEN, MessageHeader, OpCode};
 pub use op_compressed::{Compressor, DecompressError};

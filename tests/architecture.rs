@@ -48,6 +48,7 @@ const PURE: &[&str] = &[
     "upstream/backoff.rs",
     "upstream/pool_state.rs",
     "reply/",
+    "client/catch_up.rs",
     "client/pace.rs",
     "admin/advice.rs",
     "admin/suspicions.rs",

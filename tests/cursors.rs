@@ -493,7 +493,13 @@ async fn a_cursor_that_cannot_be_remembered_is_killed() {
     let living = open(&mut client, find.clone()).await;
     {
         let address = std::sync::Arc::new(server.address());
-        let pin = || CursorPin { server: address.clone(), awaits_data: false, change_stream: false, in_session: false };
+        let pin = || CursorPin {
+            server: address.clone(),
+            awaits_data: false,
+            change_stream: false,
+            in_session: false,
+            caught_up: None,
+        };
         let mut pins = proxy.clusters()[0].pins.lock().unwrap();
         let full = (1..).find(|id| pins.pin_cursor(*id, pin(), Instant::now()).is_err());
         assert_eq!(full, Some(i64::try_from(MAX_CURSOR_PINS).unwrap()), "one is there already");

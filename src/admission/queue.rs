@@ -26,12 +26,14 @@ pub struct WaitQueue<T> {
     /// Per lane in order of arrival; sequence numbers are of the whole queue, so lanes can be compared.
     lanes: [BTreeMap<u64, (Instant, T)>; LANES],
     next_sequence: u64,
+    /// The last one taken was of [`Lane::Await`].
+    long_poll_went: bool,
 }
 
 impl<T> WaitQueue<T> {
     /// An empty queue.
     pub fn new() -> Self {
-        Self { lanes: Default::default(), next_sequence: 0 }
+        Self { lanes: Default::default(), next_sequence: 0, long_poll_went: false }
     }
 
     /// Joins at the end.
@@ -50,8 +52,11 @@ impl<T> WaitQueue<T> {
     /// Takes whoever is next.
     pub fn pop(&mut self) -> Option<(Ticket, T)> {
         let first = |lane: Lane| self.lanes[lane as usize].first_key_value().map(|(sequence, _)| (*sequence, lane));
-        let (sequence, lane) =
-            first(Lane::Transaction).or_else(|| Lane::ALL[1..].iter().filter_map(|lane| first(*lane)).min())?;
+        let others = || Lane::ALL.iter().filter(|lane| **lane != Lane::Await).filter_map(|lane| first(*lane)).min();
+        let turns =
+            || if self.long_poll_went { others().or(first(Lane::Await)) } else { first(Lane::Await).or_else(others) };
+        let (sequence, lane) = first(Lane::Transaction).or_else(turns)?;
+        self.long_poll_went = lane == Lane::Await;
         let ticket = Ticket { lane, sequence };
         self.remove(ticket).map(|waiter| (ticket, waiter))
     }
@@ -108,7 +113,8 @@ mod tests {
     fn transactions_go_first_and_all_others_in_order() {
         let mut queue = WaitQueue::new();
         let now = Instant::now();
-        for (lane, waiter) in [(Lane::Await, 1), (Lane::Regular, 2), (Lane::Background, 3), (Lane::Transaction, 4)] {
+        for (lane, waiter) in [(Lane::Background, 1), (Lane::Regular, 2), (Lane::Background, 3), (Lane::Transaction, 4)]
+        {
             queue.push(lane, now, waiter);
         }
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, waiter)| waiter).collect();
@@ -116,11 +122,25 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_data_takes_turns_with_all_others() {
+        let mut queue = WaitQueue::new();
+        let now = Instant::now();
+        for waiter in 1..=4 {
+            queue.push(Lane::Regular, now, waiter);
+        }
+        for waiter in 11..=12 {
+            queue.push(Lane::Await, now, waiter);
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, waiter)| waiter).collect();
+        assert_eq!(order, [11, 1, 12, 2, 3, 4]);
+    }
+
+    #[test]
     fn who_rejoins_has_its_old_place() {
         let mut queue = WaitQueue::new();
         let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
         let first = queue.push(Lane::Regular, early, 1);
-        let second = queue.push(Lane::Await, late, 2);
+        let second = queue.push(Lane::Background, late, 2);
         assert_eq!(queue.pop(), Some((first, 1)));
         assert_eq!(queue.oldest(), Some(late));
         queue.rejoin(first, early, 3);
@@ -134,6 +154,7 @@ mod tests {
         fn behaves_like_a_list(operations in prop::collection::vec((0_u8..3, 0_usize..4, 0_usize..20), 1..200)) {
             let mut queue = WaitQueue::new();
             let mut model: Vec<(Ticket, u32)> = Vec::new();
+            let mut long_poll_went = false;
             let now = Instant::now();
             for (step, (operation, lane, index)) in operations.into_iter().enumerate() {
                 let waiter = u32::try_from(step).unwrap();
@@ -143,8 +164,13 @@ mod tests {
                         model.push((ticket, waiter));
                     }
                     1 => {
-                        let first = model.iter().position(|(ticket, _)| ticket.lane == Lane::Transaction);
-                        let expected = (!model.is_empty()).then(|| model.remove(first.unwrap_or(0)));
+                        let first = |wanted: &dyn Fn(Lane) -> bool| model.iter().position(|(ticket, _)| wanted(ticket.lane));
+                        let turn = first(&|lane| (lane == Lane::Await) != long_poll_went);
+                        let next = first(&|lane| lane == Lane::Transaction).or(turn).or(first(&|_| true));
+                        let expected = next.map(|next| model.remove(next));
+                        if let Some((ticket, _)) = expected {
+                            long_poll_went = ticket.lane == Lane::Await;
+                        }
                         prop_assert_eq!(queue.pop(), expected);
                     }
                     _ if index < model.len() => {

@@ -17,7 +17,7 @@ use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Inspected, StateChangeKind, local};
+use crate::reply::{Batch, Inspected, StateChangeKind, local};
 use crate::routing::{CursorPin, PinError};
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
@@ -28,9 +28,6 @@ use crate::wire::{Elements, Frame};
 
 /// The arrays of a killCursors reply.
 const KILL_RESULTS: [&str; 4] = ["cursorsKilled", "cursorsNotFound", "cursorsAlive", "cursorsUnknown"];
-
-/// A document, or an array, of nothing: its length and the closing NUL.
-const EMPTY_DOCUMENT_BYTES: usize = 5;
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Remembers where a new cursor lives, and forgets one that has ended. An error means that the cursor cannot be
@@ -45,8 +42,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let facts = &inspected.facts;
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
-            if ended && let Some(id) = exchange.command.cursor_id(&exchange.frame) {
-                unpin_cursor(&self.shared, &server.address, id);
+            match exchange.command.cursor_id(&exchange.frame) {
+                Some(id) if ended => unpin_cursor(&self.shared, &server.address, id),
+                Some(id) if exchange.cursor_unknown && facts.ok => self.adopt_cursor(id, exchange, server, reply),
+                _ => {}
             }
             return None;
         }
@@ -56,6 +55,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             awaits_data: exchange.command.awaits_data,
             change_stream: exchange.command.opens_change_stream,
             in_session: exchange.command.session.session.is_some(),
+            caught_up: None,
         };
         let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
@@ -66,6 +66,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             PinError::Full { .. } => errors::too_many_pins("cursor", &why),
             PinError::Collision => errors::cursor_collision(&why),
         })
+    }
+
+    /// Remembers a cursor from before our start that its server goes on with. Where there is no room it stays unknown.
+    fn adopt_cursor(&self, id: i64, exchange: &Exchange, server: &Server, reply: &[u8]) {
+        let batch = reply_document(reply).and_then(|(_, document)| Batch::read(document, None));
+        let change_stream = batch.is_some_and(|batch| batch.resume_time.is_some());
+        let pin = CursorPin {
+            server: server.address.clone(),
+            awaits_data: change_stream || exchange.command.await_time().is_some(),
+            change_stream,
+            in_session: exchange.command.session.session.is_some(),
+            caught_up: None,
+        };
+        if let Err(error) = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()) {
+            tracing::debug!(%error, "a cursor from before our start is not remembered");
+        }
     }
 
     /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.
@@ -217,15 +233,6 @@ impl OpenCursor {
         unpin_cursor(shared, &self.server, self.id);
         kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
     }
-}
-
-/// True for a batch without documents of a cursor that lives on.
-pub(super) fn brought_nothing(inspected: &Inspected, reply: &[u8]) -> bool {
-    let cursor = || find(reply_document(reply)?.1, b"cursor")?.as_document();
-    let batch = || find(cursor()?, b"nextBatch")?.as_document();
-    inspected.facts.ok
-        && inspected.facts.cursor_id.is_some_and(|id| id != 0)
-        && batch().is_some_and(|batch| batch.len() == EMPTY_DOCUMENT_BYTES)
 }
 
 /// Forgets a cursor of that server which has ended.

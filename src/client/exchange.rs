@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::long_poll::LongPoll;
 use super::session::ReplyTo;
 use super::shared::{BusyClient, ClientShared, InFlight};
 use crate::admission::mode::Bearing;
@@ -37,6 +38,10 @@ pub(super) struct Exchange {
     /// The server that the last attempt failed on.
     pub(super) failed: Option<Arc<Address>>,
     pub(super) upstream: Duration,
+    /// Its wait for data, where it is known to wait for data.
+    pub(super) poll: Option<Box<LongPoll>>,
+    /// It continues a cursor that nobody here knows.
+    pub(super) cursor_unknown: bool,
     /// Its place in the share of the pool that it is kept to, while it is upstream.
     pub(super) place: Option<Place>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
@@ -53,10 +58,11 @@ impl Exchange {
     ) -> Self {
         command.clear_flags(&mut frame);
         let started = Instant::now();
-        let (kind, lane) = classify(&command, &frame, shared, started);
+        let (kind, lane, cursor_unknown) = classify(&command, &frame, shared, started);
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
         let deadline = command.max_time().map(|time| started + time);
+        let poll = if lane == Lane::Await { LongPoll::new(&command, &frame, shared, started) } else { None };
         Self {
             label: CommandLabel::of(command.spec.name),
             command,
@@ -71,15 +77,11 @@ impl Exchange {
             resent: false,
             failed: None,
             upstream: Duration::ZERO,
+            poll,
+            cursor_unknown,
             place: None,
             _held: (reservation, in_flight, BusyClient::new(shared)),
         }
-    }
-
-    /// How long it wants to wait for data still.
-    pub(super) fn waits_further(&self) -> Option<Duration> {
-        let wait = self.command.await_time().filter(|_| self.lane == Lane::Await)?;
-        wait.checked_sub(self.started.elapsed()).filter(|remaining| *remaining >= Duration::from_millis(1))
     }
 
     /// The share of the server's pool that it has to have a place in, and has not; almost always none.
@@ -155,12 +157,13 @@ pub(super) enum Share {
 }
 
 /// What the command is to its driver once it fails, and with whom it waits.
-fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane) {
+fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane, bool) {
     let get_more = command.spec.handling == Handling::GetMore;
     let cursor = if get_more { command.cursor_id(frame) } else { None };
-    let (awaits_data, change_stream) = cursor
-        .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)))
-        .unwrap_or_default();
+    let pinned = cursor
+        .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)));
+    // Of a cursor from before our start only so much is known that a server refuses such a wait for all others.
+    let (awaits_data, change_stream) = pinned.unwrap_or_else(|| (command.await_time().is_some(), false));
     let kind = if command.unacknowledged {
         OperationKind::Unacknowledged
     } else if command.spec.handling == Handling::EndTransaction {
@@ -182,5 +185,5 @@ fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instan
         OperationKind::GetMore { .. } if awaits_data => Lane::Await,
         _ => Lane::Regular,
     };
-    (kind, lane)
+    (kind, lane, cursor.is_some() && pinned.is_none())
 }

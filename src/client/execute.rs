@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
 use super::acquire::{Refusal, acquire, acquire_now};
-use super::cursors::{OpenCursor, brought_nothing};
+use super::cursors::OpenCursor;
 use super::exchange::Exchange;
 use super::session::Session;
 use super::shared::ClientShared;
@@ -51,6 +51,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) async fn execute(&mut self, exchange: &mut Exchange) -> Result<(), ReadEnd> {
         self.use_transaction(exchange);
         loop {
+            if let Some(poll) = &exchange.poll
+                && exchange.place.is_none()
+            {
+                exchange.place = poll.try_enter(Instant::now());
+                if exchange.place.is_none()
+                    && let Err(refusal) = Box::pin(self.await_turn(exchange)).await
+                {
+                    return Box::pin(self.refused(exchange, refusal)).await;
+                }
+            }
             let acquired = match acquire_now(&self.shared, exchange).transpose() {
                 Some(acquired) => acquired,
                 // Boxed: waiting is the exception, and idle sessions should not carry room for it.
@@ -169,9 +179,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             exchange.command.shrink_max_time(&mut exchange.frame, remaining);
         }
-        if let Some(remaining) = exchange.waits_further() {
-            let slice = operation.server().long_polls.slice();
-            exchange.command.shrink_max_time(&mut exchange.frame, remaining.min(slice));
+        if let Some(poll) = &mut exchange.poll {
+            let wait = poll.asks(connection.greeting.max_wire_version, Instant::now());
+            exchange.command.set_await_time(&mut exchange.frame, wait);
         }
         if exchange.command.session.starts_transaction
             && let Some(transaction) = exchange.command.session.transaction()
@@ -291,10 +301,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         {
             return Ok(instead);
         }
-        // A slice of its time is over, and nothing came: it gets in line for the next one.
-        if exchange.waits_further().is_some() && brought_nothing(&inspected, connection.reply()) {
-            exchange.was_sent();
-            return Ok(Verdict::Again);
+        if let Some(time) = inspected.facts.operation_time {
+            server.long_polls.heard(time);
+        }
+        if let Some(poll) = &mut exchange.poll {
+            if poll.goes_on(connection.reply(), Instant::now()) {
+                exchange.was_sent();
+                return Ok(Verdict::Again);
+            }
+            poll.ends_with(connection.reply(), &self.shared);
         }
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
             return Err(Failed::Refused(Refusal::Reply(error)));

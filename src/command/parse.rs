@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bson::RawDocument;
+use bson::raw::cstr;
 
 use super::kind::{self, CommandSpec, Effect, Handling};
 use super::read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode, with_primary_preferred};
@@ -285,14 +286,33 @@ impl Command {
 
     /// Lowers `maxTimeMS` in the message to `remaining`, which keeps the client's deadline after a wait in our queue.
     pub fn shrink_max_time(&self, frame: &mut Frame, remaining: Duration) {
-        let Some(MaxTime { milliseconds, kind, offset }) = self.max_time else { return };
+        let Some(MaxTime { milliseconds, .. }) = self.max_time else { return };
         let left = i64::try_from(remaining.as_millis()).unwrap_or(i64::MAX).clamp(1, milliseconds.max(1));
+        self.write_max_time(frame, left);
+    }
+
+    /// Says how long the server is to wait for data, whatever the client's own time is. A message that says nothing of it
+    /// becomes longer.
+    pub fn set_await_time(&mut self, frame: &mut Frame, wait: Duration) {
+        if self.max_time.is_none() {
+            let Ok(document) = RawDocument::from_bytes(self.document(frame)) else { return };
+            let mut longer = document.to_owned();
+            longer.append(cstr!("maxTimeMS"), 0_i64);
+            self.op_msg.replace_document(frame, longer.as_bytes());
+            let document = self.document(frame);
+            self.max_time = find(document, b"maxTimeMS").and_then(|element| MaxTime::of(&element));
+        }
+        self.write_max_time(frame, i64::try_from(wait.as_millis()).unwrap_or(i64::MAX));
+    }
+
+    fn write_max_time(&self, frame: &mut Frame, wait: i64) {
+        let Some(MaxTime { kind, offset, .. }) = self.max_time else { return };
         let document = self.op_msg.document_mut(frame);
         #[expect(clippy::cast_precision_loss, reason = "a wait of 2^53 milliseconds needs no exact number")]
         let bytes = match kind {
-            document::kind::INT64 => left.to_le_bytes(),
-            document::kind::DOUBLE => (left as f64).to_le_bytes(),
-            _ => i64::from(i32::try_from(left).unwrap_or(i32::MAX)).to_le_bytes(),
+            document::kind::INT64 => wait.to_le_bytes(),
+            document::kind::DOUBLE => (wait as f64).to_le_bytes(),
+            _ => i64::from(i32::try_from(wait).unwrap_or(i32::MAX)).to_le_bytes(),
         };
         let width = if kind == document::kind::INT32 { 4 } else { 8 };
         if let Some(place) = document.get_mut(offset..offset + width) {
@@ -581,6 +601,31 @@ mod tests {
         assert_eq!(command.await_time(), Some(Duration::from_millis(5)));
         let (find, _) = parse(doc! {"find": "c", "maxTimeMS": 5, "$db": "d"});
         assert_eq!(find.await_time(), None);
+    }
+
+    #[test]
+    fn the_wait_of_a_get_more_is_set_whether_it_was_given_or_not() {
+        let get_more = doc! {"getMore": 77_i64, "collection": "c", "$db": "d", "lsid": {"x": 1}};
+        for given in [None, Some(bson::bson!(5)), Some(bson::bson!(5_i64)), Some(bson::bson!(5.0))] {
+            let mut document = get_more.clone();
+            if let Some(given) = given {
+                document.insert("maxTimeMS", given);
+            }
+            let (mut command, mut message) = parse(document);
+            for wait in [0, 1, 400] {
+                command.set_await_time(&mut message, Duration::from_millis(wait));
+                assert_eq!(message.header().length, message.bytes().len());
+                let (again, copy) = {
+                    let mut copy = Frame::copy_from(message.bytes(), usize::MAX).unwrap().unwrap();
+                    (Command::parse(&mut copy).unwrap(), copy)
+                };
+                let set = find(again.document(&copy), b"maxTimeMS").and_then(|element| element.as_number());
+                assert_eq!(set, Some(i64::try_from(wait).unwrap()));
+                let mut rest = Document::from_reader(again.document(&copy)).unwrap();
+                rest.remove("maxTimeMS");
+                assert_eq!(rest, get_more);
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! only said whether it is worth asking.
 
 use super::errors::{Labels, StateChangeKind};
+use crate::wire::Timestamp;
 use crate::wire::document::{Elements, MalformedDocument};
 
 /// What one reply says about itself, its cursor and its server.
@@ -23,6 +24,8 @@ pub struct ReplyFacts {
     pub has_topology_version: bool,
     /// `errorLabels` as the server set them.
     pub labels: Labels,
+    /// `operationTime`: how far the server's data had come.
+    pub operation_time: Option<Timestamp>,
 }
 
 impl ReplyFacts {
@@ -40,6 +43,7 @@ impl ReplyFacts {
                 b"cursor" => facts.cursor_id = element.as_document().and_then(cursor_id),
                 b"writeErrors" => facts.has_write_errors = true,
                 b"writeConcernError" => facts.has_write_concern_error = true,
+                b"operationTime" => facts.operation_time = element.as_timestamp(),
                 b"topologyVersion" => facts.has_topology_version = true,
                 b"errorLabels" => facts.labels = element.as_document().map(labels).unwrap_or_default(),
                 _ => {}
@@ -82,6 +86,13 @@ mod tests {
             assert_eq!(facts, ReplyFacts { ok: true, ..ReplyFacts::default() });
             assert!(!facts.may_need_cloak());
         }
+    }
+
+    #[test]
+    fn the_time_of_the_server_is_read() {
+        let time = bson::Timestamp { time: 7, increment: 3 };
+        assert_eq!(read(&rawdoc! {"ok": 1.0, "operationTime": time}).operation_time, Some(Timestamp((7 << 32) + 3)));
+        assert_eq!(read(&rawdoc! {"ok": 1.0, "operationTime": 7_i64}).operation_time, None);
     }
 
     #[test]

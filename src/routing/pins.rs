@@ -13,6 +13,7 @@ use crate::config::Address;
 use crate::config::limits::{
     CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE, OVERDUE_TRANSACTION,
 };
+use crate::wire::Timestamp;
 
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
@@ -39,6 +40,8 @@ pub struct CursorPin {
     pub change_stream: bool,
     /// Belongs to a session, which decides how long it can live.
     pub in_session: bool,
+    /// Of one that waits for data: up to where everything that was written has been delivered, as far as is known.
+    pub caught_up: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -159,6 +162,13 @@ impl Pins {
         let cursor = self.cursors.get_mut(&id)?;
         cursor.last_used = now;
         Some(&cursor.pin)
+    }
+
+    /// A cursor that waits for data has caught up so far.
+    pub fn caught_up(&mut self, id: i64, caught_up: Option<Timestamp>) {
+        if let Some(cursor) = self.cursors.get_mut(&id) {
+            cursor.pin.caught_up = caught_up;
+        }
     }
 
     /// Forgets a cursor of that server; returns how long it was pinned.
@@ -320,7 +330,7 @@ mod tests {
     }
 
     fn cursor(port: u16) -> CursorPin {
-        CursorPin { server: server(port), awaits_data: false, change_stream: false, in_session: false }
+        CursorPin { server: server(port), awaits_data: false, change_stream: false, in_session: false, caught_up: None }
     }
 
     const TRANSACTION: TransactionId = TransactionId { session: [1; 16], number: 5 };

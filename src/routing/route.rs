@@ -125,8 +125,13 @@ mod tests {
     #[test]
     fn a_cursor_goes_to_its_server_whatever_that_is_now() {
         let mut pins = Pins::default();
-        let pin =
-            CursorPin { server: Arc::new(address(2)), awaits_data: false, change_stream: false, in_session: true };
+        let pin = CursorPin {
+            server: Arc::new(address(2)),
+            awaits_data: false,
+            change_stream: false,
+            in_session: true,
+            caught_up: None,
+        };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
         let get_more = |id: Bson| doc! {"getMore": id, "collection": "c", "$db": "d"};
         let set = topology(&[(1, ServerKind::RsPrimary), (2, ServerKind::RsSecondary)]);
@@ -162,8 +167,13 @@ mod tests {
     #[test]
     fn what_lives_on_a_suspect_server_waits_for_it() {
         let mut pins = Pins::default();
-        let pin =
-            CursorPin { server: Arc::new(address(1)), awaits_data: false, change_stream: false, in_session: true };
+        let pin = CursorPin {
+            server: Arc::new(address(1)),
+            awaits_data: false,
+            change_stream: false,
+            in_session: true,
+            caught_up: None,
+        };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
         let transaction = TransactionId { session: [4; 16], number: 3 };
         pins.pin_transaction(transaction, Arc::new(address(1)), Instant::now()).unwrap();

@@ -16,6 +16,7 @@ use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::{Health, Judgement};
 use super::long_polls::LongPolls;
+use super::lookout;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use super::settling::Settling;
@@ -52,7 +53,7 @@ pub struct Server {
     /// Its metrics.
     pub metrics: Arc<ServerMetrics>,
     /// Who may wait for data on it.
-    pub long_polls: LongPolls,
+    pub long_polls: Arc<LongPolls>,
     /// Whether it has just become the primary, and who may write to it then.
     pub settling: Settling,
     /// How many reads without a client may be interrupted on it.
@@ -141,6 +142,8 @@ pub struct Cluster {
     pub(super) background: Background,
     waiting_for_server: AtomicUsize,
     somebody_waits: Notify,
+    /// Told when one begins to wait here for what is written on a server.
+    pub(super) somebody_parks: Arc<Notify>,
 }
 
 impl Cluster {
@@ -169,6 +172,7 @@ impl Cluster {
             background: Background::default(),
             waiting_for_server: AtomicUsize::new(0),
             somebody_waits: Notify::new(),
+            somebody_parks: Arc::default(),
             config,
         })
     }
@@ -192,6 +196,13 @@ impl Cluster {
         self.tasks.spawn("recheck servers", async move {
             tokio::select! {
                 () = cluster.recheck_while_waited_for() => {}
+                () = cluster.tasks.cancelled() => {}
+            }
+        });
+        let cluster = self.clone();
+        self.tasks.spawn("look for writes", async move {
+            tokio::select! {
+                () = lookout::run(cluster.clone()) => {}
                 () = cluster.tasks.cancelled() => {}
             }
         });
@@ -225,9 +236,14 @@ impl Cluster {
         lock(&self.servers).values().cloned().collect()
     }
 
+    /// The server at `address`, if it has not left.
+    pub fn server(&self, address: &Address) -> Option<Arc<Server>> {
+        lock(&self.servers).get(address).cloned()
+    }
+
     /// Counts a command on the server at `address`; `None` when that has left.
     pub fn operation_on(&self, address: &Address) -> Option<Operation> {
-        let server = lock(&self.servers).get(address).cloned()?;
+        let server = self.server(address)?;
         server.operations.fetch_add(1, Ordering::Relaxed);
         Some(Operation { server })
     }
@@ -412,6 +428,7 @@ impl Cluster {
             for (address, server) in gone {
                 tracing::info!(server = %address, "server left");
                 server.pool.close();
+                server.long_polls.disturb();
                 leaving.insert(address, server);
             }
         }
@@ -449,8 +466,9 @@ impl Cluster {
         self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
         let address = Arc::new(address.clone());
         let in_flight = self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size);
-        let (long_polls, settling) = (LongPolls::new(in_flight), Settling::new(in_flight));
+        let (long_polls, settling) = (LongPolls::new(in_flight, self.somebody_parks.clone()), Settling::new(in_flight));
         let (cancels, operations, seen) = (Cancels::new(Instant::now()), AtomicU32::new(0), Mutex::default());
+        let long_polls = Arc::new(long_polls);
         Arc::new(Server { address, pool, health, metrics, long_polls, settling, cancels, operations, seen })
     }
 
@@ -523,6 +541,9 @@ impl Server {
             self.settling.end();
         } else if before.kind != now.kind {
             self.settling.begin();
+        }
+        if now.failures > before.failures || now.kind != before.kind {
+            self.long_polls.disturb();
         }
         if now.failures > before.failures {
             // A server that answers nobody keeps commands in flight waiting for ever; one that refuses does not.

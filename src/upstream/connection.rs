@@ -93,6 +93,8 @@ pub struct Greeting {
     pub connection_id: i64,
     /// What it said about itself, for the topology.
     pub hello: Hello,
+    /// Its `maxWireVersion`.
+    pub max_wire_version: i32,
     /// Round trip of the hello, without connecting.
     pub round_trip_time: Option<Duration>,
 }

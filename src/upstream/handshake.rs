@@ -311,7 +311,7 @@ async fn hello_exchange(
         Ok(Some(id)) => id.as_i64().or_else(|| id.as_i32().map(i64::from)).unwrap_or_default(),
         _ => 0,
     };
-    Ok((Greeting { connection_id, hello: Hello::read(&reply), round_trip_time }, reply))
+    Ok((Greeting { connection_id, hello: Hello::read(&reply), max_wire_version, round_trip_time }, reply))
 }
 
 async fn exchange(connection: &mut Connection, command: &RawDocument) -> Result<RawDocumentBuf, ConnectError> {

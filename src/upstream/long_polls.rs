@@ -1,45 +1,96 @@
-//! How many commands that wait for data may hold connections of one server, and for how long at a time.
+//! Commands that wait for data on one server: how many may hold a connection, for how long, and when it is worth to ask.
 //!
-//! The `getMore` of a change stream or of a tailable cursor keeps its connection until there is data or its time is over.
-//! A handful of them would keep everybody else out of a small pool. So they get half of it; and as one has to come round
-//! while others wait, it asks for a slice of its time only and gets in line again. To the client that looks like one wait.
+//! The `getMore` of a change stream or of a tailable cursor keeps its connection until there is data or its time is over. A
+//! handful of them would keep everybody else out of a small pool, so they get half of it. As long as they are no more than
+//! that, they wait on the server. A crowd waits here instead: each asks the server when something was written since it last
+//! did, without waiting there, and in any case now and then. That something was written shows in the `operationTime` of
+//! whatever the server answers to anybody; when nobody asks it anything, `lookout` does.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-/// A slice where nobody else wants the place: what a server waits by default. Also how long the connection of a client
+use crate::wire::Timestamp;
+
+/// How long one waits on the server before it looks whether there is a crowd now. Also how long the connection of a client
 /// that has left can be held.
-const LONGEST_SLICE: Duration = Duration::from_secs(1);
+const SLICE: Duration = Duration::from_millis(500);
 
-/// A slice in a pool of one connection, which everybody else needs, too.
-const ONLY_CONNECTION_SLICE: Duration = Duration::from_millis(100);
+/// A crowd is one until it has been none for so long: between two `getMore`s of one cursor it is not to be missed.
+const CROWD_LINGERS: Duration = Duration::from_secs(10);
 
-/// Below this a slice is all overhead.
-const SHORTEST_SLICE: Duration = Duration::from_millis(10);
+/// Whoever waits here asks this often in any case, so that nothing depends on what replies tell.
+const CEILING: Duration = Duration::from_secs(1);
 
-/// The places of one server.
+/// Who asked in vain asks again after this at the earliest, doubling while it goes on in vain, ...
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+/// ... up to so much for each that waits: they ask in vain 2,000 times a second all together, which costs a server about a
+/// quarter of a core.
+const PAUSE_PER_POLL: Duration = Duration::from_micros(500);
+
+/// The longest pause, however many wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// The long polls of one server.
 #[derive(Debug)]
 pub struct LongPolls {
     free: Arc<Semaphore>,
-    places: u32,
-    longest_slice: Duration,
-    waiting: AtomicUsize,
+    places: usize,
+    /// There is but one connection: nobody may wait on the server.
+    only_connection: bool,
+    under_way: AtomicUsize,
+    born: Instant,
+    /// Milliseconds after `born`.
+    crowded_until: AtomicU64,
+    /// The newest operation time of any reply; 0 before the first.
+    newest: AtomicU64,
+    /// A reply has told a time since the last look.
+    heard: AtomicBool,
+    parked: AtomicUsize,
+    looking: AtomicBool,
+    /// How often whoever waits was told to look around.
+    disturbed: AtomicU64,
+    news: Notify,
+    somebody_parks: Arc<Notify>,
 }
 
-/// The right to wait on the server, in a share of its pool. Dropping it lets the next one in.
+/// The right to occupy a connection, in a share of its pool. Dropping it lets the next one in.
 #[derive(Debug)]
 pub struct Place(#[expect(dead_code, reason = "frees the place when it is dropped")] pub(super) OwnedSemaphorePermit);
 
+/// Why one who waited goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// To ask the server.
+    Due,
+    /// To look whether its cursor and its server are there still.
+    Disturbed,
+}
+
 impl LongPolls {
-    /// Half of `max_in_flight`, and one at least.
-    pub fn new(max_in_flight: u32) -> Self {
-        let places = half_of(max_in_flight);
-        let longest_slice = if max_in_flight > places { LONGEST_SLICE } else { ONLY_CONNECTION_SLICE };
-        let free = Arc::new(Semaphore::new(usize::try_from(places).unwrap_or(Semaphore::MAX_PERMITS)));
-        Self { free, places, longest_slice, waiting: AtomicUsize::new(0) }
+    /// Half of `max_in_flight` may occupy a connection, and one at least. `somebody_parks` is told when one begins to wait
+    /// here.
+    pub fn new(max_in_flight: u32, somebody_parks: Arc<Notify>) -> Self {
+        let places = usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS);
+        Self {
+            free: Arc::new(Semaphore::new(places)),
+            places,
+            only_connection: max_in_flight <= 1,
+            under_way: AtomicUsize::new(0),
+            born: Instant::now(),
+            crowded_until: AtomicU64::new(0),
+            newest: AtomicU64::new(0),
+            heard: AtomicBool::new(false),
+            parked: AtomicUsize::new(0),
+            looking: AtomicBool::new(false),
+            disturbed: AtomicU64::new(0),
+            news: Notify::new(),
+            somebody_parks,
+        }
     }
 
     /// A place, if one is free and nobody was first.
@@ -52,15 +103,118 @@ impl LongPolls {
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the line.
     pub async fn enter(&self) -> Place {
-        let _counted = Waiting::new(&self.waiting);
         Place(self.free.clone().acquire_owned().await.expect("the semaphore is never closed"))
     }
 
-    /// How long one may wait on the server now, so that each of those in line comes round about once a second.
-    pub fn slice(&self) -> Duration {
-        let waiting = u32::try_from(self.waiting.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        let share = self.longest_slice * self.places / self.places.saturating_add(waiting);
-        share.clamp(SHORTEST_SLICE, self.longest_slice)
+    /// One more is under way, until [`LongPolls::ended`].
+    pub fn begun(&self, now: Instant) {
+        let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        if under_way > self.places {
+            self.crowded_until.store(self.millis(now + CROWD_LINGERS), Ordering::Relaxed);
+        }
+    }
+
+    /// One has ended.
+    pub fn ended(&self) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// How long one may wait on the server now; `None` in a crowd.
+    pub fn slice(&self, now: Instant) -> Option<Duration> {
+        let crowd = self.only_connection || self.millis(now) < self.crowded_until.load(Ordering::Relaxed);
+        (!crowd).then_some(SLICE)
+    }
+
+    /// How long one that has asked `in_vain` times in a row waits at least before it asks again.
+    pub fn pause(&self, in_vain: u32) -> Duration {
+        let under_way = u32::try_from(self.under_way.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        let most = PAUSE_PER_POLL.saturating_mul(under_way).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        let doublings = in_vain.saturating_sub(1);
+        FIRST_PAUSE.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(most)
+    }
+
+    /// The newest time that the server has told of.
+    pub fn newest(&self) -> Option<Timestamp> {
+        Some(Timestamp(self.newest.load(Ordering::Acquire))).filter(|newest| newest.0 > 0)
+    }
+
+    /// A reply of the server told of this time.
+    pub fn heard(&self, time: Timestamp) {
+        let before = self.newest.fetch_max(time.0, Ordering::AcqRel);
+        if self.parked.load(Ordering::Relaxed) > 0 {
+            self.heard.store(true, Ordering::Relaxed);
+            if before < time.0 {
+                self.news.notify_waiters();
+            }
+        }
+    }
+
+    /// A cursor or the server is not what it was: whoever waits here looks around.
+    pub fn disturb(&self) {
+        self.disturbed.fetch_add(1, Ordering::AcqRel);
+        self.news.notify_waiters();
+    }
+
+    /// True if somebody waits here and no reply has told of a time since the last call.
+    pub(super) fn wants_news(&self) -> bool {
+        self.parked.load(Ordering::Relaxed) > 0 && !self.heard.swap(false, Ordering::Relaxed)
+    }
+
+    /// The right to look for news; `None` while somebody else does.
+    pub(super) fn start_looking(self: &Arc<Self>) -> Option<Looking> {
+        (!self.looking.swap(true, Ordering::AcqRel)).then(|| Looking(self.clone()))
+    }
+
+    /// Waiting here.
+    pub(super) fn parked(&self) -> usize {
+        self.parked.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server is worth to be asked: when `is_due` says so of the newest time, though not before
+    /// `not_before`; at `until` at the latest, and after a second.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is held but a count that drops with the future.
+    pub async fn until_due(
+        &self,
+        is_due: impl Fn(Option<Timestamp>) -> bool,
+        not_before: Instant,
+        until: Instant,
+    ) -> Woken {
+        let _parked = Parked::new(self);
+        let disturbed = self.disturbed.load(Ordering::Acquire);
+        let until = until.min(Instant::now() + CEILING);
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            // Listens from here on, so that what comes after the look is heard.
+            news.as_mut().enable();
+            if self.disturbed.load(Ordering::Acquire) != disturbed {
+                return Woken::Disturbed;
+            }
+            let now = Instant::now();
+            if now >= until || now >= not_before && is_due(self.newest()) {
+                return Woken::Due;
+            }
+            let look = if now < not_before { not_before.min(until) } else { until };
+            // Nothing is lost when an arm loses: either only makes us look again.
+            tokio::select! {
+                () = news => {}
+                () = tokio::time::sleep_until(look) => {}
+            }
+        }
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One looks for news. Dropping it lets the next one.
+pub(super) struct Looking(Arc<LongPolls>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.looking.store(false, Ordering::Release);
     }
 }
 
@@ -69,56 +223,134 @@ pub(super) fn half_of(max_in_flight: u32) -> u32 {
     (max_in_flight / 2).max(1)
 }
 
-/// Counts one in line.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Counts one that waits here.
+struct Parked<'a>(&'a LongPolls);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+impl<'a> Parked<'a> {
+    fn new(polls: &'a LongPolls) -> Self {
+        if polls.parked.fetch_add(1, Ordering::Relaxed) == 0 {
+            polls.somebody_parks.notify_one();
+        }
+        Self(polls)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Parked<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.parked.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use tokio::time::advance;
 
     use super::*;
+
+    fn polls(max_in_flight: u32) -> LongPolls {
+        LongPolls::new(max_in_flight, Arc::default())
+    }
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
 
     #[test]
     fn half_of_the_pool_and_one_at_least() {
         for (max_in_flight, places) in [(1, 1), (2, 1), (3, 1), (10, 5), (201, 100)] {
-            let polls = LongPolls::new(max_in_flight);
+            let polls = polls(max_in_flight);
             let taken: Vec<_> = std::iter::from_fn(|| polls.try_enter()).collect();
             assert_eq!(taken.len(), places, "of {max_in_flight}");
+            let mut line = [Box::pin(polls.enter()), Box::pin(polls.enter())];
+            assert!(line.iter_mut().all(|waiter| waiter.as_mut().now_or_never().is_none()));
             drop(taken);
-            assert!(polls.try_enter().is_some());
+            assert!(line[0].as_mut().now_or_never().is_some(), "those in line are first");
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_few_wait_on_the_server_and_a_crowd_does_not() {
+        let polls = polls(4);
+        let slice = || polls.slice(Instant::now());
+        polls.begun(Instant::now());
+        polls.begun(Instant::now());
+        assert_eq!(slice(), Some(SLICE));
+        polls.begun(Instant::now());
+        assert_eq!(slice(), None);
+        // One that comes back at once is not missed, ...
+        polls.ended();
+        assert_eq!(slice(), None);
+        advance(CROWD_LINGERS).await;
+        // ... one that stays away is.
+        assert_eq!(slice(), Some(SLICE));
+        assert_eq!(self::polls(1).slice(Instant::now()), None, "everybody needs the only connection");
+    }
+
     #[test]
-    fn slices_get_shorter_with_the_line_and_longer_again() {
-        let polls = LongPolls::new(4);
-        assert_eq!(polls.slice(), LONGEST_SLICE);
-        assert_eq!(LongPolls::new(1).slice(), ONLY_CONNECTION_SLICE);
-        let held = (polls.try_enter(), polls.try_enter());
-        let mut line: Vec<_> = (0..500).map(|_| Box::pin(polls.enter())).collect();
-        for (in_line, (waiter, slice)) in line.iter_mut().zip([667, 500, 400]).enumerate() {
-            assert!(waiter.as_mut().now_or_never().is_none());
-            assert_eq!(polls.slice().as_millis().abs_diff(slice), u128::from(in_line == 0), "{in_line}");
-        }
-        line.iter_mut().for_each(|waiter| assert!(waiter.as_mut().now_or_never().is_none()));
-        assert_eq!(polls.slice(), SHORTEST_SLICE);
-        drop(held);
-        assert!(polls.try_enter().is_none(), "those in line were first");
-        assert!(line[0].as_mut().now_or_never().is_some());
-        drop(line);
-        assert_eq!(polls.slice(), LONGEST_SLICE);
+    fn pauses_grow_up_to_what_the_crowd_allows() {
+        let polls = polls(4);
+        let now = Instant::now();
+        (0..5).for_each(|_| polls.begun(now));
+        assert_eq!([1, 2, 40].map(|in_vain| polls.pause(in_vain)), [ms(5); 3]);
+        (5..500).for_each(|_| polls.begun(now));
+        assert_eq!([0, 1, 2, 3, 7, 99].map(|in_vain| polls.pause(in_vain)), [5, 5, 10, 20, 250, 250].map(ms));
+        (500..9_000).for_each(|_| polls.begun(now));
+        assert_eq!(polls.pause(u32::MAX), LONGEST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_is_woken_by_what_was_written_and_by_nothing_else() {
+        let polls = polls(4);
+        polls.heard(Timestamp(5));
+        let began = Instant::now();
+        let later_than = |time: u64| move |newest: Option<Timestamp>| newest.is_none_or(|newest| newest.0 > time);
+        let wait = |time, not_before| polls.until_due(later_than(time), began + ms(not_before), began + ms(800));
+        assert_eq!(wait(4, 0).await, Woken::Due);
+        assert_eq!(began.elapsed(), ms(0));
+        // A pause is kept although it is due already.
+        wait(4, 20).await;
+        assert_eq!(began.elapsed(), ms(20));
+        let mut waiting = Box::pin(wait(5, 0));
+        assert!((&mut waiting).now_or_never().is_none());
+        assert_eq!(polls.parked(), 1);
+        polls.heard(Timestamp(3));
+        polls.heard(Timestamp(5));
+        assert!((&mut waiting).now_or_never().is_none(), "nothing new");
+        polls.heard(Timestamp(6));
+        assert_eq!((&mut waiting).now_or_never(), Some(Woken::Due));
+        drop(waiting);
+        assert_eq!((polls.parked(), polls.newest()), (0, Some(Timestamp(6))));
+        // Its own time is over.
+        assert_eq!(wait(6, 0).await, Woken::Due);
+        assert_eq!(began.elapsed(), ms(800));
+        polls.until_due(later_than(6), began, began + ms(60_000)).await;
+        assert_eq!(began.elapsed(), ms(800) + CEILING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_can_be_told_to_look_around() {
+        let polls = polls(4);
+        let now = Instant::now();
+        polls.heard(Timestamp(1));
+        let mut waiting = Box::pin(polls.until_due(|_| false, now, now + ms(900)));
+        assert!((&mut waiting).now_or_never().is_none());
+        polls.disturb();
+        assert_eq!(waiting.now_or_never(), Some(Woken::Disturbed));
+        assert!(Box::pin(polls.until_due(|_| false, now, now + ms(900))).now_or_never().is_none(), "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_is_wanted_while_somebody_waits_and_no_reply_came() {
+        let polls = polls(4);
+        assert!(!polls.wants_news());
+        let now = Instant::now();
+        let mut waiting = Box::pin(polls.until_due(|_| false, now, now + ms(900)));
+        assert!((&mut waiting).now_or_never().is_none());
+        tokio::time::timeout(ms(1), polls.somebody_parks.notified()).await.expect("told");
+        assert!(polls.wants_news() && polls.wants_news());
+        polls.heard(Timestamp(1));
+        assert!(!polls.wants_news());
+        assert!(polls.wants_news(), "that was a while ago");
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::bound::Line;
-use super::connection::Connection;
+use super::connection::{Connection, ReceiveError};
 use super::handshake::{ConnectError, greet};
 use super::health::{Judgement, Probe};
 use super::pool::{Pool, PoolParts, PooledConnection, Shared, State, lock};
@@ -20,7 +20,9 @@ use super::pool_state::PoolStatus;
 use crate::breaker::{Failure, Outcome};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT, RECHECK_TIMEOUT, RECOVERY_SPREAD};
 use crate::telemetry::labels::{ConnectionClosed, Label as _, ServerEvent};
-use crate::wire::encode;
+use crate::wire::document::find;
+use crate::wire::op_msg::reply_document;
+use crate::wire::{Timestamp, encode};
 
 /// Idle and lifetime limits are looked at this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -429,7 +431,8 @@ fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
             if probe.is_some() {
                 greet(&mut connection).await?;
             }
-            ping(&mut connection).await
+            ping(&mut connection).await?;
+            Ok::<_, ConnectError>(())
         };
         let answer = tokio::select! {
             answer = tokio::time::timeout(parts.config.connect_timeout, look) => answer,
@@ -452,10 +455,11 @@ fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
     true
 }
 
-async fn ping(connection: &mut Connection) -> Result<(), ConnectError> {
+/// Asks for nothing but an answer; returns the time that it tells, as members of a replica set do.
+pub(super) async fn ping(connection: &mut Connection) -> Result<Option<Timestamp>, ReceiveError> {
     let ping = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1, "$db": "admin"});
-    connection.exchange(ping.bytes()).await?;
-    Ok(())
+    let reply = reply_document(connection.exchange(ping.bytes()).await?);
+    Ok(reply.and_then(|(_, document)| find(document, b"operationTime")?.as_timestamp()))
 }
 
 #[cfg(test)]

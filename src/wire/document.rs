@@ -35,10 +35,24 @@ pub mod kind {
     pub const OBJECT_ID: u8 = 0x07;
     pub const BOOL: u8 = 0x08;
     pub const INT32: u8 = 0x10;
+    pub const TIMESTAMP: u8 = 0x11;
     pub const INT64: u8 = 0x12;
 }
 
+/// A moment of a replica set's oplog: seconds in the upper half, a count within the second in the lower one. Moments of one
+/// set are in order; those of two have nothing to do with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub u64);
+
 impl<'a> Element<'a> {
+    /// A moment of the oplog.
+    pub fn as_timestamp(&self) -> Option<Timestamp> {
+        if self.kind != kind::TIMESTAMP {
+            return None;
+        }
+        self.value.first_chunk().map(|bytes| Timestamp(u64::from_le_bytes(*bytes)))
+    }
+
     /// The text of a string.
     pub fn as_str(&self) -> Option<&'a str> {
         if self.kind != kind::STRING {

@@ -40,7 +40,7 @@ async fn waiters_are_served_in_order_and_one_that_leaves_frees_its_place() {
     let held = rig.check_out().await.unwrap();
     let mut first = pin!(wait(&rig, Lane::Regular));
     let mut second = Box::pin(wait(&rig, Lane::Background));
-    let mut third = pin!(wait(&rig, Lane::Await));
+    let mut third = pin!(wait(&rig, Lane::Background));
     let mut transaction = pin!(wait(&rig, Lane::Transaction));
     assert_pending!(first);
     assert_pending!(second);

@@ -1,0 +1,159 @@
+//! A `getMore` that waits for data, and how it takes turns: it asks its server when there may be something, for a slice of its
+//! time or without waiting there, and to its client that looks like one wait.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::acquire::Refusal;
+use super::catch_up::CatchUp;
+use super::exchange::Exchange;
+use super::session::Session;
+use super::shared::ClientShared;
+use crate::command::Command;
+use crate::reply::{Batch, errors};
+use crate::upstream::long_polls::Woken;
+use crate::upstream::pool::lock;
+use crate::upstream::{Place, Server};
+use crate::wire::Frame;
+use crate::wire::document::find;
+use crate::wire::op_msg::reply_document;
+
+/// How long a server waits for data where the `getMore` does not say it.
+const DEFAULT_WAIT: Duration = Duration::from_secs(1);
+
+/// With less left it is not worth to ask again.
+const LEAST_WAIT: Duration = Duration::from_millis(1);
+
+/// Servers from this wire version on, 6.0, take a wait of 0 as it is; for older ones it is none that was given.
+const TAKES_NO_WAIT: i32 = 17;
+
+/// One wait for data.
+pub(super) struct LongPoll {
+    cursor: i64,
+    /// Where the cursor lives.
+    server: Arc<Server>,
+    /// When the client's own wait is over.
+    until: Instant,
+    batch_size: Option<i64>,
+    catch_up: CatchUp,
+}
+
+impl LongPoll {
+    /// Of a `getMore` whose cursor is known to wait for data; `None` where the server has left or is to judge the command.
+    pub(super) fn new(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> Option<Box<Self>> {
+        let cursor = command.cursor_id(frame)?;
+        let document = command.document(frame);
+        let wait = match (command.await_time(), find(document, b"maxTimeMS")) {
+            (Some(wait), _) => wait,
+            (None, None) => DEFAULT_WAIT,
+            (None, Some(_)) => return None,
+        };
+        let (address, catch_up) = {
+            let mut pins = lock(&shared.cluster.pins);
+            let pin = pins.cursor(cursor, now).filter(|pin| pin.awaits_data)?;
+            (pin.server.clone(), CatchUp::new(pin.change_stream, pin.caught_up, now))
+        };
+        let server = shared.cluster.server(&address)?;
+        server.long_polls.begun(now);
+        let batch_size = find(document, b"batchSize").and_then(|size| size.as_number());
+        Some(Box::new(Self { cursor, server, until: now + wait, batch_size, catch_up }))
+    }
+
+    /// A place to ask from at once, where there is something to ask for.
+    pub(super) fn try_enter(&self, now: Instant) -> Option<Place> {
+        if self.waits_here(now) { None } else { self.server.long_polls.try_enter() }
+    }
+
+    fn waits_here(&self, now: Instant) -> bool {
+        let polls = &self.server.long_polls;
+        let may_ask = now >= self.until || now >= self.catch_up.not_before() && self.catch_up.is_due(polls.newest());
+        polls.slice(now).is_none() && !may_ask
+    }
+
+    /// How long the server may wait when it is asked now.
+    pub(super) fn asks(&mut self, wire_version: i32, now: Instant) -> Duration {
+        let polls = &self.server.long_polls;
+        self.catch_up.asks(polls.newest());
+        let none = if wire_version >= TAKES_NO_WAIT { Duration::ZERO } else { LEAST_WAIT };
+        let remaining = self.until.saturating_duration_since(now);
+        polls.slice(now).map_or(none, |slice| slice.min(remaining)).max(none)
+    }
+
+    /// True when its reply brought nothing and there is time left: the client does not hear of it.
+    pub(super) fn goes_on(&mut self, reply: &[u8], now: Instant) -> bool {
+        let Some(batch) = self.batch(reply) else { return false };
+        let goes_on = batch.documents == 0 && self.until.saturating_duration_since(now) >= LEAST_WAIT;
+        if goes_on {
+            let in_vain = self.catch_up.nothing_came(&batch);
+            self.catch_up.rest_until(now + self.server.long_polls.pause(in_vain));
+        }
+        goes_on
+    }
+
+    /// The client gets this reply: how far the cursor has caught up with it is remembered for its next wait.
+    pub(super) fn ends_with(&self, reply: &[u8], shared: &ClientShared) {
+        if let Some(batch) = self.batch(reply) {
+            lock(&shared.cluster.pins).caught_up(self.cursor, self.catch_up.after(&batch));
+        }
+    }
+
+    fn batch(&self, reply: &[u8]) -> Option<Batch> {
+        Batch::read(reply_document(reply)?.1, self.batch_size)
+    }
+
+    /// Waits until there is something to ask for, and a place to ask from.
+    ///
+    /// # Cancel safety
+    /// Safe: whoever is dropped leaves every line.
+    async fn turn(&mut self, shared: &ClientShared) -> Option<Place> {
+        let server = self.server.clone();
+        let polls = &server.long_polls;
+        while self.waits_here(Instant::now()) {
+            if !self.catch_up.is_due(polls.newest()) {
+                self.catch_up.waited();
+            }
+            let (catch_up, not_before) = (self.catch_up, self.catch_up.not_before());
+            match polls.until_due(|newest| catch_up.is_due(newest), not_before, self.until).await {
+                Woken::Due => break,
+                // The server says the rest.
+                Woken::Disturbed if !self.is_sound(shared) => return None,
+                Woken::Disturbed => {}
+            }
+        }
+        Some(polls.enter().await)
+    }
+
+    /// Its cursor and its server are what they were.
+    fn is_sound(&self, shared: &ClientShared) -> bool {
+        let pinned = lock(&shared.cluster.pins).cursor(self.cursor, Instant::now()).is_some();
+        let topology = shared.cluster.topology();
+        let usable = topology.servers.get(&self.server.address).is_some_and(|server| topology.is_usable(server));
+        pinned && usable && self.server.passes()
+    }
+}
+
+impl Drop for LongPoll {
+    fn drop(&mut self) {
+        self.server.long_polls.ended();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
+    /// Waits for the turn of a command that waits for data, as long as its client does.
+    pub(super) async fn await_turn(&mut self, exchange: &mut Exchange) -> Result<(), Refusal> {
+        let Some(poll) = &mut exchange.poll else { return Ok(()) };
+        let shared = self.shared.clone();
+        // Nothing is lost when an arm loses: whoever is dropped leaves every line, the socket keeps its bytes.
+        tokio::select! {
+            place = poll.turn(&shared) => {
+                exchange.place = place;
+                Ok(())
+            }
+            () = self.socket.left() => Err(Refusal::Left),
+            () = shared.activity.long_polls_end() => Err(Refusal::Reply(errors::cursor_not_found(poll.cursor))),
+        }
+    }
+}
