@@ -4,6 +4,8 @@
 //! with the newest time that was heard of *before* it asked. A change stream shows only what a majority has: it has caught up
 //! no further than its own resume token says.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::reply::Batch;
@@ -17,15 +19,17 @@ pub(super) struct CatchUp {
     caught_up: Option<Timestamp>,
     /// The newest time that was heard of when it last asked.
     asked_at: Option<Timestamp>,
-    /// How often it has asked since it last had to wait, and nothing came.
+    /// How often in a row it has asked, one time soon after the other, and nothing came.
     in_vain: u32,
+    /// The last time when nothing came.
+    last_in_vain: Instant,
     not_before: Instant,
 }
 
 impl CatchUp {
     /// A new wait of a cursor that has caught up so far.
     pub(super) fn new(change_stream: bool, caught_up: Option<Timestamp>, now: Instant) -> Self {
-        Self { change_stream, caught_up, asked_at: None, in_vain: 0, not_before: now }
+        Self { change_stream, caught_up, asked_at: None, in_vain: 0, last_in_vain: now, not_before: now }
     }
 
     /// Whether there may be something, given the newest time that the server has told of.
@@ -41,11 +45,6 @@ impl CatchUp {
         self.not_before
     }
 
-    /// It had to wait for something to be written: what comes now is no repetition.
-    pub(super) fn waited(&mut self) {
-        self.in_vain = 0;
-    }
-
     /// It asks now; `newest` is the newest time that the server has told of.
     pub(super) fn asks(&mut self, newest: Option<Timestamp>) {
         self.asked_at = newest;
@@ -57,10 +56,13 @@ impl CatchUp {
         if self.change_stream { batch.resume_time.map(|resume_time| resume_time.min(asked_at)) } else { Some(asked_at) }
     }
 
-    /// An empty batch came. Returns how often in a row; the pause that is due then goes to [`CatchUp::rest_until`].
-    pub(super) fn nothing_came(&mut self, batch: &Batch) -> u32 {
+    /// An empty batch came. Returns how often in a row, where twice within `soon` is a row; the pause that is due then goes
+    /// to [`CatchUp::rest_until`].
+    pub(super) fn nothing_came(&mut self, batch: &Batch, soon: Duration, now: Instant) -> u32 {
         self.caught_up = self.after(batch);
-        self.in_vain = self.in_vain.saturating_add(1);
+        let in_a_row = now.duration_since(self.last_in_vain) <= soon;
+        self.last_in_vain = now;
+        self.in_vain = if in_a_row { self.in_vain.saturating_add(1) } else { 1 };
         self.in_vain
     }
 
@@ -111,17 +113,17 @@ mod tests {
             let mut catch_up = CatchUp::new(change_stream, None, Instant::now());
             catch_up.asks(asked_at);
             assert_eq!(catch_up.after(&batch), caught_up, "{catch_up:?} {batch:?}");
-            assert_eq!(catch_up.nothing_came(&batch), 1);
+            assert_eq!(catch_up.nothing_came(&batch, Duration::ZERO, Instant::now()), 1);
             assert_eq!(catch_up.caught_up, caught_up);
         }
     }
 
     #[test]
-    fn repetitions_are_counted_until_it_had_to_wait() {
-        let mut catch_up = CatchUp::new(true, None, Instant::now());
-        let nothing = batch(0, true, at(1));
-        assert_eq!([(); 3].map(|()| catch_up.nothing_came(&nothing)), [1, 2, 3]);
-        catch_up.waited();
-        assert_eq!(catch_up.nothing_came(&nothing), 1);
+    fn repetitions_are_counted_while_they_come_soon() {
+        let now = Instant::now();
+        let ms = Duration::from_millis;
+        let mut catch_up = CatchUp::new(true, None, now);
+        let mut nothing_came = |after| catch_up.nothing_came(&batch(0, true, at(1)), ms(100), now + ms(after));
+        assert_eq!([0, 5, 105, 206, 210].map(&mut nothing_came), [1, 2, 3, 1, 2]);
     }
 }

@@ -237,8 +237,15 @@ impl OpenCursor {
 
 /// Forgets a cursor of that server which has ended.
 fn unpin_cursor(shared: &ClientShared, server: &Address, id: i64) {
-    if let Some(pinned) = lock(&shared.cluster.pins).unpin_cursor(id, server, Instant::now()) {
+    let unpinned = lock(&shared.cluster.pins).unpin_cursor(id, server, Instant::now());
+    if let Some((pin, pinned)) = unpinned {
         shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
+        // Somebody may wait here for what it brings.
+        if pin.awaits_data
+            && let Some(server) = shared.cluster.server(server)
+        {
+            server.long_polls.disturb();
+        }
     }
 }
 

@@ -87,8 +87,9 @@ impl LongPoll {
         let Some(batch) = self.batch(reply) else { return false };
         let goes_on = batch.documents == 0 && self.until.saturating_duration_since(now) >= LEAST_WAIT;
         if goes_on {
-            let in_vain = self.catch_up.nothing_came(&batch);
-            self.catch_up.rest_until(now + self.server.long_polls.pause(in_vain));
+            let polls = &self.server.long_polls;
+            let in_vain = self.catch_up.nothing_came(&batch, polls.longest_pause() * 2, now);
+            self.catch_up.rest_until(now + polls.pause(in_vain));
         }
         goes_on
     }
@@ -112,9 +113,6 @@ impl LongPoll {
         let server = self.server.clone();
         let polls = &server.long_polls;
         while self.waits_here(Instant::now()) {
-            if !self.catch_up.is_due(polls.newest()) {
-                self.catch_up.waited();
-            }
             let (catch_up, not_before) = (self.catch_up, self.catch_up.not_before());
             match polls.until_due(|newest| catch_up.is_due(newest), not_before, self.until).await {
                 Woken::Due => break,

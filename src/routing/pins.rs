@@ -171,10 +171,10 @@ impl Pins {
         }
     }
 
-    /// Forgets a cursor of that server; returns how long it was pinned.
-    pub fn unpin_cursor(&mut self, id: i64, server: &Address, now: Instant) -> Option<Duration> {
+    /// Forgets a cursor of that server; returns what it was and how long it was pinned.
+    pub fn unpin_cursor(&mut self, id: i64, server: &Address, now: Instant) -> Option<(CursorPin, Duration)> {
         self.cursors.get(&id).filter(|cursor| *cursor.pin.server == *server)?;
-        self.cursors.remove(&id).map(|cursor| now.duration_since(cursor.since))
+        self.cursors.remove(&id).map(|cursor| (cursor.pin, now.duration_since(cursor.since)))
     }
 
     /// Remembers where a transaction starts. It replaces an older one of the same session, which it ends on the server;
@@ -348,7 +348,8 @@ mod tests {
         assert_eq!(pins.cursor(7, later), None);
         pins.pin_cursor(8, cursor(1), now).unwrap();
         assert_eq!(pins.unpin_cursor(8, &server(2), now), None, "one of the same id, elsewhere");
-        assert_eq!(pins.unpin_cursor(8, &server(1), now + Duration::from_secs(3)), Some(Duration::from_secs(3)));
+        let unpinned = pins.unpin_cursor(8, &server(1), now + Duration::from_secs(3));
+        assert_eq!(unpinned, Some((cursor(1), Duration::from_secs(3))));
         assert_eq!(pins.unpin_cursor(8, &server(1), now), None);
     }
 

@@ -28,9 +28,9 @@ const CEILING: Duration = Duration::from_secs(1);
 /// Who asked in vain asks again after this at the earliest, doubling while it goes on in vain, ...
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 
-/// ... up to so much for each that waits: they ask in vain 2,000 times a second all together, which costs a server about a
-/// quarter of a core.
-const PAUSE_PER_POLL: Duration = Duration::from_micros(500);
+/// ... up to so much for each that waits: they ask in vain 5,000 times a second all together at most, where something that
+/// is not for them is written all the time. That takes a server half a core.
+const PAUSE_PER_POLL: Duration = Duration::from_micros(200);
 
 /// The longest pause, however many wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -127,10 +127,14 @@ impl LongPolls {
 
     /// How long one that has asked `in_vain` times in a row waits at least before it asks again.
     pub fn pause(&self, in_vain: u32) -> Duration {
-        let under_way = u32::try_from(self.under_way.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
-        let most = PAUSE_PER_POLL.saturating_mul(under_way).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         let doublings = in_vain.saturating_sub(1);
-        FIRST_PAUSE.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(most)
+        FIRST_PAUSE.saturating_mul(1_u32.checked_shl(doublings).unwrap_or(u32::MAX)).min(self.longest_pause())
+    }
+
+    /// The longest that [`LongPolls::pause`] gives now.
+    pub fn longest_pause(&self) -> Duration {
+        let under_way = u32::try_from(self.under_way.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
+        PAUSE_PER_POLL.saturating_mul(under_way).clamp(FIRST_PAUSE, LONGEST_PAUSE)
     }
 
     /// The newest time that the server has told of.
@@ -166,7 +170,7 @@ impl LongPolls {
     }
 
     /// Waiting here.
-    pub(super) fn parked(&self) -> usize {
+    pub fn parked(&self) -> usize {
         self.parked.load(Ordering::Relaxed)
     }
 
@@ -294,7 +298,7 @@ mod tests {
         (0..5).for_each(|_| polls.begun(now));
         assert_eq!([1, 2, 40].map(|in_vain| polls.pause(in_vain)), [ms(5); 3]);
         (5..500).for_each(|_| polls.begun(now));
-        assert_eq!([0, 1, 2, 3, 7, 99].map(|in_vain| polls.pause(in_vain)), [5, 5, 10, 20, 250, 250].map(ms));
+        assert_eq!([0, 1, 2, 3, 7, 99].map(|in_vain| polls.pause(in_vain)), [5, 5, 10, 20, 100, 100].map(ms));
         (500..9_000).for_each(|_| polls.begun(now));
         assert_eq!(polls.pause(u32::MAX), LONGEST_PAUSE);
     }
