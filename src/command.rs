@@ -7,5 +7,5 @@ pub mod session;
 
 pub use kind::{CommandSpec, Effect, Handling, LocalCommand};
 pub use parse::{Command, CommandError, PrimaryRead};
-pub use read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode};
+pub use read_preference::{ReadPreference, ReadPreferenceMode};
 pub use session::{SessionFields, SessionId, TransactionId};

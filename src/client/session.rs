@@ -16,7 +16,7 @@ use super::transactions::OpenTransactions;
 use crate::admission::Reservation;
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
-use crate::reply::errors::{self, Code, ErrorReply};
+use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, answer, hello};
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
@@ -321,9 +321,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             CommandError::NoDatabase => errors::no_database(),
             CommandError::DatabaseType => errors::database_type(),
             CommandError::InternalField(_) => errors::unauthorized(&error.to_string()),
-            CommandError::ReadPreference(fault) => {
-                ErrorReply::new(Code { number: fault.code, name: fault.code_name }, &fault.message)
-            }
         };
         self.shared.metrics.commands[(CommandLabel::Other, Outcome::Failed)].inc();
         if expects_reply(frame) {

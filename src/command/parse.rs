@@ -9,7 +9,7 @@ use bson::RawDocument;
 use bson::raw::cstr;
 
 use super::kind::{self, CommandSpec, Effect, Handling};
-use super::read_preference::{ReadPreference, ReadPreferenceError, ReadPreferenceMode, with_primary_preferred};
+use super::read_preference::{ReadPreference, ReadPreferenceMode, with_primary_preferred};
 use super::session::SessionFields;
 use crate::wire::document::{self, find};
 use crate::wire::{Element, Elements, Frame, MalformedDocument, OpMsg, OpMsgError};
@@ -23,8 +23,10 @@ pub struct Command {
     pub unacknowledged: bool,
     /// Session and transaction.
     pub session: SessionFields,
-    /// `$readPreference`, when it is there and not primary.
+    /// `$readPreference`, when it is sound and not primary.
     pub read_preference: Option<ReadPreference>,
+    /// There is one that makes no sense; the server says so.
+    unsound_preference: bool,
     /// The first pipeline stage is `$changeStream`, or the cursor is tailable and awaits data.
     pub awaits_data: bool,
     /// The first pipeline stage is `$changeStream`.
@@ -72,9 +74,6 @@ pub enum CommandError {
     /// A field that only servers among themselves may send.
     #[error("the field `{0}` is reserved for servers")]
     InternalField(&'static str),
-    /// `$readPreference` makes no sense.
-    #[error(transparent)]
-    ReadPreference(#[from] ReadPreferenceError),
 }
 
 impl From<MalformedDocument> for CommandError {
@@ -98,6 +97,7 @@ impl Command {
             unacknowledged: op_msg.more_to_come(),
             session: SessionFields::default(),
             read_preference: None,
+            unsound_preference: false,
             awaits_data: false,
             opens_change_stream: false,
             max_time: None,
@@ -114,7 +114,7 @@ impl Command {
                 b"txnNumber" => command.session.transaction_number = element.as_i64(),
                 b"startTransaction" => command.session.starts_transaction = element.as_truth() == Some(true),
                 b"autocommit" => command.session.in_transaction = element.as_truth() == Some(false),
-                b"$readPreference" => command.read_preference = read_preference(&element)?,
+                b"$readPreference" => command.read_preference(&element),
                 b"maxTimeMS" => command.max_time = MaxTime::of(&element),
                 b"tailable" => tailable = element.as_truth() == Some(true),
                 b"awaitData" => await_data = element.as_truth() == Some(true),
@@ -200,7 +200,8 @@ impl Command {
     /// would not be the same on a secondary: what insists on the newest writes, belongs to a transaction, or waits for data.
     pub fn primary_read<'a>(&self, frame: &'a Frame) -> Option<PrimaryRead<'a>> {
         let of_a_collection = matches!(self.spec.name, "find" | "aggregate" | "count" | "distinct");
-        if !of_a_collection || self.read_preference.is_some() || self.awaits_data || !self.secondary_ok(frame) {
+        let asks_for_another = self.read_preference.is_some() || self.unsound_preference;
+        if !of_a_collection || asks_for_another || self.awaits_data || !self.secondary_ok(frame) {
             return None;
         }
         let document = self.document(frame);
@@ -320,6 +321,13 @@ impl Command {
         }
     }
 
+    fn read_preference(&mut self, element: &Element<'_>) {
+        let document = element.as_document().and_then(|bytes| RawDocument::from_bytes(bytes).ok());
+        let preference = document.and_then(ReadPreference::parse);
+        self.unsound_preference = preference.is_none();
+        self.read_preference = preference.filter(|preference| preference.mode != ReadPreferenceMode::Primary);
+    }
+
     fn read_pipeline(&mut self, pipeline: &Element<'_>) {
         let (change_stream, output) = stages(pipeline);
         self.opens_change_stream |= change_stream;
@@ -337,9 +345,12 @@ pub fn expects_reply(frame: &Frame) -> bool {
 }
 
 impl MaxTime {
+    /// `None` for what a server refuses, so that it stays as it is: a whole number of 31 bits is good.
     fn of(element: &Element<'_>) -> Option<Self> {
-        let milliseconds = element.as_number()?;
-        Some(Self { milliseconds, kind: element.kind, offset: element.offset })
+        let milliseconds = element.as_number().filter(|number| (0..=i64::from(i32::MAX)).contains(number))?;
+        #[expect(clippy::cast_precision_loss, reason = "31 bits fit")]
+        let is_whole = element.as_double().is_none_or(|number| number == milliseconds as f64);
+        is_whole.then_some(Self { milliseconds, kind: element.kind, offset: element.offset })
     }
 }
 
@@ -367,13 +378,6 @@ fn session_id(lsid: &Element<'_>) -> Option<[u8; 16]> {
     find(lsid.as_document()?, b"id")?.as_uuid()
 }
 
-fn read_preference(element: &Element<'_>) -> Result<Option<ReadPreference>, CommandError> {
-    let Some(bytes) = element.as_document() else { return Ok(None) };
-    let document = RawDocument::from_bytes(bytes).map_err(|_| CommandError::InvalidBson)?;
-    let preference = ReadPreference::parse(document)?;
-    Ok((preference.mode != ReadPreferenceMode::Primary).then_some(preference))
-}
-
 /// Whether the first stage of `pipeline` is `$changeStream`, and whether the last one is `$out` or `$merge`.
 fn stages(pipeline: &Element<'_>) -> (bool, bool) {
     let names = || {
@@ -387,7 +391,7 @@ fn stages(pipeline: &Element<'_>) -> (bool, bool) {
 
 #[cfg(test)]
 mod tests {
-    use bson::{Document, doc};
+    use bson::{Bson, Document, doc};
 
     use super::*;
     use crate::wire::{OpCode, encode};
@@ -578,6 +582,39 @@ mod tests {
         assert!(lists(doc! {"getMore": 5_i64, "collection": "$cmd.bulkWrite", "$db": "admin"}));
         assert!(!lists(doc! {"getMore": 5_i64, "collection": "c", "$db": "admin"}));
         assert!(!lists(doc! {"find": "$cmd.bulkWrite", "$db": "admin"}));
+    }
+
+    #[test]
+    fn a_time_that_a_server_refuses_stays_as_it_is() {
+        let beyond = i64::from(i32::MAX) + 1;
+        let odd = [
+            Bson::Int32(-1),
+            beyond.into(),
+            i64::MAX.into(),
+            90_000.5.into(),
+            1e300.into(),
+            f64::NAN.into(),
+            "5".into(),
+        ];
+        for value in odd {
+            let document = doc! {"find": "c", "maxTimeMS": value, "$db": "d"};
+            let (command, mut message) = parse(document.clone());
+            assert_eq!(command.max_time(), None, "{document}");
+            command.shrink_max_time(&mut message, Duration::from_millis(345));
+            assert_eq!(message.bytes(), frame(&document).bytes(), "{document}");
+        }
+    }
+
+    #[test]
+    fn a_preference_that_a_server_refuses_goes_to_the_primary_and_nowhere_else() {
+        let (command, _) = parse(doc! {"find": "c", "$readPreference": {"mode": "somewhere"}, "$db": "d"});
+        assert_eq!(command.read_preference, None);
+        let primary = doc! {"find": "c", "$readPreference": {"mode": "primary"}, "$db": "d"};
+        let odd = doc! {"find": "c", "$readPreference": {"mode": "secondary", "maxStalenessSeconds": 89}, "$db": "d"};
+        for (document, may_be_degraded) in [(primary, true), (odd, false)] {
+            let (command, frame) = parse(document);
+            assert_eq!(command.primary_read(&frame).is_some(), may_be_degraded, "its fault would be repaired");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `$readPreference`, as drivers send it to a mongos, read into a [`ReadPreference`].
 //!
-//! Values are checked as a server checks them, with its error codes (seen on 6.0.5). The document itself is forwarded
-//! unchanged; which server suits it is decided in `topology::selection`. `hedge` and unknown fields are the server's business.
+//! Values are checked as a server checks them (seen on 6.0.5); what is wrong with one is left to the server to say. The
+//! document itself is forwarded unchanged; which server suits it is decided in `topology::selection`. `hedge` and unknown
+//! fields are the server's business.
 
 use std::time::Duration;
 
@@ -44,35 +45,20 @@ pub struct ReadPreference {
     pub max_staleness: Option<Duration>,
 }
 
-/// Why a `$readPreference` is not valid, with the code a server answers.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct ReadPreferenceError {
-    /// Server error code.
-    pub code: i32,
-    /// Its name.
-    pub code_name: &'static str,
-    /// In words.
-    pub message: String,
-}
-
 impl ReadPreference {
     /// Without tags and without a limit of staleness.
     pub fn new(mode: ReadPreferenceMode) -> Self {
         Self { mode, ..Self::default() }
     }
 
-    /// Reads the value of `$readPreference`.
-    ///
-    /// # Errors
-    /// As a server would answer: a missing or unknown mode, values of wrong types, tags or staleness with mode
-    /// `primary`, a staleness below 90 s.
-    pub fn parse(document: &RawDocument) -> Result<Self, ReadPreferenceError> {
+    /// Reads the value of `$readPreference`. `None` for one that a server refuses: a missing or unknown mode, values of
+    /// wrong types, tags or staleness with mode `primary`, a staleness below 90 s.
+    pub fn parse(document: &RawDocument) -> Option<Self> {
         let mut mode = None;
         let mut tag_sets = Vec::new();
         let mut max_staleness = None;
         for element in document {
-            let (key, value) = element.map_err(|error| failed_to_parse(error.to_string()))?;
+            let (key, value) = element.ok()?;
             match key.as_str() {
                 "mode" => mode = Some(parse_mode(value)?),
                 "tags" => tag_sets = parse_tag_sets(value)?,
@@ -80,16 +66,12 @@ impl ReadPreference {
                 _ => {}
             }
         }
-        let mode = mode.ok_or_else(|| error(4, "NoSuchKey", "Missing expected field \"mode\""))?;
-        if mode == ReadPreferenceMode::Primary {
-            if tag_sets.iter().any(|tags: &TagSet| !tags.is_empty()) {
-                return Err(bad_value("Only empty tags are allowed with primary read preference"));
-            }
-            if max_staleness.is_some() {
-                return Err(bad_value("maxStalenessSeconds can not be set for the primary mode"));
-            }
+        let mode = mode?;
+        let is_tagged = tag_sets.iter().any(|tags: &TagSet| !tags.is_empty());
+        if mode == ReadPreferenceMode::Primary && (is_tagged || max_staleness.is_some()) {
+            return None;
         }
-        Ok(Self { mode, tag_sets, max_staleness })
+        Some(Self { mode, tag_sets, max_staleness })
     }
 }
 
@@ -113,56 +95,42 @@ pub(super) fn with_primary_preferred(document: &[u8]) -> Vec<u8> {
     rebuilt
 }
 
-fn parse_mode(value: RawBsonRef<'_>) -> Result<ReadPreferenceMode, ReadPreferenceError> {
-    match value.as_str() {
-        Some("primary") => Ok(ReadPreferenceMode::Primary),
-        Some("primaryPreferred") => Ok(ReadPreferenceMode::PrimaryPreferred),
-        Some("secondary") => Ok(ReadPreferenceMode::Secondary),
-        Some("secondaryPreferred") => Ok(ReadPreferenceMode::SecondaryPreferred),
-        Some("nearest") => Ok(ReadPreferenceMode::Nearest),
-        Some(other) => Err(bad_value(format!(
-            "Could not parse $readPreference mode '{other}'. Only the modes 'primary', 'primaryPreferred', 'secondary', \
-             'secondaryPreferred', and 'nearest' are supported."
-        ))),
-        None => Err(type_mismatch("mode", "string")),
+fn parse_mode(value: RawBsonRef<'_>) -> Option<ReadPreferenceMode> {
+    match value.as_str()? {
+        "primary" => Some(ReadPreferenceMode::Primary),
+        "primaryPreferred" => Some(ReadPreferenceMode::PrimaryPreferred),
+        "secondary" => Some(ReadPreferenceMode::Secondary),
+        "secondaryPreferred" => Some(ReadPreferenceMode::SecondaryPreferred),
+        "nearest" => Some(ReadPreferenceMode::Nearest),
+        _ => None,
     }
 }
 
-fn parse_tag_sets(value: RawBsonRef<'_>) -> Result<Vec<TagSet>, ReadPreferenceError> {
-    let array = value.as_array().ok_or_else(|| type_mismatch("tags", "array"))?;
-    array.into_iter().map(|set| parse_tag_set(set.map_err(|error| failed_to_parse(error.to_string()))?)).collect()
+fn parse_tag_sets(value: RawBsonRef<'_>) -> Option<Vec<TagSet>> {
+    value.as_array()?.into_iter().map(|set| parse_tag_set(set.ok()?)).collect()
 }
 
-fn parse_tag_set(value: RawBsonRef<'_>) -> Result<TagSet, ReadPreferenceError> {
-    let document = value.as_document().ok_or_else(|| type_mismatch("tags", "array of objects"))?;
+fn parse_tag_set(value: RawBsonRef<'_>) -> Option<TagSet> {
     let tag = |element: Result<(&bson::raw::CStr, RawBsonRef<'_>), bson::error::Error>| {
-        let (name, value) = element.map_err(|error| failed_to_parse(error.to_string()))?;
-        let value = value.as_str().ok_or_else(|| type_mismatch("tags", "array of objects of strings"))?;
-        Ok((name.as_str().to_owned(), value.to_owned()))
+        let (name, value) = element.ok()?;
+        Some((name.as_str().to_owned(), value.as_str()?.to_owned()))
     };
-    document.into_iter().map(tag).collect()
+    value.as_document()?.into_iter().map(tag).collect()
 }
 
-/// -1 and 0 stand for no limit.
-fn parse_max_staleness(value: RawBsonRef<'_>) -> Result<Option<Duration>, ReadPreferenceError> {
+/// -1 and 0 stand for no limit. The outer `None` is for what a server refuses.
+fn parse_max_staleness(value: RawBsonRef<'_>) -> Option<Option<Duration>> {
     let seconds = match value {
         RawBsonRef::Int32(seconds) => i64::from(seconds),
         RawBsonRef::Int64(seconds) => seconds,
-        RawBsonRef::Double(seconds) => whole_seconds(seconds)
-            .ok_or_else(|| bad_value("Expected field \"maxStalenessSeconds\" to be a whole number of seconds"))?,
-        _ => return Err(type_mismatch("maxStalenessSeconds", "numeric type")),
+        RawBsonRef::Double(seconds) => whole_seconds(seconds)?,
+        _ => return None,
     };
     if matches!(seconds, -1 | 0) {
-        return Ok(None);
+        return Some(None);
     }
-    let seconds =
-        u64::try_from(seconds).map_err(|_| bad_value("maxStalenessSeconds must be a non-negative integer"))?;
-    let staleness = Duration::from_secs(seconds);
-    if staleness < MIN_MAX_STALENESS {
-        let message = format!("maxStalenessSeconds value can not be less than {}", MIN_MAX_STALENESS.as_secs());
-        return Err(error(160, "MaxStalenessOutOfRange", message));
-    }
-    Ok(Some(staleness))
+    let staleness = Duration::from_secs(u64::try_from(seconds).ok()?);
+    (staleness >= MIN_MAX_STALENESS).then_some(Some(staleness))
 }
 
 /// Drivers in languages without integers send doubles; the range of an `i32` (68 years) is exact in both.
@@ -172,30 +140,14 @@ fn whole_seconds(seconds: f64) -> Option<i64> {
     in_range.then_some(seconds as i64)
 }
 
-fn error(code: i32, code_name: &'static str, message: impl Into<String>) -> ReadPreferenceError {
-    ReadPreferenceError { code, code_name, message: message.into() }
-}
-
-fn bad_value(message: impl Into<String>) -> ReadPreferenceError {
-    error(2, "BadValue", message)
-}
-
-fn failed_to_parse(message: String) -> ReadPreferenceError {
-    error(9, "FailedToParse", message)
-}
-
-fn type_mismatch(field: &str, expected: &str) -> ReadPreferenceError {
-    error(14, "TypeMismatch", format!("\"{field}\" had the wrong type. Expected {expected}"))
-}
-
 #[cfg(test)]
 mod tests {
     use bson::{RawDocumentBuf, rawdoc};
 
     use super::*;
 
-    fn parse(document: &RawDocumentBuf) -> Result<ReadPreference, i32> {
-        ReadPreference::parse(document).map_err(|error| error.code)
+    fn parse(document: &RawDocumentBuf) -> Option<ReadPreference> {
+        ReadPreference::parse(document)
     }
 
     #[test]
@@ -208,9 +160,9 @@ mod tests {
             ("secondaryPreferred", SecondaryPreferred),
             ("nearest", Nearest),
         ] {
-            assert_eq!(parse(&rawdoc! { "mode": name }), Ok(ReadPreference::new(mode)));
+            assert_eq!(parse(&rawdoc! { "mode": name }), Some(ReadPreference::new(mode)));
         }
-        assert_eq!(parse(&rawdoc! { "mode": "Primary" }), Err(2));
+        assert_eq!(parse(&rawdoc! { "mode": "Primary" }), None);
     }
 
     #[test]
@@ -224,33 +176,33 @@ mod tests {
     #[test]
     fn staleness_is_a_whole_number_of_any_numeric_type() {
         let staleness = |document: RawDocumentBuf| parse(&document).map(|it| it.max_staleness);
-        let seconds = |n| Ok(Some(Duration::from_secs(n)));
+        let seconds = |n| Some(Some(Duration::from_secs(n)));
         assert_eq!(staleness(rawdoc! { "mode": "secondary", "maxStalenessSeconds": 90 }), seconds(90));
         assert_eq!(staleness(rawdoc! { "mode": "secondary", "maxStalenessSeconds": 120_i64 }), seconds(120));
         assert_eq!(staleness(rawdoc! { "mode": "secondary", "maxStalenessSeconds": 100.0 }), seconds(100));
-        assert_eq!(staleness(rawdoc! { "mode": "secondary", "maxStalenessSeconds": -1 }), Ok(None));
-        assert_eq!(staleness(rawdoc! { "mode": "primary", "maxStalenessSeconds": 0 }), Ok(None));
+        assert_eq!(staleness(rawdoc! { "mode": "secondary", "maxStalenessSeconds": -1 }), Some(None));
+        assert_eq!(staleness(rawdoc! { "mode": "primary", "maxStalenessSeconds": 0 }), Some(None));
     }
 
     #[test]
-    fn mistakes_get_the_codes_of_a_server() {
-        for (document, code) in [
-            (rawdoc! {}, 4),
-            (rawdoc! { "mode": 1 }, 14),
-            (rawdoc! { "mode": "secondary", "tags": "x" }, 14),
-            (rawdoc! { "mode": "secondary", "tags": null }, 14),
-            (rawdoc! { "mode": "primary", "tags": [{ "a": "b" }] }, 2),
-            (rawdoc! { "mode": "primary", "maxStalenessSeconds": 100 }, 2),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": -2 }, 2),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": 89 }, 160),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": 90.5 }, 2),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": f64::NAN }, 2),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": 1e300 }, 2),
-            (rawdoc! { "mode": "secondary", "maxStalenessSeconds": "x" }, 14),
+    fn mistakes_are_left_to_the_server() {
+        for document in [
+            rawdoc! {},
+            rawdoc! { "mode": 1 },
+            rawdoc! { "mode": "secondary", "tags": "x" },
+            rawdoc! { "mode": "secondary", "tags": null },
+            rawdoc! { "mode": "primary", "tags": [{ "a": "b" }] },
+            rawdoc! { "mode": "primary", "maxStalenessSeconds": 100 },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": -2 },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": 89 },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": 90.5 },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": f64::NAN },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": 1e300 },
+            rawdoc! { "mode": "secondary", "maxStalenessSeconds": "x" },
         ] {
-            assert_eq!(parse(&document), Err(code), "{document:?}");
+            assert_eq!(parse(&document), None, "{document:?}");
         }
-        assert!(parse(&rawdoc! { "mode": "primary", "tags": [{}] }).is_ok());
+        assert!(parse(&rawdoc! { "mode": "primary", "tags": [{}] }).is_some());
     }
 
     #[test]
@@ -272,10 +224,10 @@ mod tests {
     }
 
     #[test]
-    fn broken_bytes_are_an_error() {
+    fn broken_bytes_are_no_preference() {
         let mut bytes = rawdoc! { "mode": "nearest" }.into_bytes();
         bytes[4] = 0x7e;
         let document = RawDocument::from_bytes(&bytes).unwrap();
-        assert_eq!(ReadPreference::parse(document).unwrap_err().code, 9);
+        assert_eq!(ReadPreference::parse(document), None);
     }
 }

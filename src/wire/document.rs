@@ -81,16 +81,24 @@ impl<'a> Element<'a> {
             kind::INT32 => split_i32(self.value).map(|(number, _)| i64::from(number)),
             kind::INT64 => self.as_i64(),
             #[expect(clippy::cast_possible_truncation, reason = "`as` clamps, which is what is wanted")]
-            kind::DOUBLE => self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes) as i64),
+            kind::DOUBLE => self.as_double().map(|number| number as i64),
             _ => None,
         }
+    }
+
+    /// A double, and no other number.
+    pub fn as_double(&self) -> Option<f64> {
+        if self.kind != kind::DOUBLE {
+            return None;
+        }
+        self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes))
     }
 
     /// Truth as the server reads it: booleans as they are, numbers unless zero; `None` for all other types.
     pub fn as_truth(&self) -> Option<bool> {
         match self.kind {
             kind::BOOL => self.value.first().map(|byte| *byte != 0),
-            kind::DOUBLE => self.value.first_chunk().map(|bytes| f64::from_le_bytes(*bytes) != 0.0),
+            kind::DOUBLE => self.as_double().map(|number| number != 0.0),
             _ => self.as_number().map(|number| number != 0),
         }
     }
