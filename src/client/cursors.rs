@@ -109,6 +109,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// `killCursors`: split by the servers that hold the cursors, and their replies merged.
+        if let Err(error) = local::check_api(command.document(frame), command.name(frame)) {
+            return self.error(command, frame, reply_to, &error, Outcome::Failed).await;
+        }
     pub(super) async fn kill_cursors(
         &mut self,
         command: Command,

@@ -19,13 +19,16 @@ const API_V1: [&str; 5] = ["hello", "saslStart", "saslContinue", "authenticate",
 /// # Errors
 /// 322, 323, 14 or 4886600, as the server.
 pub fn check_api(document: &[u8], name: &str) -> Result<(), ErrorReply> {
-    let (mut version, mut strict, mut depends) = (false, false, false);
+    let (mut version, mut strict, mut depends) = (None, false, false);
     for element in Elements::new(document).map_err(|_| errors::invalid_bson())? {
         let element = element.map_err(|_| errors::invalid_bson())?;
+        // To a server an argument that is null is one that is not there.
+        if matches!(element.kind, kind::NULL | kind::UNDEFINED) {
+            continue;
+        }
         match element.name {
             b"apiVersion" => match element.as_str() {
-                Some("1") => version = true,
-                Some(other) => return Err(errors::api_version(other)),
+                Some(name) => version = Some(name),
                 None => return Err(errors::type_mismatch("apiVersion", "string")),
             },
             b"apiStrict" | b"apiDeprecationErrors" => {
@@ -38,8 +41,11 @@ pub fn check_api(document: &[u8], name: &str) -> Result<(), ErrorReply> {
             _ => {}
         }
     }
-    if depends && !version {
-        return Err(errors::api_arguments_without_version());
+    match version {
+        Some("1") => {}
+        Some(other) => return Err(errors::api_version(other)),
+        None if depends => return Err(errors::api_arguments_without_version()),
+        None => {}
     }
     if strict && !API_V1.contains(&name) {
         return Err(errors::api_strict(name));
@@ -162,6 +168,8 @@ mod tests {
             assert_eq!(check(name, doc! {"apiVersion": 1}), Some(14));
             assert_eq!(check(name, doc! {"apiVersion": "1", "apiStrict": 1}), Some(14));
             assert_eq!(check(name, doc! {"apiStrict": true}), Some(4_886_600));
+            assert_eq!(check(name, doc! {"apiVersion": "2", "apiStrict": 1}), Some(14), "types come first");
+            assert_eq!(check(name, doc! {"apiVersion": null, "apiStrict": null}), None, "as if they were not there");
             assert_eq!(check(name, doc! {"apiDeprecationErrors": false}), Some(4_886_600));
         }
     }

@@ -32,8 +32,10 @@ pub mod kind {
     pub const DOCUMENT: u8 = 0x03;
     pub const ARRAY: u8 = 0x04;
     pub const BINARY: u8 = 0x05;
+    pub const UNDEFINED: u8 = 0x06;
     pub const OBJECT_ID: u8 = 0x07;
     pub const BOOL: u8 = 0x08;
+    pub const NULL: u8 = 0x0A;
     pub const INT32: u8 = 0x10;
     pub const TIMESTAMP: u8 = 0x11;
     pub const INT64: u8 = 0x12;
