@@ -369,6 +369,11 @@ async fn a_cursor_that_nobody_asked_to_hear_of_is_killed() {
     client.send(&find).await.unwrap();
     client.command(DATABASE, doc! { "ping": 1 }).await.unwrap();
     await_cursors(server, &proxy, 0, "a find without a reply").await;
+    // One that is known already goes on, as it does on a server, though what was not waited for is lost.
+    let id = open(&mut client, doc! { "find": "c", "batchSize": 2, "sort": { "_id": 1 } }).await;
+    client.send(&Request::new(DATABASE, get_more(id, "c", 2)).flags(MORE_TO_COME)).await.unwrap();
+    let rest = client.command(DATABASE, get_more(id, "c", 100)).await.unwrap();
+    assert_eq!(support::next_batch(&rest).len(), 96);
 }
 
 /// As above, before the server has answered.

@@ -17,6 +17,7 @@ use super::shared::ClientShared;
 use super::socket::ReadEnd;
 use crate::admission::Lane;
 use crate::breaker::{self, Outcome};
+use crate::command::Handling;
 use crate::reply::errors;
 use crate::reply::retry::Failure;
 use crate::reply::{
@@ -147,8 +148,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let delivered = match self.judge(exchange, &operation, &mut connection, &mut undelivered)? {
             Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),
             Verdict::Nothing => {
-                // The client will never know its id.
-                if let Some(cursor) = undelivered.take() {
+                // The client will never know the id of a new one.
+                if exchange.command.spec.handling != Handling::GetMore
+                    && let Some(cursor) = undelivered.take()
+                {
                     cursor.kill(&self.shared);
                 }
                 Ok(())
