@@ -1,6 +1,7 @@
 //! What sessions remember of cursors: where they live. And the commands that are about what is remembered: `killCursors`,
 //! which may concern several servers, and `endSessions`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bson::raw::{RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, cstr};
@@ -40,6 +41,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reply: &[u8],
     ) -> Option<ErrorReply> {
         let facts = &inspected.facts;
+        if exchange.command.spec.handling == Handling::KillCursors {
+            if facts.ok {
+                let ids = cursor_ids(exchange.command.document(&exchange.frame));
+                ids.into_iter().for_each(|id| unpin_cursor(&self.shared, &server.address, id));
+            }
+            return None;
+        }
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
             match exchange.command.cursor_id(&exchange.frame) {
@@ -101,6 +109,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         frame: &Frame,
         reply_to: ReplyTo,
     ) -> Result<(), ReadEnd> {
+        if let Err(error) = local::check_api(command.document(frame), command.name(frame)) {
+            return self.error(command, frame, reply_to, &error, Outcome::Failed).await;
+        }
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
             self.shared.cluster.run_in_background(Errand::Primary, document);
         }
@@ -109,9 +120,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// `killCursors`: split by the servers that hold the cursors, and their replies merged.
-        if let Err(error) = local::check_api(command.document(frame), command.name(frame)) {
-            return self.error(command, frame, reply_to, &error, Outcome::Failed).await;
-        }
     pub(super) async fn kill_cursors(
         &mut self,
         command: Command,
@@ -121,14 +129,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<(), ReadEnd> {
         let ids = cursor_ids(command.document(&frame));
         let groups = lock(&self.shared.cluster.pins).split(&ids);
-        let known = groups.iter().filter(|(server, _)| server.is_some()).count();
-        let servers = self.shared.cluster.servers();
-        if known == 0 && servers.len() == 1 || groups.is_empty() {
-            // Cursors from before our start, or a command that the server is to judge.
+        if groups.is_empty() || self.shared.cluster.servers().len() == 1 {
+            // One server has them all, those from before our start, too; and what names none it is to judge.
             let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared);
             return self.execute(&mut exchange).await;
         }
-        let merged = kill_on_each(&self.shared, &command, &frame, groups).await;
+        let merged = kill_on_each(&self.shared, &command, &frame, &ids, groups).await;
         self.shared.metrics.commands[(CommandLabel::KillCursors, Outcome::Completed)].inc();
         self.reply(&command, reply_to, &merged).await
     }
@@ -138,9 +144,10 @@ async fn kill_on_each(
     shared: &Arc<ClientShared>,
     command: &Command,
     frame: &Frame,
+    all: &[i64],
     groups: Vec<(Option<Arc<Address>>, Vec<i64>)>,
 ) -> RawDocumentBuf {
-    let mut results: [RawArrayBuf; KILL_RESULTS.len()] = std::array::from_fn(|_| RawArrayBuf::new());
+    let mut results: [Vec<i64>; KILL_RESULTS.len()] = Default::default();
     let mut refused = None;
     for (server, ids) in groups {
         let reply = match server {
@@ -168,8 +175,13 @@ async fn kill_on_each(
     if let Some(refused) = refused {
         return refused;
     }
+    // As one server would list them.
+    let places: HashMap<i64, usize> = all.iter().enumerate().rev().map(|(place, id)| (*id, place)).collect();
+    let [killed, not_found, alive, unknown] = results.map(|mut ids| {
+        ids.sort_by_key(|id| places.get(id));
+        ids.into_iter().map(RawBson::Int64).collect::<RawArrayBuf>()
+    });
     let mut document = RawDocumentBuf::new();
-    let [killed, not_found, alive, unknown] = results;
     document.append(cstr!("cursorsKilled"), killed);
     document.append(cstr!("cursorsNotFound"), not_found);
     document.append(cstr!("cursorsAlive"), alive);

@@ -183,6 +183,8 @@ fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instan
         OperationKind::CommitOrAbort => Lane::Transaction,
         OperationKind::InTransaction if !command.session.starts_transaction => Lane::Transaction,
         OperationKind::GetMore { .. } if awaits_data => Lane::Await,
+        // Frees what others wait for.
+        _ if command.spec.handling == Handling::KillCursors => Lane::Transaction,
         _ => Lane::Regular,
     };
     (kind, lane, cursor.is_some() && pinned.is_none())
