@@ -89,7 +89,7 @@ pub enum Situation {
         waited: Duration,
     },
     /// No server that the command could go to appeared in time.
-    #[error("no suitable server within {waited:.1?}: {why}")]
+    #[error("no suitable server{}: {why}", within(*waited))]
     NoSuitableServer {
         /// How long server selection waited.
         waited: Duration,
@@ -148,6 +148,10 @@ pub enum Situation {
 
 fn in_vain(waited: Duration) -> String {
     if waited.is_zero() { String::new() } else { format!("; waited {waited:.1?} in vain") }
+}
+
+fn within(waited: Duration) -> String {
+    if waited.is_zero() { String::new() } else { format!(" within {waited:.1?}") }
 }
 
 impl Situation {

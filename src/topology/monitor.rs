@@ -376,7 +376,8 @@ fn describe(theirs: &TheirTopology) -> TopologyDescription {
         },
         set_name: theirs.set_name().cloned(),
         servers: servers.map(|server| (server.address.clone(), server)).collect(),
-        compatibility_error: theirs.compatibility_error().cloned(),
+        // Whoever reads it runs us, and knows nothing of a driver inside.
+        compatibility_error: theirs.compatibility_error().map(|error| error.replace(DRIVER, "mongomux")),
         trouble: None,
     }
 }
@@ -405,6 +406,9 @@ fn describe_server(info: &ServerInfo<'_>) -> ServerDescription {
     server
 }
 
+/// What the driver calls itself where it refuses a server's release.
+const DRIVER: &str = "this version of the MongoDB Rust driver";
+
 const NO_ANSWER: &str = "no answer in time";
 
 fn is_timeout(error: &mongodb::error::Error) -> bool {
@@ -429,6 +433,13 @@ fn log_changes(old: &TopologyDescription, new: &TopologyDescription) {
     let gone = |server: &&ServerDescription| server.is_known() && !new.servers.contains_key(&server.address);
     for server in old.servers.values().filter(gone) {
         tracing::info!(server = %server.address, "server is no part of the topology any more");
+    }
+    match &new.compatibility_error {
+        Some(error) if new.compatibility_error != old.compatibility_error => {
+            tracing::warn!(error, "a server's release is not supported, and nobody is served");
+        }
+        None if old.compatibility_error.is_some() => tracing::info!("the releases of all servers are supported"),
+        _ => {}
     }
 }
 
