@@ -32,8 +32,9 @@ pub struct Session<S> {
     pub(super) socket: ClientSocket<S>,
     pub(super) shared: Arc<ClientShared>,
     state: ClientState,
-    /// What this client was told that we are; it must never learn otherwise.
-    told: Option<Shown>,
+    /// What this client was told that we are, which it must never learn otherwise, and up to which wire version: a driver
+    /// keeps to what the greeting of a socket said, so more than that is for new sockets.
+    told: Option<(Shown, i32)>,
     /// The client's address in words.
     peer: Box<str>,
     connection_id: i64,
@@ -258,7 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(metadata) = self.state.metadata.take() {
             self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
         }
-        self.told = Some(facts.presentation);
+        self.told = Some((facts.presentation, facts.max_wire_version));
         Ok(reply)
     }
 
@@ -266,7 +267,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     async fn facts(&mut self) -> Result<Facts, ReadEnd> {
         let mut facts = self.shared.facts.clone();
         loop {
-            if let Some(facts) = facts.borrow_and_update().clone() {
+            if let Some(mut facts) = facts.borrow_and_update().clone() {
+                if let Some((_, told)) = self.told {
+                    facts.max_wire_version = facts.max_wire_version.min(told);
+                }
                 return Ok(facts);
             }
             // Nothing is lost when an arm loses: the watch keeps its newest value, the socket its bytes.
@@ -280,8 +284,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// True when the upstream has become something else than this client was told: a driver that hears of both drops us
     /// for good, so it must not hear of the new one on this socket.
     fn kind_changed(&self) -> bool {
-        self.told
-            .is_some_and(|told| self.shared.facts.borrow().as_ref().is_some_and(|facts| facts.presentation != told))
+        self.told.is_some_and(|(told, _)| {
+            self.shared.facts.borrow().as_ref().is_some_and(|facts| facts.presentation != told)
+        })
     }
 
     fn pool_stats(&self) -> Vec<PoolStats> {
