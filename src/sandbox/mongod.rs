@@ -286,8 +286,6 @@ impl Mongod {
         arguments.extend(
             [
                 "--bind_ip=127.0.0.1",
-                // One that is killed would leave its socket file in /tmp.
-                "--nounixsocket",
                 "--wiredTigerCacheSizeGB=0.25",
                 // Journal files of 100 MB are made when needed, not two ahead.
                 "--wiredTigerEngineConfigString=log=(prealloc=false)",
@@ -297,6 +295,10 @@ impl Mongod {
             ]
             .map(str::to_owned),
         );
+        // One that is killed would leave its socket file in /tmp.
+        if !self.options.arguments.iter().any(|argument| argument.starts_with("--unixSocketPrefix")) {
+            arguments.push("--nounixsocket".to_owned());
+        }
         if let Some(name) = &self.options.replica_set {
             arguments.extend([format!("--replSet={name}"), "--oplogSize=128".to_owned()]);
         }

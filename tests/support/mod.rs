@@ -7,6 +7,7 @@
 
 pub mod bystanders;
 pub mod counts;
+pub mod echo;
 pub mod elections;
 pub mod hold;
 pub mod large;
