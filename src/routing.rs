@@ -4,6 +4,6 @@ pub mod pins;
 pub mod route;
 pub mod socket_uses;
 
-pub use pins::{CursorPin, Ended, PinError, Pins};
+pub use pins::{CursorLife, CursorPin, Ended, PinError, Pins};
 pub use route::{Lost, Route, route};
 pub use socket_uses::SocketUses;

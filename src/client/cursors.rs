@@ -19,7 +19,7 @@ use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{Batch, Inspected, StateChangeKind, local};
-use crate::routing::{CursorPin, PinError};
+use crate::routing::{CursorLife, CursorPin, PinError};
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Errand, Operation, Server};
@@ -62,7 +62,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             server: server.address.clone(),
             awaits_data: exchange.command.awaits_data,
             change_stream: exchange.command.opens_change_stream,
-            in_session: exchange.command.session.session.is_some(),
+            life: match (exchange.command.no_cursor_timeout, exchange.command.session.session) {
+                (true, _) => CursorLife::NoTimeout,
+                (false, Some(_)) => CursorLife::Session,
+                (false, None) => CursorLife::Plain,
+            },
             caught_up: None,
         };
         let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;

@@ -31,6 +31,8 @@ pub struct Command {
     pub awaits_data: bool,
     /// The first pipeline stage is `$changeStream`.
     pub opens_change_stream: bool,
+    /// The cursor is to be kept for as long as its session.
+    pub no_cursor_timeout: bool,
     max_time: Option<MaxTime>,
     /// Changes data, although most commands of its name do not.
     writes: bool,
@@ -100,6 +102,7 @@ impl Command {
             unsound_preference: false,
             awaits_data: false,
             opens_change_stream: false,
+            no_cursor_timeout: false,
             max_time: None,
             writes: false,
             op_msg,
@@ -118,6 +121,7 @@ impl Command {
                 b"maxTimeMS" => command.max_time = MaxTime::of(&element),
                 b"tailable" => tailable = element.as_truth() == Some(true),
                 b"awaitData" => await_data = element.as_truth() == Some(true),
+                b"noCursorTimeout" => command.no_cursor_timeout = element.as_truth() == Some(true),
                 b"pipeline" => command.read_pipeline(&element),
                 b"out" if command.spec.name.eq_ignore_ascii_case("mapReduce") => {
                     command.writes = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
@@ -445,6 +449,7 @@ mod tests {
         assert!(stage(vec![doc! {"$changeStream": {}}]).0.awaits_data);
         assert!(!stage(vec![doc! {"$match": {}}, doc! {"$changeStream": {}}]).0.awaits_data);
         assert!(parse(doc! {"find": "c", "tailable": true, "awaitData": true, "$db": "d"}).0.awaits_data);
+        assert!(parse(doc! {"find": "c", "noCursorTimeout": true, "$db": "d"}).0.no_cursor_timeout);
         let (explain, frame) = parse(doc! {"explain": {"findAndModify": "c"}, "$db": "d"});
         assert!(!explain.secondary_ok(&frame));
         let (inline, frame) = parse(doc! {"mapReduce": "c", "out": {"inline": 1}, "$db": "d"});

@@ -18,6 +18,10 @@ use crate::wire::Timestamp;
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
 
+/// A cursor with `noCursorTimeout` lives as long as its session, which its client keeps alive by `refreshSessions` or by
+/// whatever else it does in it. That is not followed: a day is longer than one client will pause between two batches.
+const NO_TIMEOUT_PIN_EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Servers end a transaction 60 s after its start by default; where it is set higher, one that was idle for longer than
 /// this is looked for on the primary, which is where it runs anyway unless that changed.
 const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(120);
@@ -29,6 +33,17 @@ const OVERLOOKED: Duration = Duration::from_secs(60);
 /// A commit may be repeated for a while after the transaction has ended.
 const ENDED_TRANSACTION_EXPIRY: Duration = Duration::from_secs(120);
 
+/// How long a server keeps a cursor that is not used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CursorLife {
+    /// As long as it keeps any.
+    Plain,
+    /// As long as the session that it belongs to.
+    Session,
+    /// It was asked not to time it out.
+    NoTimeout,
+}
+
 /// Where a cursor lives, and what kind it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CursorPin {
@@ -38,8 +53,8 @@ pub struct CursorPin {
     pub awaits_data: bool,
     /// Made by a change stream, whose driver resumes after some errors.
     pub change_stream: bool,
-    /// Belongs to a session, which decides how long it can live.
-    pub in_session: bool,
+    /// How long it can live.
+    pub life: CursorLife,
     /// Of one that waits for data: up to where everything that was written has been delivered, as far as is known.
     pub caught_up: Option<Timestamp>,
 }
@@ -54,7 +69,11 @@ struct PinnedCursor {
 impl PinnedCursor {
     /// How long it may be idle.
     fn expiry(&self) -> Duration {
-        if self.pin.in_session { SESSION_PIN_EXPIRY } else { CURSOR_PIN_EXPIRY }
+        match self.pin.life {
+            CursorLife::Plain => CURSOR_PIN_EXPIRY,
+            CursorLife::Session => SESSION_PIN_EXPIRY,
+            CursorLife::NoTimeout => NO_TIMEOUT_PIN_EXPIRY,
+        }
     }
 }
 
@@ -330,7 +349,7 @@ mod tests {
     }
 
     fn cursor(port: u16) -> CursorPin {
-        CursorPin { server: server(port), awaits_data: false, change_stream: false, in_session: false, caught_up: None }
+        CursorPin { server: server(port), awaits_data: false, change_stream: false, life: CursorLife::Plain, caught_up: None }
     }
 
     const TRANSACTION: TransactionId = TransactionId { session: [1; 16], number: 5 };
@@ -351,6 +370,24 @@ mod tests {
         let unpinned = pins.unpin_cursor(8, &server(1), now + Duration::from_secs(3));
         assert_eq!(unpinned, Some((cursor(1), Duration::from_secs(3))));
         assert_eq!(pins.unpin_cursor(8, &server(1), now), None);
+    }
+
+    #[test]
+    fn a_cursor_is_remembered_for_as_long_as_its_server_keeps_it() {
+        let (mut pins, now) = (Pins::default(), Instant::now());
+        let lives = [
+            (CursorLife::Plain, CURSOR_PIN_EXPIRY),
+            (CursorLife::Session, SESSION_PIN_EXPIRY),
+            (CursorLife::NoTimeout, NO_TIMEOUT_PIN_EXPIRY),
+        ];
+        for (id, (life, expiry)) in (1..).zip(lives) {
+            pins.pin_cursor(id, CursorPin { life, ..cursor(1) }, now).unwrap();
+            let last_use = now + expiry - Duration::from_secs(1);
+            pins.expire(last_use);
+            assert!(pins.cursor(id, last_use).is_some(), "{life:?}");
+            pins.expire(last_use + expiry);
+            assert_eq!(pins.cursor(id, last_use), None, "{life:?} is not for ever");
+        }
     }
 
     #[test]
@@ -394,7 +431,7 @@ mod tests {
     fn what_should_be_gone_is_overdue() {
         let (mut pins, now) = (Pins::default(), Instant::now());
         pins.pin_cursor(1, cursor(1), now).unwrap();
-        pins.pin_cursor(2, CursorPin { in_session: true, ..cursor(1) }, now).unwrap();
+        pins.pin_cursor(2, CursorPin { life: CursorLife::Session, ..cursor(1) }, now).unwrap();
         for (session, port) in [(1, 1), (2, 1), (3, 2)] {
             let id = TransactionId { session: [session; 16], number: 1 };
             pins.pin_transaction(id, server(port), now + Duration::from_secs(session.into())).unwrap();

@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
     use crate::command::TransactionId;
-    use crate::routing::CursorPin;
+    use crate::routing::{CursorLife, CursorPin};
     use crate::topology::TopologyKind;
     use crate::wire::encode;
 
@@ -129,7 +129,7 @@ mod tests {
             server: Arc::new(address(2)),
             awaits_data: false,
             change_stream: false,
-            in_session: true,
+            life: CursorLife::Session,
             caught_up: None,
         };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
@@ -171,7 +171,7 @@ mod tests {
             server: Arc::new(address(1)),
             awaits_data: false,
             change_stream: false,
-            in_session: true,
+            life: CursorLife::Session,
             caught_up: None,
         };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
