@@ -10,7 +10,7 @@ use bson::{Binary, Bson, Document, doc};
 use futures_util::future::join_all;
 use mongomux::config::Address;
 use mongomux::config::limits::MAX_CURSOR_PINS;
-use mongomux::routing::CursorPin;
+use mongomux::routing::{CursorLife, CursorPin};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{EXHAUST_ALLOWED, MORE_TO_COME, Request, WireClient, WireError};
@@ -221,6 +221,51 @@ async fn a_tailable_cursor_waits_for_data_and_wakes() {
     writer.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 1 }] }).await.unwrap();
     let woken = timeout(PATIENCE, client.receive(request)).await.expect("woken by the insert").unwrap();
     assert_eq!(support::next_batch(&woken.document().unwrap()), [doc! { "_id": 1 }]);
+}
+
+/// Killed while its client waits: the wait ends with an error, as it does on a server.
+#[tokio::test]
+async fn a_cursor_that_is_killed_ends_the_wait_for_it() {
+    let (deployment, proxy) = pair("max_pool_size = 3").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, doc! { "create": "log", "capped": true, "size": 100_000 }).await.unwrap();
+    client.command(DATABASE, doc! { "insert": "log", "documents": [{ "_id": 0 }] }).await.unwrap();
+    let mut other = support::connect(proxy.address()).await;
+    for _ in 0..5 {
+        let id = open(&mut client, doc! { "find": "log", "tailable": true, "awaitData": true }).await;
+        let mut wait = get_more(id, "log", 10);
+        wait.insert("maxTimeMS", 60_000);
+        let request = client.send(&Request::new(DATABASE, wait)).await.unwrap();
+        eventually("it waits on the server", async || in_use(&mut other).await == 1).await;
+        let killed = other.command(DATABASE, doc! { "killCursors": "log", "cursors": [id] }).await.unwrap();
+        assert_eq!(killed.get_array("cursorsKilled").unwrap(), &[Bson::from(id)]);
+        let reply = timeout(PATIENCE, client.receive(request)).await.expect("the wait ends").unwrap();
+        let reply = reply.document().unwrap();
+        // Interrupted, or between two slices of its wait.
+        assert!([237, 43].contains(&code(&reply)), "{reply}");
+    }
+    await_cursors(server, &proxy, 0, "cursors that were killed").await;
+}
+
+/// A restart of the proxy forgets where cursors live. Where there is one server only, it makes no difference.
+#[tokio::test]
+async fn a_cursor_outlives_a_restart_of_the_proxy_in_front_of_one_server() {
+    let (deployment, before) = pair("").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(before.address(), "c", 30, 10).await;
+    let find = doc! { "find": "c", "batchSize": 5 };
+    let mut client = support::connect(before.address()).await;
+    let ids = [open(&mut client, find.clone()).await, open(&mut client, find).await];
+    drop((client, before));
+    let after = proxy(&deployment.uri(), "").await;
+    let mut client = support::connect(after.address()).await;
+    let rest = client.command(DATABASE, get_more(ids[0], "c", 100)).await.unwrap();
+    assert_eq!((support::next_batch(&rest).len(), cursor_id(&rest)), (25, 0));
+    let killed = client.command(DATABASE, doc! { "killCursors": "c", "cursors": ids.to_vec() }).await.unwrap();
+    assert_eq!(killed.get_array("cursorsKilled").unwrap(), &[Bson::from(ids[1])]);
+    assert_eq!(killed.get_array("cursorsNotFound").unwrap(), &[Bson::from(ids[0])]);
+    await_cursors(server, &after, 0, "all").await;
 }
 
 /// More of those who wait for data than there are connections: nobody is kept out, and all are woken in their turn.
@@ -502,7 +547,7 @@ async fn a_cursor_that_cannot_be_remembered_is_killed() {
             server: address.clone(),
             awaits_data: false,
             change_stream: false,
-            in_session: false,
+            life: CursorLife::Plain,
             caught_up: None,
         };
         let mut pins = proxy.clusters()[0].pins.lock().unwrap();

@@ -62,11 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             server: server.address.clone(),
             awaits_data: exchange.command.awaits_data,
             change_stream: exchange.command.opens_change_stream,
-            life: match (exchange.command.no_cursor_timeout, exchange.command.session.session) {
-                (true, _) => CursorLife::NoTimeout,
-                (false, Some(_)) => CursorLife::Session,
-                (false, None) => CursorLife::Plain,
-            },
+            life: life(&exchange.command),
             caught_up: None,
         };
         let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
@@ -88,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             server: server.address.clone(),
             awaits_data: change_stream || exchange.command.await_time().is_some(),
             change_stream,
-            in_session: exchange.command.session.session.is_some(),
+            life: life(&exchange.command),
             caught_up: None,
         };
         if let Err(error) = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()) {
@@ -251,6 +247,15 @@ impl OpenCursor {
     pub(super) fn kill(self, shared: &ClientShared) {
         unpin_cursor(shared, &self.server, self.id);
         kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
+    }
+}
+
+/// How long the server keeps the cursor that the command has to do with.
+fn life(command: &Command) -> CursorLife {
+    match (command.no_cursor_timeout, command.session.session) {
+        (true, _) => CursorLife::NoTimeout,
+        (false, Some(_)) => CursorLife::Session,
+        (false, None) => CursorLife::Plain,
     }
 }
 
