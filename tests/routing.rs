@@ -12,7 +12,7 @@ use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::wire_client::WireClient;
 use support::hold::eventually;
 use support::proxy::{Proxy, proxy};
-use support::{code_and_labels, connect, first_batch, next_batch};
+use support::{code_and_labels, connect, first_batch, new_lsid, next_batch};
 
 /// Round trips on a busy machine say nothing about who is near; and who finds no server must not wait long.
 const SETTINGS: &str = "local_threshold_ms = 60_000\nserver_selection_timeout_ms = 2_000\nmin_pool_size = 0";
@@ -98,6 +98,9 @@ fn set(members: &[usize]) -> BTreeSet<usize> {
 async fn a_replica_set_is_read_and_written_where_each_command_belongs() {
     let mut set = Set::start().await;
     reads_follow_their_preference(&set).await;
+    preferences_are_what_the_specification_says(&set).await;
+    reads_see_what_their_session_has_written(&set).await;
+    cursors_of_several_servers_end_with_a_restart(&set).await;
     writes_go_to_the_primary_whatever_they_prefer(&set).await;
     impossible_preferences_are_refused(&set).await;
     cursors_are_continued_and_killed_where_they_live(&set).await;
@@ -140,6 +143,8 @@ async fn reads_follow_their_preference(it: &Set) {
         doc! { "count": "tags" },
         doc! { "distinct": "tags", "key": "x" },
         doc! { "explain": { "find": "tags" } },
+        doc! { "explain": { "aggregate": "tags", "pipeline": [{ "$match": { "x": 1 } }], "cursor": {} } },
+        doc! { "explain": { "count": "tags" }, "verbosity": "executionStats" },
     ];
     for mut read in reads {
         read.insert("$readPreference", preference.clone());
@@ -148,6 +153,135 @@ async fn reads_follow_their_preference(it: &Set) {
     let done = it.done("tags").await;
     assert_eq!(done.iter().map(|(member, _)| *member).collect::<BTreeSet<_>>(), only_first, "{done:?}");
     assert!(done.len() >= 5, "{done:?}");
+}
+
+/// Every mode with every kind of tags, with a limit of staleness and without, hedged and not: only members that the server
+/// selection specification names answer, and where it names none nobody does.
+async fn preferences_are_what_the_specification_says(it: &Set) {
+    const MODES: [&str; 5] = ["primary", "primaryPreferred", "secondary", "secondaryPreferred", "nearest"];
+    let centre = |index: usize| doc! { "dc": CENTRES[index] };
+    let [first, second] = it.secondaries()[..] else { panic!("two secondaries") };
+    let nowhere = || doc! { "dc": "nowhere" };
+    // With the members that have them, in the order in which they are tried.
+    let all = vec![0, 1, 2];
+    let tag_sets = [
+        (None, vec![all.clone()]),
+        (Some(vec![doc! {}]), vec![all.clone()]),
+        (Some(vec![doc! { "on": "loopback" }]), vec![all.clone()]),
+        (Some(vec![centre(first)]), vec![vec![first]]),
+        (Some(vec![centre(it.primary)]), vec![vec![it.primary]]),
+        (Some(vec![nowhere(), centre(second)]), vec![vec![], vec![second]]),
+        (Some(vec![centre(it.primary), centre(first)]), vec![vec![it.primary], vec![first]]),
+        (Some(vec![nowhere(), doc! {}]), vec![vec![], all.clone()]),
+        (Some(vec![nowhere()]), vec![vec![]]),
+    ];
+    let mut cases = Vec::new();
+    for mode in MODES {
+        for (tags, members) in &tag_sets {
+            for (stale, hedged) in [(false, false), (true, false), (false, true), (true, true)] {
+                let mut preference = doc! { "mode": mode };
+                preference.extend(tags.clone().map(|tags| doc! { "tags": tags }).unwrap_or_default());
+                preference.extend(stale.then(|| doc! { "maxStalenessSeconds": 90 }).unwrap_or_default());
+                preference.extend(hedged.then(|| doc! { "hedge": { "enabled": true } }).unwrap_or_default());
+                let expected = expected_members(it, mode, members);
+                let is_refused =
+                    mode == "primary" && (stale || hedged || tags.as_ref().is_some_and(|tags| tags != &[doc! {}]));
+                cases.push((preference, expected, is_refused));
+            }
+        }
+    }
+    let checks = cases.iter().enumerate().map(|(number, (preference, expected, is_refused))| async move {
+        let mut client = it.client().await;
+        let name = format!("case{number}");
+        let find = doc! { "find": &name, "$readPreference": preference.clone() };
+        for _ in 0..6 {
+            let reply = client.reply("test", find.clone()).await.unwrap();
+            let code = reply.get_i32("code").unwrap_or_default();
+            match (is_refused, expected.is_empty()) {
+                // The server's own words: a preference for the primary has no further wishes.
+                (true, _) => assert!([2, 72].contains(&code), "{preference}: {reply}"),
+                (false, true) => {
+                    assert_eq!(code, 6, "{preference}: {reply}");
+                    return;
+                }
+                (false, false) => assert_eq!(code, 0, "{preference}: {reply}"),
+            }
+        }
+    });
+    futures_util::future::join_all(checks).await;
+    let mut wrong = Vec::new();
+    for (number, (preference, expected, is_refused)) in cases.iter().enumerate() {
+        let answered = it.members_that_worked_on(&format!("case{number}")).await;
+        let as_expected = answered.is_subset(expected) && answered.is_empty() == expected.is_empty();
+        if !as_expected && !is_refused {
+            wrong.push(format!("{preference}: {answered:?} answered, of {expected:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Who may answer, from the specification: filtered by mode, then by the first tag set that anybody has.
+fn expected_members(it: &Set, mode: &str, tagged: &[Vec<usize>]) -> BTreeSet<usize> {
+    let (primary, secondaries) = (set(&[it.primary]), set(&it.secondaries()));
+    let of = |members: &BTreeSet<usize>| {
+        let matching = tagged.iter().map(|tagged| members & &set(tagged));
+        matching.into_iter().find(|matching| !matching.is_empty()).unwrap_or_default()
+    };
+    match mode {
+        "primary" | "primaryPreferred" => primary,
+        "secondary" => of(&secondaries),
+        "secondaryPreferred" => Some(of(&secondaries)).filter(|found| !found.is_empty()).unwrap_or(primary),
+        _ => of(&(&primary | &secondaries)),
+    }
+}
+
+/// Causal consistency: a read on a secondary waits until that has what the session wrote on the primary.
+async fn reads_see_what_their_session_has_written(it: &Set) {
+    let mut client = it.client().await;
+    let lsid = new_lsid();
+    let mut answered = BTreeSet::new();
+    for round in 0..150_i32 {
+        let insert = doc! { "insert": "causal", "documents": [{ "_id": round }], "writeConcern": { "w": 1 }, "lsid": lsid.clone() };
+        let written = client.command("test", insert).await.unwrap();
+        assert!(written.contains_key("$clusterTime"), "{written}");
+        let time = written.get_timestamp("operationTime").unwrap();
+        let (preference, member) = match round % 3 {
+            0 => (doc! { "mode": "secondary" }, None),
+            other => {
+                let member = it.secondaries()[usize::from(other == 2)];
+                (doc! { "mode": "secondary", "tags": [{ "dc": CENTRES[member] }] }, Some(member))
+            }
+        };
+        let find = doc! {
+            "find": "causal", "filter": { "_id": round }, "readConcern": { "afterClusterTime": time },
+            "$readPreference": preference, "lsid": lsid.clone(), "$clusterTime": written.get_document("$clusterTime").unwrap(),
+        };
+        let found = client.command("test", find).await.unwrap();
+        assert_eq!(first_batch(&found), [doc! { "_id": round }]);
+        answered.extend(member);
+    }
+    assert_eq!(answered, set(&it.secondaries()));
+    let finds = it.done("causal").await.into_iter().filter(|(_, command)| command == "find");
+    assert_eq!(finds.map(|(member, _)| member).collect::<BTreeSet<_>>(), set(&it.secondaries()));
+}
+
+/// Which member had one nobody knows any more, and no other is asked for it.
+async fn cursors_of_several_servers_end_with_a_restart(it: &Set) {
+    let mut client = it.client().await;
+    let documents: Vec<Document> = (0..9).map(|id| doc! { "_id": id }).collect();
+    client.command("test", doc! { "insert": "restarted", "documents": documents }).await.unwrap();
+    let found = client.command("test", doc! { "find": "restarted", "batchSize": 2 }).await.unwrap();
+    let id = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let restarted = proxy(&it.deployment.uri(), SETTINGS).await;
+    let mut other = connect(restarted.address()).await;
+    other.command("test", doc! { "ping": 1 }).await.unwrap();
+    eventually("all members", async || restarted.clusters()[0].topology().data_bearing().count() == 3).await;
+    let more = doc! { "getMore": id, "collection": "restarted" };
+    let gone = other.reply("test", more.clone()).await.unwrap();
+    assert_eq!(code_and_labels(&gone), (43, vec![]), "{gone}");
+    let killed = other.command("test", doc! { "killCursors": "restarted", "cursors": [id] }).await.unwrap();
+    assert_eq!(killed.get_array("cursorsNotFound").unwrap(), &[Bson::from(id)]);
+    assert_eq!(next_batch(&client.command("test", more).await.unwrap()).len(), 7, "who knows it goes on");
 }
 
 async fn writes_go_to_the_primary_whatever_they_prefer(it: &Set) {
@@ -159,6 +293,8 @@ async fn writes_go_to_the_primary_whatever_they_prefer(it: &Set) {
         doc! { "aggregate": "written", "pipeline": [{ "$out": "copied" }], "cursor": {} },
         doc! { "aggregate": "written", "pipeline": [{ "$merge": { "into": "merged" } }], "cursor": {} },
         doc! { "createIndexes": "written", "indexes": [{ "key": { "n": 1 }, "name": "n" }] },
+        doc! { "explain": { "aggregate": "written", "pipeline": [{ "$out": "copied" }], "cursor": {} } },
+        doc! { "explain": { "delete": "written", "deletes": [{ "q": { "_id": 1 }, "limit": 1 }] } },
         doc! { "delete": "written", "deletes": [{ "q": { "_id": 1 }, "limit": 1 }] },
     ];
     for mut write in writes {
