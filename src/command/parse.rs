@@ -289,17 +289,22 @@ impl Command {
         self.op_msg.clear_flags(frame);
     }
 
-    /// Lowers `maxTimeMS` in the message to `remaining`, which keeps the client's deadline after a wait in our queue.
+    /// Lowers `maxTimeMS` in the message to `remaining`, which keeps the client's deadline after a wait in our queue. What
+    /// did not wait stays as it is: a begun millisecond counts as a whole one, as some replies repeat their command.
     pub fn shrink_max_time(&self, frame: &mut Frame, remaining: Duration) {
         let Some(MaxTime { milliseconds, .. }) = self.max_time else { return };
-        let left = i64::try_from(remaining.as_millis()).unwrap_or(i64::MAX).clamp(1, milliseconds.max(1));
+        let begun = remaining.as_nanos().div_ceil(1_000_000);
+        let left = i64::try_from(begun).unwrap_or(i64::MAX).clamp(1, milliseconds.max(1));
         self.write_max_time(frame, left);
     }
 
     /// Says how long the server is to wait for data, whatever the client's own time is. A message that says nothing of it
-    /// becomes longer.
+    /// becomes longer; one that says what a server refuses stays as it is.
     pub fn set_await_time(&mut self, frame: &mut Frame, wait: Duration) {
         if self.max_time.is_none() {
+            if find(self.document(frame), b"maxTimeMS").is_some() {
+                return;
+            }
             let Ok(document) = RawDocument::from_bytes(self.document(frame)) else { return };
             let mut longer = document.to_owned();
             longer.append(cstr!("maxTimeMS"), 0_i64);
@@ -607,6 +612,11 @@ mod tests {
             assert_eq!(command.max_time(), None, "{document}");
             command.shrink_max_time(&mut message, Duration::from_millis(345));
             assert_eq!(message.bytes(), frame(&document).bytes(), "{document}");
+            let mut get_more = doc! {"getMore": 77_i64, "collection": "c"};
+            get_more.extend(document);
+            let (mut command, mut message) = parse(get_more.clone());
+            command.set_await_time(&mut message, Duration::from_millis(345));
+            assert_eq!(message.bytes(), frame(&get_more).bytes(), "{get_more}");
         }
     }
 
@@ -630,6 +640,8 @@ mod tests {
             let command = Command::parse(&mut message).unwrap();
             command.shrink_max_time(&mut message, Duration::from_millis(345));
             assert_eq!(message.bytes().len(), before);
+            assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(345)));
+            command.shrink_max_time(&mut message, Duration::from_micros(344_001));
             assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(345)));
             command.shrink_max_time(&mut message, Duration::from_secs(100));
             assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(900)));
