@@ -236,33 +236,58 @@ async fn watch(socket: &mut TcpStream, bytes: &[u8]) -> Observed {
     }
 }
 
-fn read_reply(message: &[u8]) -> Reply {
-    let mut rest = &message[4..];
-    let (_, response_to, mut op_code) = (rest.get_i32_le(), rest.get_i32_le(), rest.get_i32_le());
-    let mut reply = Reply { answers: response_to == REQUEST, ..Reply::default() };
+/// A reply, taken out of any compression.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// Whose request it answers.
+    pub response_to: i32,
+    /// Of the message itself, inside of any compression.
+    pub op_code: i32,
+    /// How it was compressed.
+    pub compressor: Option<u8>,
+    /// Flag bits of an OP_MSG, `responseFlags` of an OP_REPLY.
+    pub flags: u32,
+    /// The bytes of its first document.
+    pub document: Vec<u8>,
+}
+
+/// Takes a whole reply apart.
+pub fn opened(message: &[u8]) -> Opened {
+    let mut rest = &message[8..];
+    let (response_to, mut op_code) = (rest.get_i32_le(), rest.get_i32_le());
     let inflated;
+    let mut compressor = None;
     if op_code == OP_COMPRESSED {
         op_code = rest.get_i32_le();
         let size = usize::try_from(rest.get_i32_le()).unwrap();
-        let compressor = rest.get_u8();
-        reply.compressor = Some(compressor);
-        inflated = inflate(compressor, size, rest);
+        let number = rest.get_u8();
+        compressor = Some(number);
+        inflated = inflate(number, size, rest);
         assert_eq!(inflated.len(), size);
         rest = &inflated;
     }
-    reply.op_code = op_code;
-    reply.flags = rest.get_u32_le();
+    let flags = rest.get_u32_le();
     let skip = match op_code {
         OP_MSG => 1,
         1 => 16,
         other => panic!("a reply with opcode {other}"),
     };
     let length = usize::try_from(i32::from_le_bytes(rest[skip..skip + 4].try_into().unwrap())).unwrap();
-    let document = RawDocument::from_bytes(&rest[skip..skip + length]).unwrap();
+    Opened { response_to, op_code, compressor, flags, document: rest[skip..skip + length].to_vec() }
+}
+
+fn read_reply(message: &[u8]) -> Reply {
+    let Opened { response_to, op_code, compressor, flags, document } = opened(message);
+    let document = RawDocument::from_bytes(&document).unwrap();
     // Field by field: a server quotes what it got in `errmsg`, even if that is no UTF-8.
     let field = |name| document.get(name).ok().flatten();
-    reply.ok = field("ok").is_some_and(|ok| ok.as_f64() == Some(1.0) || ok.as_i32() == Some(1));
-    reply.code = field("code").and_then(|code| code.as_i32()).unwrap_or_default();
-    reply.code_name = field("codeName").and_then(|name| name.as_str()).unwrap_or_default().to_owned();
-    reply
+    Reply {
+        op_code,
+        compressor,
+        flags,
+        answers: response_to == REQUEST,
+        ok: field("ok").is_some_and(|ok| ok.as_f64() == Some(1.0) || ok.as_i32() == Some(1)),
+        code: field("code").and_then(|code| code.as_i32()).unwrap_or_default(),
+        code_name: field("codeName").and_then(|name| name.as_str()).unwrap_or_default().to_owned(),
+    }
 }
