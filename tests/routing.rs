@@ -181,8 +181,12 @@ async fn preferences_are_what_the_specification_says(it: &Set) {
             for (stale, hedged) in [(false, false), (true, false), (false, true), (true, true)] {
                 let mut preference = doc! { "mode": mode };
                 preference.extend(tags.clone().map(|tags| doc! { "tags": tags }).unwrap_or_default());
-                preference.extend(stale.then(|| doc! { "maxStalenessSeconds": 90 }).unwrap_or_default());
-                preference.extend(hedged.then(|| doc! { "hedge": { "enabled": true } }).unwrap_or_default());
+                if stale {
+                    preference.insert("maxStalenessSeconds", 90);
+                }
+                if hedged {
+                    preference.insert("hedge", doc! { "enabled": true });
+                }
                 let expected = expected_members(it, mode, members);
                 let is_refused =
                     mode == "primary" && (stale || hedged || tags.as_ref().is_some_and(|tags| tags != &[doc! {}]));

@@ -41,7 +41,7 @@ impl Generator {
             28 | 29 => doc! { "a": { "$gt": id % 7 } },
             30 | 31 => doc! { "$or": [{ "_id": id }, { "a": id % 7 }] },
             32 => doc! { "arr": { "$elemMatch": { "$gt": id } } },
-            33 => doc! { "b": { "$regex": "^x" }, "_id": { "$lt": id } },
+            33 => doc! { "b": { "$regex": "^x" }, "c.d": { "$exists": id < 30 } },
             34 | 35 => doc! { "_id": { "$in": [id, id + 1, "none"] } },
             36 => doc! { "$expr": { "$eq": ["$a", id % 7] } },
             37 => doc! { "a": { "$nothing": 1 } },
@@ -416,7 +416,7 @@ impl Generator {
             doc! { "key": { "when": 1 }, "name": "ttl", "expireAfterSeconds": 1_000_000_000 },
             doc! { "key": { "a": "sideways" }, "name": "bad" },
             doc! { "key": { "a": 1 } },
-            doc! { "key": { "$**": 1 }, "name": "wild" },
+            doc! { "key": { "b": "hashed" }, "name": "hashed" },
         ]);
         let (database, mut body) = match self.below(22) {
             0..4 => (DATABASE, doc! { "createIndexes": collection, "indexes": [index] }),

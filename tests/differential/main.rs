@@ -119,7 +119,7 @@ impl Twins {
             }
             self.count(&sent, direct);
         }
-        let difference = mask::difference(&mut self.masks, &outcomes, sent.compare);
+        let difference = mask::difference(&self.masks, &outcomes, sent.compare);
         if closed {
             // A proxy aborts transactions whose sockets have gone, a server does not look at sockets.
             let tidy = self.generator.tidy();
