@@ -11,7 +11,7 @@ use crate::peer::Outcome;
 const VARYING: &[(&[&str], &str)] = &[
     (&["$clusterTime", "operationTime", "atClusterTime", "opTime", "electionId"], "each server has its own oplog"),
     (&["postBatchResumeToken"], "made of cluster times and of collection ids"),
-    (&["localTime", "wallTime", "localUpdateWallClockTime"], "clocks"),
+    (&["localTime", "wallTime", "localUpdateWallClockTime", "millis"], "clocks"),
     (&["serverInfo", "oidMachine"], "which server"),
     (&["sizeOnDisk", "totalSize", "totalSizeMb"], "what of the same documents has been written down at this moment"),
     (
