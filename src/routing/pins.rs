@@ -349,7 +349,13 @@ mod tests {
     }
 
     fn cursor(port: u16) -> CursorPin {
-        CursorPin { server: server(port), awaits_data: false, change_stream: false, life: CursorLife::Plain, caught_up: None }
+        CursorPin {
+            server: server(port),
+            awaits_data: false,
+            change_stream: false,
+            life: CursorLife::Plain,
+            caught_up: None,
+        }
     }
 
     const TRANSACTION: TransactionId = TransactionId { session: [1; 16], number: 5 };
