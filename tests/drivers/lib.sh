@@ -110,6 +110,18 @@ need_node() {
     ln -s "$node_home/node_modules" "$work/node/node_modules"
 }
 
+# need_rust: the driver of the proxy's own language, as the program `rust_scenario`. Cargo knows itself what is up to date.
+need_rust() {
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust, or leave the rust drivers out with --only"
+    lock
+    CARGO_TARGET_DIR=$cache/drivers-rust cargo build --release --locked --quiet \
+        --manifest-path "$here/rust/Cargo.toml" >&2
+    unlock
+    # Another version may be built while this one runs.
+    cp "$cache/drivers-rust/release/drivers-rust" "$work/"
+    rust_scenario=$work/drivers-rust
+}
+
 # need_mongod: the server, as `mongod`.
 need_mongod() {
     local version
@@ -121,6 +133,16 @@ need_mongod() {
     fi
     version=$("$mongod" --version 2>&1) \
         || fail "$mongod does not start: $version (on Debian it needs the packages libcurl4 and libssl3)"
+}
+
+# need_drivers NAME...: what these need, and the stage.
+need_drivers() {
+    local names=" $*"
+    need_python
+    [[ $names == *" pymongo46"* ]] && need_python_old
+    [[ $names =~ \ (node|mongo) ]] && need_node
+    [[ $names == *" rust"* ]] && need_rust
+    need_mongod
 }
 
 # --- Processes ------------------------------------------------------------------------------------------------------
