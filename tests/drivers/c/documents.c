@@ -44,8 +44,8 @@ void check_connect(void) {
 void check_compression(void) {
     /* A later hello that does not ask repeats what the connection negotiated in its handshake. */
     bson_t *hello = run("admin", doc("{'hello': 1}"));
-    same_text(text(hello, "compression.0"), compressor, "negotiated compression");
-    holds(!has(hello, "compression.1"), "more than one was negotiated");
+    if (compressor) same_text(text(hello, "compression.0"), compressor, "negotiated compression");
+    holds(!has(hello, compressor ? "compression.1" : "compression"), "something else was negotiated");
 }
 
 static bson_t *find_and_modify(mongoc_collection_t *c, bson_t *query, bson_t *update, int flags) {

@@ -104,16 +104,17 @@ void verify_calm(struct view *watched);
 void verify_kept(struct view *watched);
 void verify_view(void);
 
+/* Under the same names in every language. */
 #define CHECKS(CHECK)                                                                                                  \
     CHECK(connect) CHECK(compression) CHECK(crud) CHECK(catalog) CHECK(bulk_write) CHECK(bulk_write_client)            \
     CHECK(batches) CHECK(cursor) CHECK(cursor_close) CHECK(cursor_timeout_free) CHECK(aggregate) CHECK(aggregate_out)  \
-    CHECK(collation) CHECK(explain) CHECK(let_and_comment) CHECK(hint) CHECK(read_options) CHECK(read_preferences)     \
-    CHECK(causal_reads) CHECK(sessions) CHECK(snapshot_reads) CHECK(transaction_commit) CHECK(transaction_abort)       \
-    CHECK(transaction_conflict) CHECK(transaction_cursor) CHECK(transaction_errors) CHECK(change_stream)               \
-    CHECK(change_stream_resume) CHECK(change_stream_many) CHECK(tailable) CHECK(list_cursors) CHECK(kill_cursors)      \
-    CHECK(large_document) CHECK(large_bulk) CHECK(gridfs) CHECK(unacknowledged_write) CHECK(stable_api)                \
-    CHECK(max_time) CHECK(write_concern) CHECK(retryable_reads) CHECK(retryable_writes) CHECK(error_codes)             \
-    CHECK(commands) CHECK(concurrency) CHECK(monitoring_quiet) CHECK(view) CHECK(close)
+    CHECK(collation) CHECK(explain) CHECK(let_and_comment) CHECK(hint) CHECK(list_cursors) CHECK(kill_cursors)         \
+    CHECK(tailable) CHECK(read_options) CHECK(read_preferences) CHECK(causal_reads) CHECK(sessions)                    \
+    CHECK(snapshot_reads) CHECK(transaction_commit) CHECK(transaction_abort) CHECK(transaction_conflict)               \
+    CHECK(transaction_cursor) CHECK(transaction_errors) CHECK(change_stream) CHECK(change_stream_resume)               \
+    CHECK(change_stream_many) CHECK(large_document) CHECK(large_bulk) CHECK(gridfs) CHECK(unacknowledged_write)        \
+    CHECK(stable_api) CHECK(max_time) CHECK(write_concern) CHECK(retryable_reads) CHECK(retryable_writes)              \
+    CHECK(error_codes) CHECK(commands) CHECK(concurrency) CHECK(monitoring_quiet) CHECK(view) CHECK(close)
 
 #define DECLARE(name) void check_##name(void);
 CHECKS(DECLARE)

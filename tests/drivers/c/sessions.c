@@ -309,7 +309,9 @@ void check_transaction_errors(void) {
     insert(c, 2, session);
     fails(11000, mongoc_collection_insert_one(c, doc("{'_id': 1}"), with(session, empty()), NULL, &error));
     /* The error has ended it: what comes after does not run outside of a transaction. */
-    fails(251, mongoc_collection_insert_one(c, doc("{'_id': 3}"), with(session, empty()), NULL, &error));
+    bson_t *reply = empty();
+    fails(251, mongoc_collection_insert_one(c, doc("{'_id': 3}"), with(session, empty()), reply, &error));
+    holds(mongoc_error_has_label(reply, "TransientTransactionError"), "the label of the aborted transaction is lost");
     fails(251, mongoc_client_session_commit_transaction(session, NULL, &error));
     same(count(c, doc("{}"), NULL), 1, "count");
     must(mongoc_client_session_start_transaction(session, NULL, &error), "start");

@@ -1,6 +1,6 @@
 package main
 
-// In this order, and under the same names in every language.
+// Under the same names in every language.
 var checks = []check{
 	{"connect", connect},
 	{"compression", compression},
@@ -18,6 +18,9 @@ var checks = []check{
 	{"explain", explain},
 	{"let_and_comment", letAndComment},
 	{"hint", hint},
+	{"list_cursors", listCursors},
+	{"kill_cursors", killCursors},
+	{"tailable", tailable},
 	{"read_options", readOptions},
 	{"read_preferences", readPreferences},
 	{"causal_reads", causalReads},
@@ -31,9 +34,6 @@ var checks = []check{
 	{"change_stream", changeStream},
 	{"change_stream_resume", changeStreamResume},
 	{"change_stream_many", changeStreamMany},
-	{"tailable", tailable},
-	{"list_cursors", listCursors},
-	{"kill_cursors", killCursors},
 	{"large_document", largeDocument},
 	{"large_bulk", largeBulk},
 	{"gridfs", gridfs},

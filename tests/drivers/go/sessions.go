@@ -246,6 +246,7 @@ func transactionErrors(ctx context.Context, s *scenario) {
 	// The error has ended it: what comes after does not run outside of a transaction.
 	_, err = c.InsertOne(inside, bson.M{"_id": 3})
 	fails(251, err)
+	holds(err.(mongo.ServerError).HasErrorLabel("TransientTransactionError"), "the label of the aborted transaction is lost")
 	fails(251, session.CommitTransaction(ctx))
 	same(count(ctx, c, bson.D{}), 1, "count")
 	try(session.StartTransaction())

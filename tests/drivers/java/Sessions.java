@@ -212,7 +212,8 @@ final class Sessions {
             c.insertOne(session, doc("_id", 2));
             fails(11000, () -> c.insertOne(session, doc("_id", 1)));
             // The error has ended it: what comes after does not run outside of a transaction.
-            fails(251, () -> c.insertOne(session, doc("_id", 3)));
+            MongoException error = fails(251, () -> c.insertOne(session, doc("_id", 3)));
+            holds(error.hasErrorLabel("TransientTransactionError"), "the label of the aborted transaction is lost");
             fails(251, session::commitTransaction);
             same(c.countDocuments(), 1L, "count");
             session.startTransaction();
