@@ -122,6 +122,58 @@ need_rust() {
     rust_scenario=$work/drivers-rust
 }
 
+# need_go: the scenario for the Go driver, as the program `go_scenario`.
+need_go() {
+    local least=go1.25 version
+    version=$(go env GOVERSION 2>/dev/null || true)
+    [[ $(printf '%s\n' "$least" "$version" | sort -V | head -n 1) == "$least" ]] \
+        || fail "go is missing or too old (${version:-none}): install Go 1.25 or later, or leave the go drivers out" \
+            "with --only"
+    go_scenario=$cache/drivers-go-$version-$(key "$here"/go/*)
+    install "$go_scenario" install_go
+    go_scenario+=/scenario
+}
+
+install_go() { (cd "$here/go" && go build -trimpath -o "$1/scenario" . >&2); }
+
+# need_java: the scenario for the Java driver, as the class path `java_path`.
+need_java() {
+    local tool jars
+    for tool in java javac mvn; do
+        command -v $tool >/dev/null || fail "$tool is missing: install a JDK, 17 or later, and Maven (on Debian" \
+            "openjdk-17-jdk-headless and maven), or leave the java drivers out with --only"
+    done
+    jars=$cache/drivers-java-$(key "$here"/java/{pom.xml,jars.sha256})
+    install "$jars" install_jars
+    java_path=$cache/drivers-java-$(javac -version 2>&1 | tr ' ' -)-$(key "$here"/java/*)
+    install "$java_path" install_java "$jars"
+    java_path+=:$jars/*
+}
+
+install_jars() {
+    mvn -B -q -f "$here/java/pom.xml" org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy-dependencies \
+        -DoutputDirectory="$1" >&2
+    (cd "$1" && sha256sum --check --quiet --strict "$here/java/jars.sha256" >&2)
+}
+
+install_java() { javac -d "$2" -cp "$1/*" "$here"/java/*.java >&2; }
+
+# need_libmongoc: the scenario for the C driver, as the program `c_scenario`. The driver itself is the system's.
+need_libmongoc() {
+    { command -v cc && pkg-config --exists libmongoc-1.0; } >/dev/null 2>&1 \
+        || fail "libmongoc is missing: install the packages gcc, pkg-config and libmongoc-dev, or leave the libmongoc" \
+            "drivers out with --only"
+    c_scenario=$cache/drivers-c-$(uname -m)-$(pkg-config --modversion libmongoc-1.0)-$(key "$here"/c/*)
+    install "$c_scenario" install_c
+    c_scenario+=/scenario
+}
+
+install_c() {
+    local flags
+    read -ra flags <<<"$(pkg-config --cflags --libs libmongoc-1.0)"
+    cc -std=gnu11 -O1 -Wall -Wextra -Wno-clobbered -Werror -pthread -o "$1/scenario" "$here"/c/*.c "${flags[@]}" >&2
+}
+
 # need_mongod: the server, as `mongod`.
 need_mongod() {
     local version
@@ -142,6 +194,9 @@ need_drivers() {
     [[ $names == *" pymongo46"* ]] && need_python_old
     [[ $names =~ \ (node|mongo) ]] && need_node
     [[ $names == *" rust"* ]] && need_rust
+    [[ $names == *" go"* ]] && need_go
+    [[ $names == *" java"* ]] && need_java
+    [[ $names == *" libmongoc"* ]] && need_libmongoc
     need_mongod
 }
 
