@@ -28,6 +28,7 @@ func batches(ctx context.Context, s *scenario) {
 		seen[i] = true
 	}
 	try(cursor.Err())
+	try(cursor.Close(ctx))
 	for i, s := range seen {
 		holds(s, fmt.Sprintf("document %d did not come", i))
 	}
@@ -220,6 +221,7 @@ func listCursors(ctx context.Context, s *scenario) {
 			seen[name] = true
 		}
 		try(cursor.Err())
+		try(cursor.Close(ctx))
 		return len(seen)
 	}
 	before := s.view.count("getMore")
@@ -245,5 +247,7 @@ func killCursors(ctx context.Context, s *scenario) {
 		}
 		same(cursor.Next(ctx), false, "next of a killed cursor")
 		fails(43, cursor.Err())
+		// With a load balancer it has kept its connection until now.
+		try(cursor.Close(ctx))
 	}
 }

@@ -173,11 +173,12 @@ func aggregateOut(ctx context.Context, s *scenario) {
 	out := must(c.Aggregate(ctx, bson.A{match, bson.M{"$out": "aggregate_out"}}))
 	same(out.Next(ctx), false, "$out has a document")
 	try(out.Err())
+	try(out.Close(ctx))
 	target := s.db.Collection("aggregate_out")
 	same(count(ctx, target, bson.D{}), 10, "count after $out")
 	merge := bson.D{e("into", "aggregate_out"), e("whenMatched", "fail"), e("whenNotMatched", "insert")}
 	others := bson.M{"$match": bson.M{"group": bson.M{"$ne": 1}}}
-	must(c.Aggregate(ctx, bson.A{others, bson.M{"$merge": merge}}))
+	try(must(c.Aggregate(ctx, bson.A{others, bson.M{"$merge": merge}})).Close(ctx))
 	same(count(ctx, target, bson.D{}), 30, "count after $merge")
 	_, err := c.Aggregate(ctx, bson.A{match, bson.M{"$merge": merge}})
 	fails(11000, err)
@@ -249,7 +250,9 @@ func (s *scenario) idleCursor(ctx context.Context, cursor int64) bson.Raw {
 	match := bson.M{"$match": bson.M{"type": "idleCursor", "cursor.cursorId": cursor}}
 	found := must(s.client.Database("admin").Aggregate(ctx, bson.A{current, match}))
 	holds(found.Next(ctx), "the server does not know the cursor")
-	return append(bson.Raw{}, found.Current...)
+	document := append(bson.Raw{}, found.Current...)
+	try(found.Close(ctx))
+	return document
 }
 
 func hint(ctx context.Context, s *scenario) {

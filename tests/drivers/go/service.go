@@ -50,6 +50,7 @@ func largeBulk(ctx context.Context, s *scenario) {
 		read++
 	}
 	try(cursor.Err())
+	try(cursor.Close(ctx))
 	same(read, 4, "documents")
 	try(c.Drop(ctx))
 }
