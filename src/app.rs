@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
 use crate::admission::MemoryBudget;
+use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, facade, listener};
-use crate::config::{Address, ClusterConfig, Config, MemoryShares};
+use crate::client::{BindError, BoundSocket, ClientShared, Clusters, listener};
+use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
@@ -81,10 +83,9 @@ impl App {
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let mut bound = Vec::new();
-        for cluster in &config.clusters {
-            for address in &cluster.listen {
-                bound.push((cluster.name.clone(), BoundSocket::bind(address).await?));
-            }
+        for listener in config.listeners {
+            let socket = BoundSocket::bind(&listener.listen).await?;
+            bound.push((listener, socket));
         }
         let admin_listener = BoundSocket::bind(&config.admin).await?;
         let tasks = Tasks::new();
@@ -99,15 +100,23 @@ impl App {
         for cluster in config.clusters {
             let name = cluster.name.clone();
             let cluster = start_cluster(cluster, &config.client, memory.clone(), &tasks, &metrics)
-                .map_err(|error| StartError::Tls { cluster: name.clone(), error })?;
-            let (shown, largest) = (cluster.config.presentation, config.client.max_message_bytes);
-            let facts = facade::follow(cluster.monitor(), shown, largest, &tasks);
-            let shared = ClientShared::new(cluster.clone(), limits.clone(), facts, activity.clone());
-            for (_, socket) in bound.extract_if(.., |(owner, _)| *owner == name) {
-                tracing::info!(cluster = %name, address = %socket.address(), "listening");
-                listen(socket, &shared, &places, &draining, &tasks);
-            }
+                .map_err(|error| StartError::Tls { cluster: name, error })?;
             clusters.push(cluster);
+        }
+        let service_id = ObjectId::new();
+        for (listener, socket) in bound {
+            let behind = behind(&listener, &clusters);
+            let offer = Offer {
+                presentation: behind.default().config.presentation,
+                compressors: facade::compressors(&listener.compressors),
+                max_message_bytes: config.client.max_message_bytes,
+                service_id,
+            };
+            let facts = facade::follow(behind.default().monitor(), offer, &tasks);
+            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
+            let (cluster, databases) = (&listener.cluster, &listener.databases);
+            tracing::info!(%cluster, %databases, address = %socket.address(), "listening");
+            listen(socket, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
@@ -227,6 +236,15 @@ fn start_cluster(
     let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory, tasks.clone(), metrics.clone());
     cluster.start();
     Ok(cluster)
+}
+
+/// The clusters that a listener leads to.
+fn behind(listener: &ListenerConfig, clusters: &[Arc<Cluster>]) -> Clusters {
+    let named = |name: &String| {
+        let found = clusters.iter().find(|cluster| cluster.config.name == *name);
+        found.expect("a configuration names clusters that it has").clone()
+    };
+    Clusters::new(named(&listener.cluster), listener.databases.map(named))
 }
 
 fn listen(

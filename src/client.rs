@@ -4,6 +4,7 @@ pub mod abandoned;
 pub mod acquire;
 pub mod bound;
 mod catch_up;
+pub mod clusters;
 pub mod cursors;
 pub mod degraded;
 pub mod deliver;
@@ -20,4 +21,5 @@ pub mod socket;
 pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};
+pub use clusters::Clusters;
 pub use shared::ClientShared;

@@ -1,17 +1,21 @@
 //! Everything that can be configured, validated: whoever holds a [`Config`] need not check it again.
 //!
 //! [`Sources`] are gathered first (`system.rs`: files, the container's limits). Then [`Config::load`] reads the file
-//! (`file.rs`), lays connection string over file over profile (`profile.rs`) over defaults (`limits.rs`), all in
-//! `layers.rs`, and checks what depends on each other (`build.rs`), without any I/O. Mistakes are collected, so that
+//! (`file.rs`, `reader.rs`), lays connection string over file over profile (`profile.rs`) over defaults (`limits.rs`), all in
+//! `layers.rs`, and checks what depends on each other (`build.rs`, `listeners.rs`), without any I/O. Mistakes are collected, so that
 //! all are told at once.
 
 pub mod address;
 mod build;
+pub mod compressors;
+pub mod databases;
 mod file;
 mod layers;
 pub mod limits;
+mod listeners;
 pub mod namespaces;
 pub mod profile;
+mod reader;
 pub mod shares;
 pub mod system;
 pub mod uri;
@@ -21,6 +25,8 @@ use std::time::Duration;
 
 pub use address::Address;
 pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
+pub use compressors::CompressorName;
+pub use databases::Databases;
 pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
 pub use shares::MemoryShares;
@@ -29,8 +35,10 @@ pub use system::Sources;
 /// The whole program's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// At least one; each has its own listeners, topology and pools.
+    /// At least one; each has its own topology and pools. Names differ.
     pub clusters: Vec<ClusterConfig>,
+    /// At least one for each cluster.
+    pub listeners: Vec<ListenerConfig>,
     /// Where the admin port listens.
     pub admin: Address,
     /// Limits of the client side, shared by all clusters.
@@ -45,13 +53,26 @@ pub struct Config {
     pub drain_quiet: Duration,
 }
 
-/// One upstream connection string with its listeners, servers and pools.
+/// One address where clients connect, and where their commands go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerConfig {
+    /// Where clients connect.
+    pub listen: Address,
+    /// Name of the cluster that has all that `databases` says nothing about.
+    pub cluster: String,
+    /// Names of the clusters that have these databases.
+    pub databases: Databases<String>,
+    /// What clients are offered.
+    pub compressors: Vec<CompressorName>,
+    /// Every connection begins with a PROXY protocol header.
+    pub proxy_protocol: bool,
+}
+
+/// One upstream connection string with its servers and pools.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
     /// Name in logs, `/stats` and the file; `default` when there is only one without a name.
     pub name: String,
-    /// Where clients of this cluster connect.
-    pub listen: Vec<Address>,
     /// The parsed connection string.
     pub upstream: uri::Upstream,
     /// Shape of what clients see.
@@ -192,14 +213,17 @@ impl Config {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for cluster in &self.clusters {
-            let listen: Vec<String> = cluster.listen.iter().map(Address::to_string).collect();
             let PoolConfig { min_pool_size, max_pool_size, .. } = cluster.pool;
-            writeln!(f, "cluster {}: {} -> {}", cluster.name, listen.join(", "), cluster.upstream.redacted)?;
+            writeln!(f, "cluster {}: {}", cluster.name, cluster.upstream.redacted)?;
             writeln!(
                 f,
                 "  {min_pool_size} to {max_pool_size} connections per server, {} may wait",
                 cluster.wait_queue_size
             )?;
+        }
+        for ListenerConfig { listen, cluster, databases, .. } in &self.listeners {
+            let (routed, routes) = (if databases.is_empty() { "" } else { ", but for " }, databases);
+            writeln!(f, "listener {listen} -> {cluster}{routed}{routes}")?;
         }
         write!(f, "admin: {}, at most {} clients", self.admin, self.client.max_clients)
     }

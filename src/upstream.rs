@@ -5,6 +5,7 @@ mod bound;
 pub mod cancels;
 pub mod cluster;
 pub mod connection;
+pub mod episode;
 pub mod errand;
 pub mod handshake;
 pub mod health;

@@ -84,6 +84,8 @@ fn the_full_sample_says_the_defaults_of_every_key() {
         "profile",
         "admin",
         "listen",
+        "compressors",
+        "proxy_protocol",
         "upstream",
         "presentation",
         "retry",
@@ -122,8 +124,10 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(config.monitor_interval, ms(45_000));
     assert_eq!((config.drain_timeout, config.drain_quiet), (ms(25_000), ms(5_000)));
 
+    let [listener] = config.listeners.as_slice() else { panic!("{:?}", config.listeners) };
+    assert_eq!((&listener.listen, listener.cluster.as_str()), (&Address::tcp("127.0.0.1", 27016), "default"));
+    assert!(listener.databases.is_empty() && listener.compressors.is_empty() && !listener.proxy_protocol);
     let cluster: &ClusterConfig = &config.clusters[0];
-    assert_eq!(cluster.listen, [Address::tcp("127.0.0.1", 27016)]);
     assert!(cluster.upstream.redacted.starts_with("mongodb://127.0.0.1:27017"));
     assert_eq!((cluster.presentation, cluster.retry), (Presentation::Auto, Retry::Driver));
     assert_eq!((cluster.pool.max_pool_size, cluster.pool.min_pool_size, cluster.pool.max_connecting), (10, 2, 2));
@@ -146,6 +150,16 @@ fn the_defaults_are_the_documented_ones() {
 fn the_sample_of_two_clusters_has_two() {
     let config = load(Some(sample("two-clusters.toml")));
     let pools: Vec<_> = config.clusters.iter().map(|it| (it.name.as_str(), it.pool.max_pool_size)).collect();
-    assert_eq!(pools, [("reports", 4), ("shop", 40)]);
-    assert_eq!(config.clusters[0].breaker.consecutive_failures, 3);
+    assert_eq!(pools, [("shop", 40), ("reports", 4)]);
+    assert_eq!(config.clusters[1].breaker.consecutive_failures, 3);
+    let listeners: Vec<_> =
+        config.listeners.iter().map(|it| format!("{} {} {}", it.listen, it.cluster, it.databases)).collect();
+    assert_eq!(
+        listeners,
+        [
+            "127.0.0.1:27018 reports ",
+            "unix:/tmp/mongomux-reports.sock reports ",
+            "127.0.0.1:27016 shop events -> reports, report_* -> reports",
+        ]
+    );
 }

@@ -9,12 +9,11 @@ use tokio::time::Instant;
 
 use super::cursors::OpenCursor;
 use super::exchange::Exchange;
-use super::shared::ClientShared;
 use super::transactions::{OpenTransactions, end_transaction, ends_transaction};
 use crate::command::{Handling, TransactionId};
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::labels::ConnectionClosed;
-use crate::upstream::{Operation, Place, PooledConnection, Server};
+use crate::upstream::{Cluster, Operation, Place, PooledConnection, Server};
 
 /// A read that has run for this long without its client is interrupted.
 const CANCEL_AFTER: Duration = Duration::from_millis(500);
@@ -37,7 +36,6 @@ pub(super) struct Abandoned {
 
 impl Abandoned {
     pub(super) fn new(
-        shared: &ClientShared,
         exchange: &mut Exchange,
         operation: Operation,
         connection: PooledConnection,
@@ -51,7 +49,7 @@ impl Abandoned {
         let transaction = command.session.transaction().map(|id| (id, command.spec.handling));
         let mut in_use = OpenTransactions::default();
         if let Some((id, _)) = transaction {
-            in_use.uses(id, &shared.cluster);
+            in_use.uses(id, &exchange.cluster);
         }
         let place = exchange.place.take();
         Self { operation, connection, sent, interruptible, place, cursor, transaction, in_use }
@@ -59,9 +57,8 @@ impl Abandoned {
 }
 
 /// Takes the reply that nobody waits for, in a task of its own.
-pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
-    let shared = shared.clone();
-    shared.cluster.tasks.clone().spawn("abandoned command", async move {
+pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
+    cluster.tasks.clone().spawn("abandoned command", async move {
         let Abandoned { operation, mut connection, sent, mut interruptible, .. } = abandoned;
         // Taken until the server is done, whatever its answer.
         let _until_done = (abandoned.place, abandoned.in_use);
@@ -79,25 +76,25 @@ pub(super) fn finish(shared: &Arc<ClientShared>, abandoned: Abandoned) {
                     // The server is done and sends its reply: nothing is left to interrupt.
                     interruptible = false;
                 }
-                () = shared.cluster.tasks.cancelled() => return,
+                () = cluster.tasks.cancelled() => return,
             }
         };
         let server = operation.server();
         let inspected = match received {
             Ok(()) => inspect(connection.reply(), false).ok(),
             Err(why) => {
-                shared.cluster.network_error(server, connection.generation, &why);
+                cluster.network_error(server, connection.generation, &why);
                 None
             }
         };
         if let (Some((id, handling)), Some(inspected)) = (abandoned.transaction, &inspected)
             && ends_transaction(handling, &inspected.facts)
         {
-            end_transaction(&shared, id);
+            end_transaction(&cluster, id);
         }
         let left_open = || OpenCursor::of(server, inspected.as_ref()?, connection.reply());
         if let Some(cursor) = abandoned.cursor.or_else(left_open) {
-            cursor.kill(&shared);
+            cursor.kill(&cluster);
         }
     });
 }

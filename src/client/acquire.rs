@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use super::degraded::{self, Found};
 use super::exchange::{Exchange, Share};
 use super::held;
-use super::shared::ClientShared;
 use crate::admission::{AdmitError, Permit};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
@@ -36,22 +35,19 @@ impl From<Situation> for Refusal {
 }
 
 /// A server and a connection, if both are there now.
-pub(super) fn acquire_now(
-    shared: &ClientShared,
-    exchange: &mut Exchange,
-) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
-    if !held::passes(shared, exchange)? {
+pub(super) fn acquire_now(exchange: &mut Exchange) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+    if !held::passes(exchange)? {
         return Ok(None);
     }
-    let Some(found) = find_server(shared, exchange)? else { return Ok(None) };
+    let Some(found) = find_server(exchange)? else { return Ok(None) };
     let operation = &found.operation;
     if !try_enter(exchange, operation.server()) {
         return Ok(None);
     }
     match operation.server().pool.try_check_out() {
         Ok(Some(connection)) => {
-            shared.metrics.wait_queue_seconds.observe(0.0);
-            degraded::stand_in(shared, exchange, &found);
+            exchange.cluster.metrics.wait_queue_seconds.observe(0.0);
+            degraded::stand_in(exchange, &found);
             Ok(Some((found.operation, connection)))
         }
         Ok(None) | Err(_) => Ok(None),
@@ -90,8 +86,8 @@ async fn enter(exchange: &mut Exchange, server: &Server) {
 }
 
 /// The server that the command goes to now; `None` when waiting may help.
-fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Found>, Refusal> {
-    let cluster = &shared.cluster;
+fn find_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
+    let cluster = &exchange.cluster;
     let topology = cluster.topology();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
     match route {
@@ -102,7 +98,7 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Foun
             None => Err(Situation::ServerLeft { server: (*address).clone() }.into()),
         },
         Route::Select(criteria) => {
-            let chosen = degraded::try_select(shared, exchange, criteria);
+            let chosen = degraded::try_select(exchange, criteria);
             chosen.map_err(|error| no_server(error, Duration::ZERO).into())
         }
         Route::Lost(Lost::Cursor) => {
@@ -117,19 +113,16 @@ fn find_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Foun
 ///
 /// # Cancel safety
 /// Safe: whoever is dropped leaves every queue.
-pub(super) async fn acquire(
-    shared: &ClientShared,
-    exchange: &mut Exchange,
-) -> Result<(Operation, PooledConnection), Refusal> {
+pub(super) async fn acquire(exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
     let began = Instant::now();
-    let _waits = admit(shared, exchange).await?;
-    let (bearing, mut modes) = (exchange.bearing(), shared.cluster.mode.subscribe());
+    let _waits = admit(exchange).await?;
+    let (bearing, mut modes) = (exchange.bearing(), exchange.cluster.mode.subscribe());
     loop {
-        held::until_it_passes(shared, exchange, &mut modes).await?;
+        held::until_it_passes(exchange, &mut modes).await?;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, and the watch keeps its newest
         // value. Whoever goes on in the new mode, too, keeps its place.
         tokio::select! {
-            acquired = acquire_in_line(shared, exchange, began) => return acquired,
+            acquired = acquire_in_line(exchange, began) => return acquired,
             () = held::stopped(bearing, modes.clone()) => {}
         }
     }
@@ -139,16 +132,12 @@ pub(super) async fn acquire(
 ///
 /// # Cancel safety
 /// Safe: whoever is dropped leaves every queue.
-async fn acquire_in_line(
-    shared: &ClientShared,
-    exchange: &mut Exchange,
-    began: Instant,
-) -> Result<(Operation, PooledConnection), Refusal> {
-    let cluster = &shared.cluster;
+async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Operation, PooledConnection), Refusal> {
+    let cluster = exchange.cluster.clone();
     loop {
-        let found = match find_server(shared, exchange)? {
+        let found = match find_server(exchange)? {
             Some(found) => found,
-            None => match wait_for_server(shared, exchange).await? {
+            None => match wait_for_server(exchange).await? {
                 Some(found) => found,
                 None => continue,
             },
@@ -158,12 +147,12 @@ async fn acquire_in_line(
         let queued = Instant::now();
         let until = exchange.checked_out_by(&cluster.config);
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
-            return Err(waited_in_vain(shared, exchange, operation, queued).into());
+            return Err(waited_in_vain(exchange, operation, queued).into());
         }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {
-                shared.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
-                degraded::stand_in(shared, exchange, &found);
+                exchange.cluster.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
+                degraded::stand_in(exchange, &found);
                 return Ok((found.operation, connection));
             }
             Err(CheckOutError::Cleared | CheckOutError::Closed) => {
@@ -179,7 +168,7 @@ async fn acquire_in_line(
                 cluster.reconcile(&cluster.topology());
             }
             Err(CheckOutError::Timeout) => {
-                return Err(waited_in_vain(shared, exchange, operation, queued).into());
+                return Err(waited_in_vain(exchange, operation, queued).into());
             }
         }
     }
@@ -187,17 +176,17 @@ async fn acquire_in_line(
 
 /// The permission to wait. Commit and abort always get it: they free what others wait for. An unacknowledged write cannot
 /// be refused, so its client waits for the permission, too.
-async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Refusal> {
-    let admission = &shared.cluster.admission;
+async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
+    let admission = &exchange.cluster.admission;
     let full = |AdmitError::QueueFull { waiting }: AdmitError| {
-        let config = &shared.cluster.config;
+        let config = &exchange.cluster.config;
         let (limit, connections) = (config.wait_queue_size, config.pool.max_pool_size);
         Refusal::Situation(Situation::QueueFull { waiting, limit, connections })
     };
     match exchange.kind {
         OperationKind::CommitOrAbort => Ok(admission.admit_always()),
         OperationKind::Unacknowledged => {
-            let until = exchange.checked_out_by(&shared.cluster.config);
+            let until = exchange.checked_out_by(&exchange.cluster.config);
             admission.admit_until(until).await.map_err(full)
         }
         _ => admission.admit().map_err(full),
@@ -205,14 +194,14 @@ async fn admit(shared: &ClientShared, exchange: &Exchange) -> Result<Permit, Ref
 }
 
 /// `None` when there is news of the server that the command is bound to: it is to be routed anew.
-async fn wait_for_server(shared: &ClientShared, exchange: &Exchange) -> Result<Option<Found>, Refusal> {
-    let cluster = &shared.cluster;
+async fn wait_for_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
+    let cluster = &exchange.cluster;
     let deadline = exchange.selected_by(&cluster.config);
     let topology = cluster.topology();
     let now = Instant::now();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
     let found = match route {
-        Route::Select(criteria) => degraded::select(shared, exchange, criteria, deadline).await.map(Some),
+        Route::Select(criteria) => degraded::select(exchange, criteria, deadline).await.map(Some),
         Route::Await(server) => cluster.await_news(&server, deadline).await.map(|()| None),
         // The topology has changed since the look before this one.
         Route::Server(_) | Route::Lost(_) => Ok(None),
@@ -231,7 +220,7 @@ fn no_server(error: SelectError, waited: Duration) -> Situation {
 }
 
 /// No connection in time: the command's own time is over, all connections are busy, or none can be made.
-fn waited_in_vain(shared: &ClientShared, exchange: &Exchange, operation: &Operation, queued: Instant) -> Situation {
+fn waited_in_vain(exchange: &Exchange, operation: &Operation, queued: Instant) -> Situation {
     if let Some(expired) = exchange.expired() {
         return expired;
     }
@@ -245,7 +234,7 @@ fn waited_in_vain(shared: &ClientShared, exchange: &Exchange, operation: &Operat
             server,
             waited: queued.elapsed(),
             connections: snapshot.max_pool_size,
-            waiting: shared.cluster.admission.waiting(),
+            waiting: exchange.cluster.admission.waiting(),
         },
     }
 }

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::session::{ReplyTo, Session};
-use super::shared::ClientShared;
 use super::socket::ReadEnd;
 use super::transactions::abort_lost_transaction;
 use crate::admission::{Lane, Reservation};
@@ -44,14 +43,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if exchange.command.spec.handling == Handling::KillCursors {
             if facts.ok {
                 let ids = cursor_ids(exchange.command.document(&exchange.frame));
-                ids.into_iter().for_each(|id| unpin_cursor(&self.shared, &server.address, id));
+                ids.into_iter().for_each(|id| unpin_cursor(&exchange.cluster, &server.address, id));
             }
             return None;
         }
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
             match exchange.command.cursor_id(&exchange.frame) {
-                Some(id) if ended => unpin_cursor(&self.shared, &server.address, id),
+                Some(id) if ended => unpin_cursor(&exchange.cluster, &server.address, id),
                 Some(id) if exchange.cursor_unknown && facts.ok => self.adopt_cursor(id, exchange, server, reply),
                 _ => {}
             }
@@ -65,9 +64,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             life: life(&exchange.command),
             caught_up: None,
         };
-        let error = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
+        let error = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
-            kill_in_background(&self.shared.cluster, server.address.clone(), namespace, id);
+            kill_in_background(&exchange.cluster, server.address.clone(), namespace, id);
         }
         let why = error.to_string();
         Some(match error {
@@ -87,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             life: life(&exchange.command),
             caught_up: None,
         };
-        if let Err(error) = lock(&self.shared.cluster.pins).pin_cursor(id, pin, Instant::now()) {
+        if let Err(error) = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()) {
             tracing::debug!(%error, "a cursor from before our start is not remembered");
         }
     }
@@ -96,9 +95,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) fn lost_reply(&self, exchange: &Exchange, operation: &Operation) {
         // The batch may have been consumed: nobody knows where the cursor stands.
         if let Some(cursor) = OpenCursor::of_get_more(operation.server(), exchange) {
-            cursor.kill(&self.shared);
+            cursor.kill(&exchange.cluster);
         }
-        abort_lost_transaction(&self.shared, exchange, &operation.server().address);
+        abort_lost_transaction(exchange, &operation.server().address);
     }
 
     /// `endSessions`: answered at once and passed on when there is time, so that a thousand clients that leave together
@@ -113,7 +112,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return self.error(command, frame, reply_to, &error, Outcome::Failed).await;
         }
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
-            self.shared.cluster.run_in_background(Errand::Primary, document);
+            for cluster in self.shared.clusters.all() {
+                cluster.run_in_background(Errand::Primary, document.clone());
+            }
         }
         self.shared.metrics.commands[(CommandLabel::EndSessions, Outcome::Completed)].inc();
         self.reply(command, reply_to, &local::ok()).await
@@ -126,22 +127,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         frame: Frame,
         reply_to: ReplyTo,
         reservation: Reservation,
+        cluster: Arc<Cluster>,
     ) -> Result<(), ReadEnd> {
         let ids = cursor_ids(command.document(&frame));
-        let groups = lock(&self.shared.cluster.pins).split(&ids);
-        if groups.is_empty() || self.shared.cluster.servers().len() == 1 {
+        let groups = lock(&cluster.pins).split(&ids);
+        if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
-            let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared);
+            let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
             return self.execute(&mut exchange).await;
         }
-        let merged = kill_on_each(&self.shared, &command, &frame, &ids, groups).await;
+        let merged = kill_on_each(&cluster, &command, &frame, &ids, groups).await;
         self.shared.metrics.commands[(CommandLabel::KillCursors, Outcome::Completed)].inc();
         self.reply(&command, reply_to, &merged).await
     }
 }
 
 async fn kill_on_each(
-    shared: &Arc<ClientShared>,
+    cluster: &Arc<Cluster>,
     command: &Command,
     frame: &Frame,
     all: &[i64],
@@ -153,7 +155,7 @@ async fn kill_on_each(
         let reply = match server {
             Some(server) => {
                 let split = with_cursors(command.document(frame), &ids);
-                let reply = shared.cluster.run(Errand::Server(server.clone()), Lane::Transaction, &split).await;
+                let reply = cluster.run(Errand::Server(server.clone()), Lane::Transaction, &split).await;
                 reply.map(|reply| (server, reply))
             }
             None => None,
@@ -164,7 +166,7 @@ async fn kill_on_each(
                     let items = reply.get_array(name).into_iter().flatten().filter_map(Result::ok);
                     items.filter_map(RawBsonRef::as_i64).for_each(|id| result.push(id));
                 }
-                ids.into_iter().for_each(|id| unpin_cursor(shared, &server, id));
+                ids.into_iter().for_each(|id| unpin_cursor(cluster, &server, id));
             }
             // The command itself is wrong, for instance one of its other fields.
             Some((_, reply)) if !is_state_change(&reply) => refused = Some(reply),
@@ -244,9 +246,9 @@ impl OpenCursor {
     }
 
     /// The client will never read its reply: the batch is lost, and with it the position.
-    pub(super) fn kill(self, shared: &ClientShared) {
-        unpin_cursor(shared, &self.server, self.id);
-        kill_in_background(&shared.cluster, self.server, self.namespace, self.id);
+    pub(super) fn kill(self, cluster: &Arc<Cluster>) {
+        unpin_cursor(cluster, &self.server, self.id);
+        kill_in_background(cluster, self.server, self.namespace, self.id);
     }
 }
 
@@ -260,13 +262,13 @@ fn life(command: &Command) -> CursorLife {
 }
 
 /// Forgets a cursor of that server which has ended.
-fn unpin_cursor(shared: &ClientShared, server: &Address, id: i64) {
-    let unpinned = lock(&shared.cluster.pins).unpin_cursor(id, server, Instant::now());
+fn unpin_cursor(cluster: &Cluster, server: &Address, id: i64) {
+    let unpinned = lock(&cluster.pins).unpin_cursor(id, server, Instant::now());
     if let Some((pin, pinned)) = unpinned {
-        shared.metrics.pin_seconds.observe(pinned.as_secs_f64());
+        cluster.metrics.pin_seconds.observe(pinned.as_secs_f64());
         // Somebody may wait here for what it brings.
         if pin.awaits_data
-            && let Some(server) = shared.cluster.server(server)
+            && let Some(server) = cluster.server(server)
         {
             server.long_polls.disturb();
         }

@@ -1,36 +1,11 @@
 //! Reads that a secondary answers while there is no primary, where the operator has agreed to that: which ones, and how
 //! they are told of. What they find is real and may be old.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
-use super::shared::ClientShared;
 use crate::topology::{Criteria, ServerKind};
-use crate::upstream::{Operation, SelectError};
-
-/// Counts the reads of the time without a primary that goes on.
-#[derive(Debug, Default)]
-pub struct Episode {
-    reads: AtomicU64,
-}
-
-impl Episode {
-    /// Counts one read; true when it is the first one.
-    fn begins(&self) -> bool {
-        self.reads.fetch_add(1, Ordering::Relaxed) == 0
-    }
-
-    /// How many reads there were, once, when the episode is over; `None` while there is none.
-    fn ends(&self) -> Option<u64> {
-        // A look before the write: almost always there is none.
-        if self.reads.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        Some(self.reads.swap(0, Ordering::Relaxed)).filter(|reads| *reads > 0)
-    }
-}
+use crate::upstream::{Cluster, Operation, SelectError};
 
 /// A server that was found for a command.
 pub(super) struct Found {
@@ -48,31 +23,27 @@ impl From<Operation> for Found {
 
 impl Found {
     /// What [`Criteria::PrimaryElseSecondary`] has found just now.
-    fn in_place_of_the_primary(shared: &ClientShared, operation: Operation) -> Self {
-        let topology = shared.cluster.topology();
+    fn in_place_of_the_primary(cluster: &Cluster, operation: Operation) -> Self {
+        let topology = cluster.topology();
         let kind = topology.servers.get(&*operation.server().address).map(|server| server.kind);
         let stands_in = kind == Some(ServerKind::RsSecondary);
         if !stands_in {
-            primary_found(shared);
+            primary_found(cluster);
         }
         Self { operation, stands_in }
     }
 }
 
 /// A server that suits now, by what was asked for or by what does without a primary; `Ok(None)` when waiting may help.
-pub(super) fn try_select(
-    shared: &ClientShared,
-    exchange: &Exchange,
-    asked: Criteria<'_>,
-) -> Result<Option<Found>, SelectError> {
-    let (cluster, failed) = (&shared.cluster, exchange.failed.as_deref());
+pub(super) fn try_select(exchange: &Exchange, asked: Criteria<'_>) -> Result<Option<Found>, SelectError> {
+    let (cluster, failed) = (&exchange.cluster, exchange.failed.as_deref());
     let found = cluster.try_select(asked, failed);
     match (asked, &found) {
-        (Criteria::Write, Ok(Some(_))) => primary_found(shared),
+        (Criteria::Write, Ok(Some(_))) => primary_found(cluster),
         // Only now, as it costs another look into the command.
-        (Criteria::Write, _) if may_do_without(shared, exchange) => {
+        (Criteria::Write, _) if may_do_without(exchange) => {
             let found = cluster.try_select(Criteria::PrimaryElseSecondary, failed)?;
-            return Ok(found.map(|operation| Found::in_place_of_the_primary(shared, operation)));
+            return Ok(found.map(|operation| Found::in_place_of_the_primary(cluster, operation)));
         }
         _ => {}
     }
@@ -83,28 +54,23 @@ pub(super) fn try_select(
 ///
 /// # Cancel safety
 /// Safe, as [`Cluster::select`](crate::upstream::Cluster::select) is.
-pub(super) async fn select(
-    shared: &ClientShared,
-    exchange: &Exchange,
-    asked: Criteria<'_>,
-    deadline: Instant,
-) -> Result<Found, SelectError> {
-    let (cluster, failed) = (&shared.cluster, exchange.failed.as_deref());
+pub(super) async fn select(exchange: &Exchange, asked: Criteria<'_>, deadline: Instant) -> Result<Found, SelectError> {
+    let (cluster, failed) = (&exchange.cluster, exchange.failed.as_deref());
     if !matches!(asked, Criteria::Write) {
         return cluster.select(asked, failed, deadline).await.map(Found::from);
     }
-    if may_do_without(shared, exchange) {
+    if may_do_without(exchange) {
         let operation = cluster.select(Criteria::PrimaryElseSecondary, failed, deadline).await?;
-        return Ok(Found::in_place_of_the_primary(shared, operation));
+        return Ok(Found::in_place_of_the_primary(cluster, operation));
     }
     let operation = cluster.select(asked, failed, deadline).await?;
-    primary_found(shared);
+    primary_found(cluster);
     Ok(operation.into())
 }
 
 /// Whether the operator has agreed to old data for this command.
-fn may_do_without(shared: &ClientShared, exchange: &Exchange) -> bool {
-    let agreed = &shared.cluster.config.degraded_reads;
+fn may_do_without(exchange: &Exchange) -> bool {
+    let agreed = &exchange.cluster.config.degraded_reads;
     let read = if agreed.is_empty() { None } else { exchange.command.primary_read(&exchange.frame) };
     // A join reads collections that it names somewhere within: all of the database must have been agreed to.
     read.is_some_and(|read| match read.joins {
@@ -114,38 +80,22 @@ fn may_do_without(shared: &ClientShared, exchange: &Exchange) -> bool {
 }
 
 /// Makes the message of a read ready for the secondary that stands in for the primary, and tells of it.
-pub(super) fn stand_in(shared: &ClientShared, exchange: &mut Exchange, found: &Found) {
+pub(super) fn stand_in(exchange: &mut Exchange, found: &Found) {
     if !found.stands_in {
         return;
     }
-    let (cluster, server) = (&shared.cluster, found.operation.server());
+    let (cluster, server) = (&exchange.cluster, found.operation.server());
     exchange.command.allow_secondary(&mut exchange.frame);
     server.metrics.degraded_reads.inc();
-    if shared.degraded.begins() {
+    if cluster.degraded.begins() {
         let why = cluster.not_ready().unwrap_or_default();
         tracing::info!(cluster = %cluster.config.name, why, "no primary: secondaries answer degraded reads");
     }
     tracing::debug!(server = %server.address, command = exchange.command.spec.name, "degraded read");
 }
 
-fn primary_found(shared: &ClientShared) {
-    if let Some(reads) = shared.degraded.ends() {
-        tracing::info!(cluster = %shared.cluster.config.name, reads, "a primary again: no more degraded reads");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_episode_begins_once_and_ends_once() {
-        let episode = Episode::default();
-        assert_eq!(episode.ends(), None);
-        for _ in 0..2 {
-            assert!(episode.begins());
-            assert!(!episode.begins() && !episode.begins());
-            assert_eq!((episode.ends(), episode.ends()), (Some(3), None));
-        }
+fn primary_found(cluster: &Cluster) {
+    if let Some(reads) = cluster.degraded.ends() {
+        tracing::info!(cluster = %cluster.config.name, reads, "a primary again: no more degraded reads");
     }
 }

@@ -31,7 +31,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let message = encode::op_msg(reply_to.request_id, reply_to.request_id, document).into_bytes();
             let needed_bytes = message.len();
             if !connection.replace_reply(BytesMut::from(message), None) {
-                let limit_bytes = self.shared.cluster.memory.limit();
+                let limit_bytes = self.shared.bounds.memory.limit();
                 return Err(Situation::ReplyOverMemory { server: server.clone(), needed_bytes, limit_bytes });
             }
         }
@@ -48,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let length = connection.reply().len();
         let room = if length > CONNECTION_BUFFER_BYTES {
             let bound = op_compressed::compressed_bound(length, compressor);
-            let Some(room) = self.shared.cluster.memory.try_reply(bound) else { return };
+            let Some(room) = self.shared.bounds.memory.try_reply(bound) else { return };
             Some(room)
         } else {
             None

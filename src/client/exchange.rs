@@ -15,13 +15,15 @@ use crate::config::{Address, ClusterConfig};
 use crate::reply::{Attempted, OperationKind, Situation};
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::pool::lock;
-use crate::upstream::{Place, Server};
+use crate::upstream::{Cluster, Place, Server};
 use crate::wire::Frame;
 
 /// One command on its way.
 pub(super) struct Exchange {
     pub(super) command: Command,
     pub(super) frame: Frame,
+    /// Where it is carried out.
+    pub(super) cluster: Arc<Cluster>,
     pub(super) reply_to: ReplyTo,
     pub(super) kind: OperationKind,
     pub(super) label: CommandLabel,
@@ -55,18 +57,20 @@ impl Exchange {
         reply_to: ReplyTo,
         reservation: Reservation,
         shared: &Arc<ClientShared>,
+        cluster: Arc<Cluster>,
     ) -> Self {
         command.clear_flags(&mut frame);
         let started = Instant::now();
-        let (kind, lane, cursor_unknown) = classify(&command, &frame, shared, started);
+        let (kind, lane, cursor_unknown) = classify(&command, &frame, &cluster, started);
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
         let deadline = command.max_time().map(|time| started + time);
-        let poll = if lane == Lane::Await { LongPoll::new(&command, &frame, shared, started) } else { None };
+        let poll = if lane == Lane::Await { LongPoll::new(&command, &frame, &cluster, started) } else { None };
         Self {
             label: CommandLabel::of(command.spec.name),
             command,
             frame,
+            cluster,
             reply_to,
             kind,
             lane,
@@ -157,11 +161,11 @@ pub(super) enum Share {
 }
 
 /// What the command is to its driver once it fails, and with whom it waits.
-fn classify(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> (OperationKind, Lane, bool) {
+fn classify(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -> (OperationKind, Lane, bool) {
     let get_more = command.spec.handling == Handling::GetMore;
     let cursor = if get_more { command.cursor_id(frame) } else { None };
-    let pinned = cursor
-        .and_then(|id| lock(&shared.cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)));
+    let pinned =
+        cursor.and_then(|id| lock(&cluster.pins).cursor(id, now).map(|pin| (pin.awaits_data, pin.change_stream)));
     // Of a cursor from before our start only so much is known that a server refuses such a wait for all others.
     let (awaits_data, change_stream) = pinned.unwrap_or_else(|| (command.await_time().is_some(), false));
     let kind = if command.unacknowledged {

@@ -62,7 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     return Box::pin(self.refused(exchange, refusal)).await;
                 }
             }
-            let acquired = match acquire_now(&self.shared, exchange).transpose() {
+            let acquired = match acquire_now(exchange).transpose() {
                 Some(acquired) => acquired,
                 // Boxed: waiting is the exception, and idle sessions should not carry room for it.
                 None => Box::pin(self.acquire(exchange)).await,
@@ -83,12 +83,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Waits for a server and a connection, as long as the client does.
     async fn acquire(&mut self, exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
-        let shared = self.shared.clone();
         // A write that nobody waits for is carried out although its client has hung up, as a server would do it.
         let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, the socket keeps its bytes.
         tokio::select! {
-            acquired = acquire(&shared, exchange) => acquired,
+            acquired = acquire(exchange) => acquired,
             () = self.socket.left(), if waited_for => Err(Refusal::Left),
         }
     }
@@ -125,7 +124,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             biased;
             received = connection.receive() => received,
             () = self.socket.left() => {
-                abandoned::finish(&self.shared, Abandoned::new(&self.shared, exchange, operation, connection, sent));
+                let cluster = exchange.cluster.clone();
+                abandoned::finish(cluster, Abandoned::new(exchange, operation, connection, sent));
                 self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
@@ -152,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 if exchange.command.spec.handling != Handling::GetMore
                     && let Some(cursor) = undelivered.take()
                 {
-                    cursor.kill(&self.shared);
+                    cursor.kill(&exchange.cluster);
                 }
                 Ok(())
             }
@@ -161,7 +161,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.observe(exchange.label, exchange.started, exchange.upstream);
         if let Err(end) = delivered {
             if let Some(cursor) = undelivered {
-                cursor.kill(&self.shared);
+                cursor.kill(&exchange.cluster);
             }
             return Err(Failed::Client(end));
         }
@@ -190,7 +190,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             && let Some(transaction) = exchange.command.session.transaction()
         {
             let address = operation.server().address.clone();
-            let pinned = lock(&self.shared.cluster.pins).pin_transaction(transaction, address, Instant::now());
+            let pinned = lock(&exchange.cluster.pins).pin_transaction(transaction, address, Instant::now());
             pinned.map_err(|error| {
                 Failed::Refused(Refusal::Reply(errors::too_many_pins("transaction", &error.to_string())))
             })?;
@@ -209,9 +209,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         why: &str,
     ) -> Result<Attempt, Failed> {
         let server = operation.server();
-        self.broke(operation, connection, why);
+        self.broke(exchange, operation, connection, why);
         exchange.attempts += 1;
-        let in_time = Instant::now() < exchange.sent_by(&self.shared.cluster.config);
+        let in_time = Instant::now() < exchange.sent_by(&exchange.cluster.config);
         if in_time && self.again(exchange, operation, Failure::NotWritten) {
             let doubled = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(exchange.attempts).unwrap_or(u32::MAX));
             let pause = if exchange.attempts > 1 { doubled.min(LONGEST_PAUSE) } else { Duration::ZERO };
@@ -222,7 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Whether to send the command once more: only where that is safe, and while the retry budget lasts.
     fn again(&self, exchange: &mut Exchange, operation: &Operation, failure: Failure) -> bool {
-        let Some(reason) = retry(failure, exchange.attempted(), self.shared.cluster.config.retry) else { return false };
+        let Some(reason) = retry(failure, exchange.attempted(), exchange.cluster.config.retry) else { return false };
         if !operation.server().health.may_retry() {
             return false;
         }
@@ -237,7 +237,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// When a server that does not answer is given up, and which limit that is.
     fn limit(&self, exchange: &Exchange, sent: Instant) -> Option<(Instant, Duration)> {
-        let config = &self.shared.cluster.config;
+        let config = &exchange.cluster.config;
         let own = exchange.deadline.map(|deadline| (deadline + MAX_TIME_GRACE, deadline - exchange.started));
         config.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
     }
@@ -259,7 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         error: &ReceiveError,
     ) -> Result<Attempt, Failed> {
         let server = operation.server();
-        self.broke(operation, connection, &error.to_string());
+        self.broke(exchange, operation, connection, &error.to_string());
         if self.again(exchange, operation, Failure::NoReply) {
             return Ok(Attempt::Again(Duration::ZERO));
         }
@@ -267,13 +267,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Err(Situation::NoReply { server: (*server.address).clone(), why: error.to_string() }.into())
     }
 
-    fn broke(&self, operation: &Operation, connection: &PooledConnection, why: &str) {
+    fn broke(&self, exchange: &Exchange, operation: &Operation, connection: &PooledConnection, why: &str) {
         let server = operation.server();
         // Of an older generation: the failure that made it stale was counted already.
         if server.pool.is_current(connection.generation) {
             server.command_ended(Outcome::Failure(breaker::Failure::Network));
         }
-        self.shared.cluster.network_error(server, connection.generation, why);
+        exchange.cluster.network_error(server, connection.generation, why);
     }
 
     /// Looks at a whole reply, acts on what it says, and decides what the client reads. A cursor that the reply leaves
@@ -292,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Err(error) => {
                 let why = error.to_string();
                 connection.distrust();
-                self.broke(operation, connection, &why);
+                self.broke(exchange, operation, connection, &why);
                 self.lost_reply(exchange, operation);
                 return Err(Situation::NoReply { server: (*server.address).clone(), why }.into());
             }
@@ -312,7 +312,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 exchange.was_sent();
                 return Ok(Verdict::Again);
             }
-            poll.ends_with(connection.reply(), &self.shared);
+            poll.ends_with(connection.reply(), &exchange.cluster);
         }
         if let Some(error) = self.follow_cursor(exchange, server, &inspected, connection.reply()) {
             return Err(Failed::Refused(Refusal::Reply(error)));
@@ -332,7 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             && let Err(situation) = self.make_ready(exchange.reply_to, &server.address, rewritten, connection)
         {
             if let Some(cursor) = undelivered.take() {
-                cursor.kill(&self.shared);
+                cursor.kill(&exchange.cluster);
             }
             return Err(situation.into());
         }
@@ -350,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Option<Verdict>, Failed> {
         let shutdown = change.kind == StateChangeKind::Shutdown;
         let version = change.topology_version.map(|(process_id, counter)| TopologyVersion { process_id, counter });
-        self.shared.cluster.state_change(operation.server(), change.code, shutdown, version);
+        exchange.cluster.state_change(operation.server(), change.code, shutdown, version);
         let nothing_done = || {
             let refused = change.refused && errors::refuses_at_start(change.code);
             refused

@@ -3,7 +3,7 @@
 use bson::oid::ObjectId;
 use tokio::sync::watch;
 
-use crate::config::Presentation;
+use crate::config::{CompressorName, Presentation};
 use crate::reply::{Compressors, Facts, Shown};
 use crate::tasks::Tasks;
 use crate::topology::monitor::Monitor;
@@ -13,22 +13,38 @@ use crate::wire::Compressor;
 /// Highest wire version that is passed on: 8.0. Newer servers may have commands and fields that nobody has tried yet.
 const MAX_WIRE_VERSION: i32 = 25;
 
+/// What a hello says that no upstream tells.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// What clients are to take us for.
+    pub presentation: Presentation,
+    /// What they may compress with.
+    pub compressors: Compressors,
+    /// Largest message that they may send.
+    pub max_message_bytes: usize,
+    /// Fixed for the life of the process: drivers tell proxies behind one load balancer apart by it.
+    pub service_id: ObjectId,
+}
+
+/// The compressors of these names.
+pub fn compressors(names: &[CompressorName]) -> Compressors {
+    let compressor = |name: &CompressorName| match name {
+        CompressorName::Snappy => Compressor::Snappy,
+        CompressorName::Zlib => Compressor::Zlib,
+        CompressorName::Zstd => Compressor::Zstd,
+    };
+    names.iter().map(compressor).collect()
+}
+
 /// Publishes what a hello says, from the first time that the upstream was seen.
-pub fn follow(
-    monitor: &Monitor,
-    presentation: Presentation,
-    max_message_bytes: usize,
-    tasks: &Tasks,
-) -> watch::Receiver<Option<Facts>> {
+pub fn follow(monitor: &Monitor, offer: Offer, tasks: &Tasks) -> watch::Receiver<Option<Facts>> {
     let (publish, facts) = watch::channel(None);
     let mut topology = monitor.subscribe();
-    // Fixed for the life of the process: drivers tell proxies behind one load balancer apart by it.
-    let service_id = ObjectId::new();
     let tasks_of_program = tasks.clone();
     tasks.spawn("follow facts", async move {
         loop {
             let current = topology.borrow_and_update().clone();
-            if let Some(seen) = facts_of(&current, presentation, service_id, max_message_bytes) {
+            if let Some(seen) = facts_of(&current, &offer) {
                 publish.send_if_modified(|known| replace(known, seen));
             }
             // Nothing is lost when an arm loses: the watch keeps its newest value.
@@ -62,12 +78,8 @@ fn replace(known: &mut Option<Facts>, seen: Facts) -> bool {
 }
 
 /// `None` while no server is known.
-fn facts_of(
-    topology: &TopologyDescription,
-    presentation: Presentation,
-    service_id: ObjectId,
-    max_message_bytes: usize,
-) -> Option<Facts> {
+fn facts_of(topology: &TopologyDescription, offer: &Offer) -> Option<Facts> {
+    let Offer { presentation, compressors, max_message_bytes, service_id } = *offer;
     let (min_wire_version, max_wire_version) = topology.wire_versions()?;
     let standalone = topology.data_bearing().all(|server| server.kind == ServerKind::Standalone);
     let presentation = match presentation {
@@ -76,7 +88,6 @@ fn facts_of(
         Presentation::Standalone => Shown::Standalone,
     };
     let max_wire_version = max_wire_version.min(MAX_WIRE_VERSION);
-    let compressors: Compressors = Compressor::ALL.into_iter().collect();
     let max_message_bytes = i32::try_from(max_message_bytes).unwrap_or(i32::MAX);
     Some(Facts { presentation, min_wire_version, max_wire_version, service_id, compressors, max_message_bytes })
 }
@@ -98,7 +109,9 @@ mod tests {
     }
 
     fn shown(servers: &[(ServerKind, i32)], presentation: Presentation) -> Option<(Shown, i32)> {
-        let facts = facts_of(&topology(servers), presentation, ObjectId::from_bytes([0; 12]), 48_000_000)?;
+        let (compressors, service_id) = (Compressors::default(), ObjectId::from_bytes([0; 12]));
+        let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id };
+        let facts = facts_of(&topology(servers), &offer)?;
         Some((facts.presentation, facts.max_wire_version))
     }
 

@@ -6,13 +6,12 @@ use tokio::sync::watch;
 
 use super::acquire::Refusal;
 use super::exchange::Exchange;
-use super::shared::ClientShared;
 use crate::admission::mode::{Bearing, Mode, Ruling};
 use crate::reply::Situation;
 
 /// Whether the command goes on now; `false` when it has to wait.
-pub(super) fn passes(shared: &ClientShared, exchange: &Exchange) -> Result<bool, Refusal> {
-    let switch = &shared.cluster.mode;
+pub(super) fn passes(exchange: &Exchange) -> Result<bool, Refusal> {
+    let switch = &exchange.cluster.mode;
     if switch.is_normal() {
         return Ok(true);
     }
@@ -24,14 +23,10 @@ pub(super) fn passes(shared: &ClientShared, exchange: &Exchange) -> Result<bool,
 ///
 /// # Cancel safety
 /// Safe: nothing is held.
-pub(super) async fn until_it_passes(
-    shared: &ClientShared,
-    exchange: &Exchange,
-    modes: &mut watch::Receiver<Mode>,
-) -> Result<(), Refusal> {
+pub(super) async fn until_it_passes(exchange: &Exchange, modes: &mut watch::Receiver<Mode>) -> Result<(), Refusal> {
     let bearing = exchange.bearing();
     let another = modes.wait_for(|mode| mode.rules(bearing) != Ruling::Hold);
-    let until = exchange.selected_by(&shared.cluster.config);
+    let until = exchange.selected_by(&exchange.cluster.config);
     let found = tokio::time::timeout_at(until, another).await;
     let waited = exchange.unsent_since.elapsed();
     match found {

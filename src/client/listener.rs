@@ -61,7 +61,9 @@ impl OpenClient {
     fn new(shared: Arc<ClientShared>) -> Self {
         shared.metrics.client_connections_opened.inc();
         shared.metrics.client_connections[ClientState::Idle].inc();
-        shared.cluster.clients.fetch_add(1, Ordering::Relaxed);
+        for cluster in shared.clusters.all() {
+            cluster.clients.fetch_add(1, Ordering::Relaxed);
+        }
         shared.activity.clients.fetch_add(1, Ordering::Relaxed);
         Self { shared, reason: ClientClosed::Proxy }
     }
@@ -75,7 +77,9 @@ impl Drop for OpenClient {
     fn drop(&mut self) {
         self.shared.metrics.client_connections[ClientState::Idle].dec();
         self.shared.metrics.client_connections_closed[self.reason].inc();
-        self.shared.cluster.clients.fetch_sub(1, Ordering::Relaxed);
+        for cluster in self.shared.clusters.all() {
+            cluster.clients.fetch_sub(1, Ordering::Relaxed);
+        }
         self.shared.activity.clients.fetch_sub(1, Ordering::Relaxed);
         self.shared.activity.left.notify_waiters();
     }

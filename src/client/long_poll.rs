@@ -11,12 +11,11 @@ use super::acquire::Refusal;
 use super::catch_up::CatchUp;
 use super::exchange::Exchange;
 use super::session::Session;
-use super::shared::ClientShared;
 use crate::command::Command;
 use crate::reply::{Batch, errors};
 use crate::upstream::long_polls::Woken;
 use crate::upstream::pool::lock;
-use crate::upstream::{Place, Server};
+use crate::upstream::{Cluster, Place, Server};
 use crate::wire::Frame;
 use crate::wire::document::find;
 use crate::wire::op_msg::reply_document;
@@ -43,7 +42,7 @@ pub(super) struct LongPoll {
 
 impl LongPoll {
     /// Of a `getMore` whose cursor is known to wait for data; `None` where the server has left or is to judge the command.
-    pub(super) fn new(command: &Command, frame: &Frame, shared: &ClientShared, now: Instant) -> Option<Box<Self>> {
+    pub(super) fn new(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -> Option<Box<Self>> {
         let cursor = command.cursor_id(frame)?;
         let document = command.document(frame);
         let wait = match (command.await_time(), find(document, b"maxTimeMS")) {
@@ -52,11 +51,11 @@ impl LongPoll {
             (None, Some(_)) => return None,
         };
         let (address, catch_up) = {
-            let mut pins = lock(&shared.cluster.pins);
+            let mut pins = lock(&cluster.pins);
             let pin = pins.cursor(cursor, now).filter(|pin| pin.awaits_data)?;
             (pin.server.clone(), CatchUp::new(pin.change_stream, pin.caught_up, now))
         };
-        let server = shared.cluster.server(&address)?;
+        let server = cluster.server(&address)?;
         server.long_polls.begun(now);
         let batch_size = find(document, b"batchSize").and_then(|size| size.as_number());
         Some(Box::new(Self { cursor, server, until: now + wait, batch_size, catch_up }))
@@ -95,9 +94,9 @@ impl LongPoll {
     }
 
     /// The client gets this reply: how far the cursor has caught up with it is remembered for its next wait.
-    pub(super) fn ends_with(&self, reply: &[u8], shared: &ClientShared) {
+    pub(super) fn ends_with(&self, reply: &[u8], cluster: &Cluster) {
         if let Some(batch) = self.batch(reply) {
-            lock(&shared.cluster.pins).caught_up(self.cursor, self.catch_up.after(&batch));
+            lock(&cluster.pins).caught_up(self.cursor, self.catch_up.after(&batch));
         }
     }
 
@@ -109,7 +108,7 @@ impl LongPoll {
     ///
     /// # Cancel safety
     /// Safe: whoever is dropped leaves every line.
-    async fn turn(&mut self, shared: &ClientShared) -> Option<Place> {
+    async fn turn(&mut self, cluster: &Cluster) -> Option<Place> {
         let server = self.server.clone();
         let polls = &server.long_polls;
         while self.waits_here(Instant::now()) {
@@ -117,7 +116,7 @@ impl LongPoll {
             match polls.until_due(|newest| catch_up.is_due(newest), not_before, self.until).await {
                 Woken::Due => break,
                 // The server says the rest.
-                Woken::Disturbed if !self.is_sound(shared) => return None,
+                Woken::Disturbed if !self.is_sound(cluster) => return None,
                 Woken::Disturbed => {}
             }
         }
@@ -125,9 +124,9 @@ impl LongPoll {
     }
 
     /// Its cursor and its server are what they were.
-    fn is_sound(&self, shared: &ClientShared) -> bool {
-        let pinned = lock(&shared.cluster.pins).cursor(self.cursor, Instant::now()).is_some();
-        let topology = shared.cluster.topology();
+    fn is_sound(&self, cluster: &Cluster) -> bool {
+        let pinned = lock(&cluster.pins).cursor(self.cursor, Instant::now()).is_some();
+        let topology = cluster.topology();
         let usable = topology.servers.get(&self.server.address).is_some_and(|server| topology.is_usable(server));
         pinned && usable && self.server.passes()
     }
@@ -143,15 +142,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Waits for the turn of a command that waits for data, as long as its client does.
     pub(super) async fn await_turn(&mut self, exchange: &mut Exchange) -> Result<(), Refusal> {
         let Some(poll) = &mut exchange.poll else { return Ok(()) };
-        let shared = self.shared.clone();
+        let cluster = exchange.cluster.clone();
         // Nothing is lost when an arm loses: whoever is dropped leaves every line, the socket keeps its bytes.
         tokio::select! {
-            place = poll.turn(&shared) => {
+            place = poll.turn(&cluster) => {
                 exchange.place = place;
                 Ok(())
             }
             () = self.socket.left() => Err(Refusal::Left),
-            () = shared.activity.long_polls_end() => Err(Refusal::Reply(errors::cursor_not_found(poll.cursor))),
+            () = self.shared.activity.long_polls_end() => Err(Refusal::Reply(errors::cursor_not_found(poll.cursor))),
         }
     }
 }

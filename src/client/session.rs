@@ -79,7 +79,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
     pub fn new(stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> Self {
         let socket = ClientSocket::new(stream, shared.bounds.clone());
-        let connection_id = shared.next_connection_id();
+        let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         Self { socket, shared, state, told: None, peer, connection_id, transactions }
     }
@@ -142,8 +142,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error, reservation)),
         };
         let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
-        if passes && command.refusal(&frame).is_none() && !self.kind_changed() {
-            return Plan::Execute(Exchange::new(command, frame, reply_to, reservation, &self.shared));
+        if passes
+            && command.refusal(&frame).is_none()
+            && !self.kind_changed()
+            && let Ok(cluster) = self.shared.clusters.of(&command, &frame)
+        {
+            let cluster = cluster.clone();
+            return Plan::Execute(Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster));
         }
         Plan::aside(Aside::Command(command, frame, reply_to, reservation))
     }
@@ -176,7 +181,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match command.spec.handling {
             Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
             Handling::EndSessions => self.end_sessions(&command, &frame, reply_to).await,
-            Handling::KillCursors => self.kill_cursors(command, frame, reply_to, reservation).await,
+            Handling::KillCursors => match self.shared.clusters.of(&command, &frame).cloned() {
+                Ok(cluster) => self.kill_cursors(command, frame, reply_to, reservation, cluster).await,
+                Err(error) => self.error(&command, &frame, reply_to, &error, Outcome::Refused).await,
+            },
             Handling::Refuse | Handling::Internal | Handling::Pass | Handling::GetMore | Handling::EndTransaction => {
                 self.refuse(&command, &frame, reply_to).await
             }
@@ -290,7 +298,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     fn pool_stats(&self) -> Vec<PoolStats> {
-        let stats = self.shared.cluster.servers().into_iter().map(|server| {
+        let servers = self.shared.clusters.all().flat_map(|cluster| cluster.servers());
+        let stats = servers.map(|server| {
             let snapshot = server.pool.snapshot();
             PoolStats {
                 server: (*server.address).clone(),
@@ -309,7 +318,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let error = match (command.refusal(frame), command.spec.handling) {
             (Some(why), _) => errors::unauthorized(why),
             (None, Handling::Internal) => errors::command_not_found(name),
-            (None, _) => errors::not_allowed(name),
+            (None, Handling::Refuse) => errors::not_allowed(name),
+            (None, _) => match self.shared.clusters.of(command, frame) {
+                Err(error) => error,
+                Ok(_) => errors::not_allowed(name),
+            },
         };
         self.error(command, frame, reply_to, &error, Outcome::Refused).await
     }
@@ -337,7 +350,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     async fn too_much(&mut self, head: &Frame, needed_bytes: usize) -> Result<(), ReadEnd> {
         self.shared.metrics.shed[ShedReason::Memory].inc();
-        let situation = Situation::RequestOverMemory { needed_bytes, limit_bytes: self.shared.cluster.memory.limit() };
+        let situation = Situation::RequestOverMemory { needed_bytes, limit_bytes: self.shared.bounds.memory.limit() };
         let answered = match head.header().op_code {
             OpCode::Msg if !expects_reply(head) => None,
             OpCode::Msg | OpCode::Compressed => answer(&situation, OperationKind::Write),
@@ -437,7 +450,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// The rest of an answer of our own: it waits for its client, and counts as a reply does meanwhile.
     async fn write_rest(&mut self, rest: Bytes) -> Result<(), ReadEnd> {
-        let memory = self.shared.cluster.memory.clone();
+        let memory = self.shared.bounds.memory.clone();
         // Nothing is lost when an arm loses: who waits for memory leaves the line, the socket keeps its bytes.
         let _charge = tokio::select! {
             charge = memory.reply(rest.len()) => charge,

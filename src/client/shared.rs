@@ -1,23 +1,22 @@
-//! What all sessions of a cluster share.
+//! What all sessions of a listener share, and what those of all listeners do.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
 
-use super::degraded::Episode;
+use super::clusters::Clusters;
 use super::socket::SocketBounds;
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Cluster;
 
-/// What all sessions of a cluster share.
+/// What all sessions of a listener share.
 pub struct ClientShared {
     /// Where their commands go.
-    pub cluster: Arc<Cluster>,
+    pub clusters: Clusters,
     /// Limits of the client side.
     pub limits: Arc<ClientConfig>,
     /// What bounds the sockets.
@@ -30,33 +29,25 @@ pub struct ClientShared {
     pub metadata: Mutex<MetadataPool>,
     /// Who is busy, for the drain.
     pub activity: Arc<Activity>,
-    /// The time without a primary, as far as reads were served in it.
-    pub degraded: Episode,
-    last_connection_id: AtomicI64,
 }
 
 impl ClientShared {
     /// Without clients yet.
     pub fn new(
-        cluster: Arc<Cluster>,
+        clusters: Clusters,
         limits: Arc<ClientConfig>,
         facts: watch::Receiver<Option<Facts>>,
         activity: Arc<Activity>,
     ) -> Arc<Self> {
-        let metrics = cluster.metrics.clone();
-        let (metadata, degraded, last_connection_id) = (Mutex::default(), Episode::default(), AtomicI64::new(0));
-        let (memory, room_timeout) = (cluster.memory.clone(), cluster.config.wait_queue_timeout);
+        let cluster = clusters.default();
+        let (metrics, memory) = (cluster.metrics.clone(), cluster.memory.clone());
+        let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
-        Arc::new(Self { cluster, limits, bounds, metrics, facts, metadata, activity, degraded, last_connection_id })
-    }
-
-    /// A number for a client's connection, as servers give one.
-    pub fn next_connection_id(&self) -> i64 {
-        self.last_connection_id.fetch_add(1, Ordering::Relaxed) + 1
+        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata: Mutex::default(), activity })
     }
 }
 
-/// How busy the clients of all clusters are, and whether the program is about to end.
+/// How many clients of all listeners there were and are, how busy they are, and whether the program is about to end.
 #[derive(Debug, Default)]
 pub struct Activity {
     /// Where sessions run. They end with their clients, and those that are left at the end of a drain with the runtime: to
@@ -64,6 +55,7 @@ pub struct Activity {
     pub sessions: Tasks,
     /// Client sockets that are open.
     pub clients: AtomicUsize,
+    last_connection_id: AtomicI64,
     /// Commands between their arrival and the end of their reply; hello and long polls do not count.
     in_flight: AtomicUsize,
     long_polls: AtomicUsize,
@@ -77,6 +69,11 @@ pub struct Activity {
 }
 
 impl Activity {
+    /// A number for a client's connection, as servers give one; no two of the process have the same.
+    pub fn next_connection_id(&self) -> i64 {
+        self.last_connection_id.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// A command arrived; dropping the guard says that it has ended.
     pub fn begin(self: &Arc<Self>, long_poll: bool) -> InFlight {
         if long_poll {

@@ -70,7 +70,7 @@ pub enum ReadEnd {
     Closed(ClientClosed),
 }
 
-/// What bounds the sockets of a cluster's clients.
+/// What bounds the sockets of a listener's clients.
 #[derive(Debug)]
 pub struct SocketBounds {
     /// Sizes and times.

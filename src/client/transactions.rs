@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::session::Session;
-use super::shared::ClientShared;
 use crate::command::{Handling, TransactionId};
 use crate::config::Address;
 use crate::reply::errors;
@@ -23,29 +22,45 @@ use crate::upstream::pool::lock;
 #[derive(Default)]
 pub(super) struct OpenTransactions(Option<Box<Uses>>);
 
+/// Those of one cluster. Where a listener leads to several, a socket may have used some of each.
 struct Uses {
     cluster: Arc<Cluster>,
     transactions: SocketUses,
+    of_others: OpenTransactions,
 }
 
 impl OpenTransactions {
     /// A statement of this transaction has come.
     pub(super) fn uses(&mut self, id: TransactionId, cluster: &Arc<Cluster>) {
-        let new = || Box::new(Uses { cluster: cluster.clone(), transactions: SocketUses::default() });
+        let new = || {
+            let (transactions, of_others) = (SocketUses::default(), Self::default());
+            Box::new(Uses { cluster: cluster.clone(), transactions, of_others })
+        };
         let uses = self.0.get_or_insert_with(new);
-        uses.transactions.uses(id, &mut lock(&cluster.pins), Instant::now());
-        self.shrink();
-    }
-
-    fn ended(&mut self, id: TransactionId) {
-        if let Some(uses) = &mut self.0 {
-            uses.transactions.ended(id);
+        if Arc::ptr_eq(&uses.cluster, cluster) {
+            uses.transactions.uses(id, &mut lock(&cluster.pins), Instant::now());
+        } else {
+            uses.of_others.uses(id, cluster);
         }
         self.shrink();
     }
 
+    fn ended(&mut self, id: TransactionId, cluster: &Arc<Cluster>) {
+        if let Some(uses) = &mut self.0 {
+            if Arc::ptr_eq(&uses.cluster, cluster) {
+                uses.transactions.ended(id);
+            } else {
+                uses.of_others.ended(id, cluster);
+            }
+        }
+        self.shrink();
+    }
+
+    /// Leaves out a cluster without any, so that there is nothing again once all have ended.
     fn shrink(&mut self) {
-        self.0.take_if(|uses| uses.transactions.is_empty());
+        if let Some(mut empty) = self.0.take_if(|uses| uses.transactions.is_empty()) {
+            *self = std::mem::take(&mut empty.of_others);
+        }
     }
 }
 
@@ -59,7 +74,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// The socket counts among those of its command's transaction, from before the command waits until the socket is gone.
     pub(super) fn use_transaction(&mut self, exchange: &Exchange) {
         if let Some(id) = exchange.command.session.transaction() {
-            self.transactions.uses(id, &self.shared.cluster);
+            self.transactions.uses(id, &exchange.cluster);
         }
     }
 
@@ -68,8 +83,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(id) = exchange.command.session.transaction()
             && ends_transaction(exchange.command.spec.handling, facts)
         {
-            end_transaction(&self.shared, id);
-            self.transactions.ended(id);
+            end_transaction(&exchange.cluster, id);
+            self.transactions.ended(id, &exchange.cluster);
         }
     }
 }
@@ -82,10 +97,10 @@ pub(super) fn ends_transaction(handling: Handling, facts: &ReplyFacts) -> bool {
 }
 
 /// Notes that a transaction has ended. True if it was open.
-pub(super) fn end_transaction(shared: &ClientShared, id: TransactionId) -> bool {
-    let ended = lock(&shared.cluster.pins).end_transaction(id, Instant::now());
+pub(super) fn end_transaction(cluster: &Cluster, id: TransactionId) -> bool {
+    let ended = lock(&cluster.pins).end_transaction(id, Instant::now());
     if let Some(ended) = &ended {
-        shared.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
+        cluster.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
     }
     ended.is_some()
 }
@@ -93,11 +108,11 @@ pub(super) fn end_transaction(shared: &ClientShared, id: TransactionId) -> bool 
 /// The reply to a statement will never come. Its client is told that the transaction is lost, and what is left of it on
 /// the server holds locks: it is aborted, once. Where the client does so itself, or begins the next transaction, the
 /// server tells ours that it comes too late.
-pub(super) fn abort_lost_transaction(shared: &ClientShared, exchange: &Exchange, server: &Arc<Address>) {
+pub(super) fn abort_lost_transaction(exchange: &Exchange, server: &Arc<Address>) {
     if exchange.kind == OperationKind::InTransaction
         && let Some(id) = exchange.command.session.transaction()
-        && end_transaction(shared, id)
+        && end_transaction(&exchange.cluster, id)
     {
-        shared.cluster.abort_in_background(id, server.clone());
+        exchange.cluster.abort_in_background(id, server.clone());
     }
 }

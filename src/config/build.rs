@@ -1,19 +1,20 @@
 //! From sources to [`Config`], and what depends on what. No I/O.
 //!
-//! Which source of a limit wins is decided in `layers.rs`; for listeners, the admin port and the connection string
-//! itself the order is flag (or environment), file, default.
+//! Which source of a limit wins is decided in `layers.rs`; for listeners (`listeners.rs`), the admin port and the connection
+//! string itself the order is flag (or environment), file, default.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::file::{FileCluster, FileConfig, Found, Values};
+use super::file::{FileCluster, FileConfig, FileListener};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
 use super::limits::{self, Limit};
+use super::listeners::Listeners;
+use super::reader::{Found, Values};
 use super::shares::MemoryShares;
 use super::uri::{Upstream, UriOverrides};
 use super::{
-    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, PoolConfig, Presentation,
-    Profile, Retry, Sources, Warning,
+    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, ListenerConfig,
+    PoolConfig, Presentation, Profile, Retry, Sources, Warning,
 };
 use crate::telemetry::logs::redact;
 
@@ -27,7 +28,7 @@ pub const DEFAULT_UPSTREAM: &str = "mongodb://127.0.0.1:27017";
 pub const DEFAULT_CLUSTER: &str = "default";
 
 /// Where listeners and the admin port of flags are said to come from in messages.
-const FLAGS: &str = "command line or environment";
+pub(super) const FLAGS: &str = "command line or environment";
 
 /// The configuration, unless something is missing without which none can be made. Mistakes are added to `errors`.
 pub(super) fn build(
@@ -35,12 +36,14 @@ pub(super) fn build(
     file: FileConfig,
     errors: &mut Vec<ConfigError>,
 ) -> (Option<Config>, Vec<Warning>) {
-    let profile = sources.profile.or(file.profile).unwrap_or_default();
+    let FileConfig { profile, admin, program, single, clusters, listeners } = file;
+    let profile = sources.profile.or(profile).unwrap_or_default();
     let mut builder = Builder { sources, profile, errors, warnings: Vec::new() };
-    let clusters = builder.clusters(file.single, file.named);
-    let admin = builder.address("admin", sources.admin.clone(), file.admin, DEFAULT_ADMIN);
-    builder.clashes(&clusters, &admin);
-    let config = builder.program(clusters.into_iter().map(|built| built.config).collect(), admin.value, &file.program);
+    let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
+    let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
+    let listeners = builder.listeners(&clusters, listeners, &admin);
+    let clusters = builder.clusters(clusters);
+    let config = builder.program(clusters, listeners, admin.value, &program);
     (config, builder.warnings)
 }
 
@@ -51,99 +54,106 @@ struct Builder<'a> {
     warnings: Vec<Warning>,
 }
 
-/// A cluster with what later checks need beside it. A cluster whose connection string is wrong has no `config`.
-struct BuiltCluster {
-    name: String,
-    listen: Found<Vec<Address>>,
-    config: Option<ClusterConfig>,
-}
-
 impl Builder<'_> {
-    fn clusters(&mut self, single: FileCluster, named: BTreeMap<String, FileCluster>) -> Vec<BuiltCluster> {
-        if named.is_empty() {
-            return vec![self.cluster(DEFAULT_CLUSTER, single, false)];
+    /// The clusters with their names: one may do without.
+    fn named(&mut self, clusters: Vec<FileCluster>) -> Vec<(String, FileCluster)> {
+        let only = clusters.len() == 1;
+        let mut named: Vec<(String, FileCluster)> = Vec::new();
+        for cluster in clusters {
+            let name = match &cluster.name {
+                Some(name) => {
+                    if let Some((_, first)) = named.iter().find(|(other, _)| *other == name.value) {
+                        let problem = format!(
+                            "found {:?}, which is the name of the cluster at {} already",
+                            name.value, first.place
+                        );
+                        self.errors.push(name.error(problem));
+                    }
+                    name.value.clone()
+                }
+                None if only => DEFAULT_CLUSTER.to_owned(),
+                None => {
+                    self.missing(&cluster, "name", "missing: each of several clusters needs one");
+                    continue;
+                }
+            };
+            named.push((name, cluster));
         }
+        named
+    }
+
+    fn missing(&mut self, cluster: &FileCluster, key: &str, problem: &str) {
+        let key = format!("{}{key}", cluster.prefix);
+        self.errors.push(ConfigError { place: cluster.place.clone(), key, problem: problem.to_owned() });
+    }
+
+    fn listeners(
+        &mut self,
+        clusters: &[(String, FileCluster)],
+        tables: Vec<FileListener>,
+        admin: &Found<Address>,
+    ) -> Vec<ListenerConfig> {
+        let mut listeners = Listeners::new(self.sources, clusters.iter().map(|(name, _)| name.clone()).collect());
+        let alone = clusters.len() == 1 && tables.is_empty();
+        for (name, cluster) in clusters {
+            listeners.of_cluster(name, &cluster.listener, alone, self.errors);
+        }
+        for table in tables {
+            listeners.of_table(table, self.errors);
+        }
+        // One whose name is wrong somewhere is not to be blamed for that as well.
+        if self.errors.is_empty() {
+            for name in listeners.unreached() {
+                let cluster = clusters.iter().find(|(other, _)| other == name).map(|(_, cluster)| cluster);
+                let place = cluster.map(|cluster| cluster.place.clone()).unwrap_or_default();
+                let problem = "no listener leads to it: expected `listen` here, or its name in a [[listener]] table";
+                let key = format!("cluster[{name}]");
+                self.errors.push(ConfigError { place, key, problem: problem.to_owned() });
+            }
+        }
+        listeners.apart(admin, self.errors)
+    }
+
+    /// `None` if the connection string of any is wrong.
+    fn clusters(&mut self, named: Vec<(String, FileCluster)>) -> Option<Vec<ClusterConfig>> {
+        let several = named.len() > 1;
         let flags = [
             (self.sources.upstream.is_some(), "upstream"),
             (!self.sources.listen.is_empty(), "listen"),
             (self.sources.allow_unauthenticated_clients, "allow_unauthenticated_clients"),
         ];
-        for (_, key) in flags.into_iter().filter(|(given, _)| *given) {
-            let problem = "which cluster is meant? The file has [clusters.NAME] tables, so it must be said there";
-            self.errors.push(ConfigError { place: FLAGS.into(), key: key.into(), problem: problem.into() });
+        for (_, key) in flags.into_iter().filter(|(given, _)| *given && several) {
+            let problem = "which cluster is meant? The file has several, so it must be said there".to_owned();
+            self.errors.push(ConfigError { place: FLAGS.into(), key: key.into(), problem });
         }
-        named.into_iter().map(|(name, cluster)| self.cluster(&name, cluster, true)).collect()
+        let built: Vec<_> = named.into_iter().map(|(name, file)| self.cluster(name, file, several)).collect();
+        built.into_iter().collect()
     }
 
-    fn cluster(&mut self, name: &str, file: FileCluster, named: bool) -> BuiltCluster {
-        if named {
-            for (missing, key) in [(file.listen.is_none(), "listen"), (file.upstream.is_none(), "upstream")] {
-                if missing {
-                    let problem = "missing: with several clusters nothing can be assumed".to_owned();
-                    let key = format!("clusters.{name}.{key}");
-                    self.errors.push(ConfigError { place: file.place.clone(), key, problem });
-                }
-            }
+    fn cluster(&mut self, name: String, file: FileCluster, several: bool) -> Option<ClusterConfig> {
+        if several && file.upstream.is_none() {
+            self.missing(&file, "upstream", "missing: with several clusters nothing can be assumed");
         }
-        let listen = self.listen(&file, named);
-        let given = self.sources.upstream.as_ref().filter(|_| !named).map(|given| Found {
-            value: given.text.trim().to_owned(),
-            place: given.name.clone(),
-            key: String::new(),
-        });
-        let upstream = given.or_else(|| file.upstream.clone()).unwrap_or_else(|| Found {
-            value: DEFAULT_UPSTREAM.to_owned(),
-            place: "default".to_owned(),
-            key: "upstream".to_owned(),
-        });
-        let config = match Upstream::parse(&upstream.value) {
-            Ok(parsed) => Some(self.with_upstream(name, file, listen.value.clone(), parsed, &upstream.place)),
+        let given = self.sources.upstream.as_ref().filter(|_| !several);
+        let given = given.map(|given| Found::of(&given.name, "", given.text.trim().to_owned()));
+        let upstream = given.or_else(|| file.upstream.clone());
+        let upstream = upstream.unwrap_or_else(|| Found::of("default", "upstream", DEFAULT_UPSTREAM.to_owned()));
+        match Upstream::parse(&upstream.value) {
+            Ok(parsed) => Some(self.with_upstream(name, file, parsed, &upstream.place)),
             Err(error) => {
                 self.errors.push(upstream.error(redact(&error.to_string()).into_owned()));
                 None
             }
-        };
-        BuiltCluster { name: name.to_owned(), listen, config }
-    }
-
-    fn listen(&mut self, file: &FileCluster, named: bool) -> Found<Vec<Address>> {
-        let flags = if named { &[][..] } else { &self.sources.listen };
-        let listen = match &file.listen {
-            _ if !flags.is_empty() => {
-                Found { value: flags.to_vec(), place: FLAGS.to_owned(), key: "listen".to_owned() }
-            }
-            Some(listen) => listen.clone(),
-            None => {
-                let (host, port) = DEFAULT_LISTEN;
-                Found { value: vec![Address::tcp(host, port)], place: "default".to_owned(), key: "listen".to_owned() }
-            }
-        };
-        let allowed = file.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
-        for address in listen.value.iter().filter(|address| !allowed && !address.is_loopback()) {
-            self.errors.push(listen.error(format!(
-                "found `{address}`, which other machines may reach, while clients need no password (auth = \"none\"): \
-                 expected a loopback address, a unix socket, or allow_unauthenticated_clients = true \
-                 (--allow-unauthenticated-clients)"
-            )));
         }
-        listen
     }
 
-    fn with_upstream(
-        &mut self,
-        name: &str,
-        file: FileCluster,
-        listen: Vec<Address>,
-        upstream: Upstream,
-        place: &str,
-    ) -> ClusterConfig {
+    fn with_upstream(&mut self, name: String, file: FileCluster, upstream: Upstream, place: &str) -> ClusterConfig {
         self.warnings.extend(upstream.warnings.iter().map(|text| Warning(format!("{place}: {}", redact(text)))));
         let uri = self.uri_values(&upstream.overrides, place);
         let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
         let max_pool_size = layers.count(&limits::MAX_POOL_SIZE);
         ClusterConfig {
-            name: name.to_owned(),
-            listen,
+            name,
             upstream,
             presentation: file.presentation.unwrap_or(Presentation::Auto),
             pool: PoolConfig {
@@ -232,35 +242,17 @@ impl Builder<'_> {
         file: Option<Found<Address>>,
         (host, port): (&str, u16),
     ) -> Found<Address> {
-        let found = |value, place: &str| Found { value, place: place.to_owned(), key: key.to_owned() };
-        flag.map(|flag| found(flag, FLAGS)).or(file).unwrap_or_else(|| found(Address::tcp(host, port), "default"))
+        let flag = flag.map(|flag| Found::of(FLAGS, key, flag));
+        flag.or(file).unwrap_or_else(|| Found::of("default", key, Address::tcp(host, port)))
     }
 
-    /// No two listeners on one address.
-    fn clashes(&mut self, clusters: &[BuiltCluster], admin: &Found<Address>) {
-        let mut taken: Vec<(&Address, String)> = Vec::new();
-        let mut all: Vec<(&Address, String, Found<()>)> = Vec::new();
-        for cluster in clusters {
-            for address in &cluster.listen.value {
-                let at = Found { value: (), place: cluster.listen.place.clone(), key: cluster.listen.key.clone() };
-                all.push((address, format!("cluster {}", cluster.name), at));
-            }
-        }
-        all.push((
-            &admin.value,
-            "the admin port".into(),
-            Found { value: (), place: admin.place.clone(), key: admin.key.clone() },
-        ));
-        for (address, owner, at) in all {
-            if let Some((other, owner)) = taken.iter().find(|(other, _)| overlap(other, address)) {
-                let problem = format!("found `{address}`, expected an address apart from `{other}` of {owner}");
-                self.errors.push(at.error(problem));
-            }
-            taken.push((address, owner));
-        }
-    }
-
-    fn program(&mut self, clusters: Option<Vec<ClusterConfig>>, admin: Address, file: &Values) -> Option<Config> {
+    fn program(
+        &mut self,
+        clusters: Option<Vec<ClusterConfig>>,
+        listeners: Vec<ListenerConfig>,
+        admin: Address,
+        file: &Values,
+    ) -> Option<Config> {
         let none = Values::new();
         let layers = Layers { uri: &none, file, profile: self.profile };
         let memory_limit = match (layers.asked(&limits::MEMORY_LIMIT_BYTES), self.sources.container_memory_bytes) {
@@ -272,6 +264,7 @@ impl Builder<'_> {
         let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
         Some(Config {
             clusters: clusters?,
+            listeners,
             admin,
             client: ClientConfig {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
@@ -311,17 +304,6 @@ impl Builder<'_> {
     }
 }
 
-/// True if one of two listeners would find the other in its place. Port 0 finds a place of its own.
-fn overlap(a: &Address, b: &Address) -> bool {
-    let any = |host: &str| host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified());
-    match (a, b) {
-        (Address::Tcp { host, port }, Address::Tcp { host: other, port: other_port }) => {
-            port == other_port && *port != 0 && (host == other || any(host) || any(other))
-        }
-        _ => a == b,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::system::Text;
@@ -343,6 +325,10 @@ mod tests {
         (config, warnings.iter().map(Warning::to_string).collect())
     }
 
+    fn addresses(config: &Config) -> Vec<String> {
+        config.listeners.iter().map(|listener| listener.listen.to_string()).collect()
+    }
+
     fn cluster(sources: &Sources) -> ClusterConfig {
         loaded(sources).0.clusters.remove(0)
     }
@@ -357,11 +343,13 @@ mod tests {
         assert_eq!(warnings, [""; 0]);
         assert_eq!(config.clusters.len(), 1);
         assert_eq!(config.clusters[0].name, "default");
-        assert_eq!(config.clusters[0].listen, [Address::tcp("127.0.0.1", 27016)]);
+        assert_eq!(addresses(&config), ["127.0.0.1:27016"]);
         assert_eq!(config.admin, Address::tcp("127.0.0.1", 9627));
         assert!(config.clusters[0].upstream.redacted.contains("127.0.0.1:27017"));
         assert_eq!(config.memory_limit_bytes, 512 << 20);
-        assert!(config.to_string().contains("127.0.0.1:27016 -> mongodb://127.0.0.1:27017"), "{config}");
+        let shown = config.to_string();
+        assert!(shown.contains("cluster default: mongodb://127.0.0.1:27017"), "{shown}");
+        assert!(shown.contains("listener 127.0.0.1:27016 -> default\n"), "{shown}");
     }
 
     #[test]
@@ -397,7 +385,8 @@ mod tests {
         let text =
             "listen = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:2\"\nprofile = \"low\"\nupstream = \"mongodb://file\"";
         let (config, _) = loaded(&file(text));
-        assert_eq!((config.clusters[0].listen.len(), config.admin), (1, Address::tcp("127.0.0.1", 2)));
+        assert_eq!(addresses(&config), ["127.0.0.1:1"]);
+        assert_eq!(config.admin, Address::tcp("127.0.0.1", 2));
         assert_eq!(config.clusters[0].pool.max_pool_size, 20);
         assert!(config.clusters[0].upstream.redacted.contains("file"));
         let flags = Sources {
@@ -407,7 +396,8 @@ mod tests {
             ..with_uri(file(text), "mongodb://flag\n")
         };
         let (config, _) = loaded(&flags);
-        assert_eq!((config.clusters[0].listen.len(), config.admin), (2, Address::tcp("127.0.0.1", 5)));
+        assert_eq!(addresses(&config), ["127.0.0.1:3", "127.0.0.1:4"]);
+        assert_eq!(config.admin, Address::tcp("127.0.0.1", 5));
         assert_eq!(config.clusters[0].pool.max_pool_size, 5);
         assert!(config.clusters[0].upstream.redacted.contains("flag"));
     }
@@ -516,40 +506,40 @@ mod tests {
     }
 
     #[test]
-    fn no_two_listeners_share_an_address() {
-        let two = |a: &str, b: &str| {
-            file(&format!(
-                "[clusters.a]\nupstream = \"mongodb://a\"\nlisten = \"{a}\"\n\
-                 [clusters.b]\nupstream = \"mongodb://b\"\nlisten = \"{b}\"\n"
-            ))
-        };
-        assert_eq!(mistakes(&two("127.0.0.1:1", "127.0.0.1:2")), [""; 0]);
-        assert_eq!(mistakes(&two("127.0.0.1:0", "127.0.0.1:0")), [""; 0]);
+    fn several_clusters_have_pools_of_their_own_and_must_say_what_they_are() {
+        let text = "profile = \"low\"\n[[cluster]]\nname = \"b\"\nlisten = \"127.0.0.1:1\"\nupstream = \"mongodb://a\"\n\
+                    max_pool_size = 3\n[[cluster]]\nname = \"a\"\nlisten = \"127.0.0.1:2\"\n\
+                    upstream = \"mongodb://b/?maxPoolSize=4\"\n";
+        let (config, _) = loaded(&file(text));
+        let pools: Vec<_> = config.clusters.iter().map(|it| (it.name.as_str(), it.pool.max_pool_size)).collect();
+        assert_eq!(pools, [("b", 3), ("a", 4)], "in the order of the file");
         assert_eq!(
-            mistakes(&two("127.0.0.1:1", "127.0.0.1:1")),
+            mistakes(&file("[[cluster]]\nname = \"a\"\n[[cluster]]\nmax_pool_size = 3\n[[cluster]]\nname = \"a\"\n")),
             [
-                "mongomux.toml:6: clusters.b.listen: found `127.0.0.1:1`, expected an address apart from `127.0.0.1:1` of cluster a"
+                "mongomux.toml:3: cluster[2].name: missing: each of several clusters needs one",
+                "mongomux.toml:6: cluster[a].name: found \"a\", which is the name of the cluster at mongomux.toml:1 already",
+                "mongomux.toml:1: cluster[a].upstream: missing: with several clusters nothing can be assumed",
+                "mongomux.toml:5: cluster[a].upstream: missing: with several clusters nothing can be assumed",
             ]
         );
-        assert_eq!(mistakes(&two("unix:/a", "unix:/a")).len(), 1);
-        assert_eq!(mistakes(&two("127.0.0.1:9627", "127.0.0.1:1")).len(), 1, "the admin port is taken, too");
-        let any =
-            Sources { listen: vec![Address::tcp("0.0.0.0", 9627)], allow_unauthenticated_clients: true, ..file("") };
-        assert_eq!(mistakes(&any).len(), 1);
+        let flags = Sources { listen: vec![Address::tcp("127.0.0.1", 3)], ..with_uri(file(text), "mongodb://c") };
+        let told = mistakes(&flags);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].ends_with("which cluster is meant? The file has several, so it must be said there"),
+            "{told:?}"
+        );
     }
 
     #[test]
-    fn named_clusters_have_pools_of_their_own_and_must_say_where_they_are() {
-        let text = "profile = \"low\"\n[clusters.a]\nlisten = \"127.0.0.1:1\"\nupstream = \"mongodb://a\"\nmax_pool_size = 3\n\
-                    [clusters.b]\nlisten = \"127.0.0.1:2\"\nupstream = \"mongodb://b/?maxPoolSize=4\"\n";
-        let (config, _) = loaded(&file(text));
-        let pools: Vec<_> = config.clusters.iter().map(|it| (it.name.as_str(), it.pool.max_pool_size)).collect();
-        assert_eq!(pools, [("a", 3), ("b", 4)]);
-        let told = mistakes(&file("[clusters.a]\nmax_pool_size = 3\n"));
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].starts_with("mongomux.toml:1: clusters.a.listen: missing"), "{told:?}");
-        let flags = Sources { listen: vec![Address::tcp("127.0.0.1", 3)], ..with_uri(file(text), "mongodb://c") };
-        assert_eq!(mistakes(&flags).len(), 2);
+    fn one_table_is_as_good_as_keys_at_the_top() {
+        let (config, _) = loaded(&file("[[cluster]]\nmax_pool_size = 3"));
+        assert_eq!((config.clusters[0].name.as_str(), config.clusters[0].pool.max_pool_size), ("default", 3));
+        assert_eq!(addresses(&config), ["127.0.0.1:27016"]);
+        let flags = Sources { listen: vec![Address::tcp("127.0.0.1", 3)], ..file("[[cluster]]\nname = \"users\"") };
+        let (config, _) = loaded(&with_uri(flags, "mongodb://flag"));
+        assert_eq!((config.clusters[0].name.as_str(), addresses(&config)), ("users", vec!["127.0.0.1:3".to_owned()]));
+        assert!(config.clusters[0].upstream.redacted.contains("flag"));
     }
 
     #[test]

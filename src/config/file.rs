@@ -1,34 +1,17 @@
 //! The TOML file: every key to its place, with all mistakes of the file. Only what can be told from a key and its value
-//! is checked here; what depends on other keys or sources is checked in `build.rs`.
+//! is checked here; what depends on other keys or sources is checked in `build.rs` and `listeners.rs`.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::{Range, RangeInclusive};
+use std::borrow::Cow;
+use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::compressors::CompressorName;
+use super::databases::DatabasePattern;
 use super::limits::{self, Limit};
+use super::reader::{Found, Reader, Shown, Values, integer, nearest};
 use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
-use crate::telemetry::logs::redact;
-
-/// A value, and where it was said.
-#[derive(Debug, Clone)]
-pub(super) struct Found<T> {
-    pub(super) value: T,
-    pub(super) place: String,
-    pub(super) key: String,
-}
-
-impl<T> Found<T> {
-    /// A mistake in this value.
-    pub(super) fn error(&self, problem: String) -> ConfigError {
-        ConfigError { place: self.place.clone(), key: self.key.clone(), problem }
-    }
-}
-
-/// Limits by key; `None` for a value that was refused, so that it causes no further mistakes.
-pub(super) type Values = BTreeMap<&'static str, Found<Option<u64>>>;
 
 /// What the file says.
 #[derive(Debug, Default)]
@@ -36,10 +19,12 @@ pub(super) struct FileConfig {
     pub(super) profile: Option<Profile>,
     pub(super) admin: Option<Found<Address>>,
     pub(super) program: Values,
-    /// Keys at top level; meaningful when there are no named clusters.
+    /// Keys at top level; meaningful when there are no `[[cluster]]` tables.
     pub(super) single: FileCluster,
-    /// `[clusters.NAME]`, by name.
-    pub(super) named: BTreeMap<String, FileCluster>,
+    /// `[[cluster]]`, in the order of the file.
+    pub(super) clusters: Vec<FileCluster>,
+    /// `[[listener]]`, in the order of the file.
+    pub(super) listeners: Vec<FileListener>,
 }
 
 /// What the file says about one cluster.
@@ -47,65 +32,68 @@ pub(super) struct FileConfig {
 pub(super) struct FileCluster {
     /// Where its table begins.
     pub(super) place: String,
-    pub(super) listen: Option<Found<Vec<Address>>>,
+    /// What stands before its keys in messages.
+    pub(super) prefix: String,
+    pub(super) name: Option<Found<String>>,
     pub(super) upstream: Option<Found<String>>,
     pub(super) presentation: Option<Presentation>,
     pub(super) retry: Option<Retry>,
     pub(super) degraded_reads: Vec<Namespace>,
-    pub(super) allow_unauthenticated_clients: bool,
+    /// Of its own listener.
+    pub(super) listener: FileListener,
     pub(super) values: Values,
 }
 
-const PROGRAM_KEYS: &[&str] = &["profile", "admin", "clusters"];
+/// What the file says about one listener.
+#[derive(Debug, Default)]
+pub(super) struct FileListener {
+    /// Where its table begins.
+    pub(super) place: String,
+    /// What stands before its keys in messages.
+    pub(super) prefix: String,
+    pub(super) listen: Option<Found<Vec<Address>>>,
+    pub(super) cluster: Option<Found<String>>,
+    pub(super) databases: Vec<(DatabasePattern, Found<String>)>,
+    pub(super) compressors: Option<Found<Vec<CompressorName>>>,
+    pub(super) proxy_protocol: Option<Found<bool>>,
+    pub(super) allow_unauthenticated_clients: bool,
+}
+
+const PROGRAM_KEYS: &[&str] = &["profile", "admin", "cluster", "listener"];
+/// Of a listener, where a cluster has one of its own.
+const LISTENER_KEYS: &[&str] = &["listen", "compressors", "proxy_protocol", "allow_unauthenticated_clients"];
+/// Of a `[[listener]]` beside those.
+const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
-    "listen",
     "upstream",
     "presentation",
     "retry",
     "degraded_reads",
-    "allow_unauthenticated_clients",
     "auth",
     "queue_discipline",
     "fair_by",
     "transaction_idle_timeout_ms",
 ];
 
+type Key<'a> = Spanned<Cow<'a, str>>;
+
 /// Reads a file; `None` if it is no TOML. Mistakes are added to `errors` in the order of their lines.
 pub(super) fn read(name: &str, text: &str, errors: &mut Vec<ConfigError>) -> Option<FileConfig> {
-    let mut reader = Reader { name, text, mistakes: Vec::new() };
+    let mut reader = Reader::new(name, text);
     let (table, syntax) = DeTable::parse_recoverable(text);
     for error in &syntax {
         // The library's own report shows the line, which may hold a password.
         reader.refuse(error.span().unwrap_or_default(), "", format!("no valid TOML: {}", error.message()));
     }
     let file = syntax.is_empty().then(|| reader.file(table.get_ref()));
-    reader.mistakes.sort_by_key(|&(start, _)| start);
-    errors.extend(reader.mistakes.into_iter().map(|(_, error)| error));
+    errors.extend(reader.into_mistakes());
     file
 }
 
-struct Reader<'a> {
-    name: &'a str,
-    text: &'a str,
-    /// With the offset of each, for sorting.
-    mistakes: Vec<(usize, ConfigError)>,
-}
-
 impl Reader<'_> {
-    fn place(&self, span: &Range<usize>) -> String {
-        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
-        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-        format!("{}:{line}", self.name)
-    }
-
-    fn refuse(&mut self, span: Range<usize>, key: &str, problem: String) {
-        let place = self.place(&span);
-        self.mistakes.push((span.start, ConfigError { place, key: key.to_owned(), problem }));
-    }
-
     fn file(&mut self, table: &DeTable<'_>) -> FileConfig {
         let mut file = FileConfig::default();
-        let several = table.contains_key("clusters");
+        let several = table.contains_key("cluster");
         for (key, value) in table {
             let name: &str = key.get_ref();
             match name {
@@ -114,12 +102,13 @@ impl Reader<'_> {
                     let admin = self.text_of(name, value).and_then(|text| self.parsed(name, value, text));
                     file.admin = admin.map(|admin| self.found(name, value, admin));
                 }
-                "clusters" => file.named = self.clusters(value),
+                "cluster" => file.clusters = self.clusters(value),
+                "listener" => file.listeners = self.listeners(value),
                 _ => {
                     if let Some(limit) = limit_named(limits::PROGRAM, name) {
                         self.limit(limit, name, value, &mut file.program);
                     } else if several && is_cluster_key(name) {
-                        let problem = "belongs into each [clusters.NAME] table, as there are such tables".to_owned();
+                        let problem = "belongs into the [[cluster]] tables, as there are such tables".to_owned();
                         self.refuse(key.span(), name, problem);
                     } else {
                         self.cluster_key("", key, value, &mut file.single);
@@ -130,52 +119,119 @@ impl Reader<'_> {
         file
     }
 
-    fn clusters(&mut self, value: &Spanned<DeValue<'_>>) -> BTreeMap<String, FileCluster> {
-        let mut clusters = BTreeMap::new();
-        let Some(tables) = value.get_ref().as_table() else {
-            self.refuse(value.span(), "clusters", format!("found {}, expected [clusters.NAME] tables", Shown(value)));
-            return clusters;
-        };
-        if tables.is_empty() || tables.len() > limits::MAX_CLUSTERS {
-            let problem = format!("found {} clusters, expected 1 to {}", tables.len(), limits::MAX_CLUSTERS);
-            self.refuse(value.span(), "clusters", problem);
-        }
-        for (key, value) in tables {
-            let name = key.get_ref().to_string();
-            let path = format!("clusters.{name}");
-            let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-            if name.is_empty() || name.len() > limits::MAX_CLUSTER_NAME_BYTES || !name.bytes().all(plain) {
-                let max = limits::MAX_CLUSTER_NAME_BYTES;
-                self.refuse(key.span(), &path, format!("a name has 1 to {max} letters, digits, `-` or `_`"));
-            }
-            let Some(table) = value.get_ref().as_table() else {
-                self.refuse(value.span(), &path, format!("found {}, expected a table", Shown(value)));
-                continue;
-            };
-            let mut cluster = FileCluster { place: self.place(&key.span()), ..FileCluster::default() };
+    fn clusters(&mut self, value: &Spanned<DeValue<'_>>) -> Vec<FileCluster> {
+        let mut clusters = Vec::new();
+        for (index, (place, table)) in self.tables("cluster", value, limits::MAX_CLUSTERS).into_iter().enumerate() {
+            // Named in messages as the file names it, as far as that can be.
+            let name = table.get("name").and_then(|name| name.get_ref().as_str()).filter(|name| is_name(name));
+            let prefix = name.map_or_else(|| format!("cluster[{}].", index + 1), |name| format!("cluster[{name}]."));
+            let listener = FileListener { place: place.clone(), prefix: prefix.clone(), ..FileListener::default() };
+            let mut cluster = FileCluster { place, prefix: prefix.clone(), listener, ..FileCluster::default() };
             for (key, value) in table {
-                self.cluster_key(&format!("{path}."), key, value, &mut cluster);
+                match key.get_ref().as_ref() {
+                    "name" => cluster.name = self.name(&format!("{prefix}name"), value),
+                    _ => self.cluster_key(&prefix, key, value, &mut cluster),
+                }
             }
-            clusters.insert(name, cluster);
+            clusters.push(cluster);
         }
         clusters
     }
 
-    /// One key of a cluster; `prefix` is what stands before it in messages.
-    fn cluster_key(
-        &mut self,
-        prefix: &str,
-        key: &Spanned<std::borrow::Cow<'_, str>>,
-        value: &Spanned<DeValue<'_>>,
-        out: &mut FileCluster,
-    ) {
+    fn name(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<Found<String>> {
+        let name = self.text_of(path, value)?;
+        if !is_name(name) {
+            let most = limits::MAX_CLUSTER_NAME_BYTES;
+            let problem = format!("found {}, a name has 1 to {most} letters, digits, `-` or `_`", Shown(value));
+            self.refuse(value.span(), path, problem);
+            return None;
+        }
+        Some(self.found(path, value, name.to_owned()))
+    }
+
+    fn listeners(&mut self, value: &Spanned<DeValue<'_>>) -> Vec<FileListener> {
+        let mut listeners = Vec::new();
+        for (index, (place, table)) in
+            self.tables("listener", value, limits::MAX_LISTENER_TABLES).into_iter().enumerate()
+        {
+            let prefix = format!("listener[{}].", index + 1);
+            let mut listener = FileListener { place, prefix: prefix.clone(), ..FileListener::default() };
+            for (key, value) in table {
+                let name: &str = key.get_ref();
+                let path = format!("{prefix}{name}");
+                match name {
+                    "cluster" => {
+                        let text = self.text_of(&path, value).map(str::to_owned);
+                        listener.cluster = text.map(|text| self.found(&path, value, text));
+                    }
+                    "databases" => listener.databases = self.databases(&path, value),
+                    _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut listener),
+                    _ if is_cluster_key(name) => {
+                        let problem = "is a key of a cluster, not of a listener".to_owned();
+                        self.refuse(key.span(), &path, problem);
+                    }
+                    _ => self.unknown(&prefix, name, key.span(), ROUTING_KEYS.iter().chain(LISTENER_KEYS).copied()),
+                }
+            }
+            listeners.push(listener);
+        }
+        listeners
+    }
+
+    fn databases(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Vec<(DatabasePattern, Found<String>)> {
+        let mut databases: Vec<(DatabasePattern, Found<String>)> = Vec::new();
+        let Some(table) = self.table(path, value) else { return databases };
+        if table.is_empty() || table.len() > limits::MAX_DATABASE_ROUTES {
+            let problem = format!("found {} databases, expected 1 to {}", table.len(), limits::MAX_DATABASE_ROUTES);
+            self.refuse(value.span(), path, problem);
+        }
+        for (key, value) in table {
+            let path = format!("{path}.{}", key.get_ref());
+            let pattern = match key.get_ref().parse::<DatabasePattern>() {
+                Ok(pattern) => Some(pattern),
+                Err(error) => {
+                    self.refuse(key.span(), &path, error.to_string());
+                    None
+                }
+            };
+            let cluster = self.text_of(&path, value).map(str::to_owned);
+            let (Some(pattern), Some(cluster)) = (pattern, cluster) else { continue };
+            let same = |other: &DatabasePattern| other.to_string().eq_ignore_ascii_case(&pattern.to_string());
+            if let Some((other, _)) = databases.iter().find(|(other, _)| same(other)) {
+                let problem =
+                    format!("differs from `{other}` by case only, which no server tells apart: expected one of them");
+                self.refuse(key.span(), &path, problem);
+            }
+            databases.push((pattern, self.found(&path, value, cluster)));
+        }
+        databases
+    }
+
+    /// One of [`LISTENER_KEYS`].
+    fn listener_key(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileListener) {
+        match name {
+            "listen" => {
+                let addresses = self.list(path, value, "addresses", 1..=limits::MAX_LISTENERS);
+                out.listen = addresses.map(|addresses| self.found(path, value, addresses));
+            }
+            "compressors" => {
+                let compressors = self.list(path, value, "compressors", 0..=CompressorName::ALL.len());
+                out.compressors = compressors.map(|compressors| self.found(path, value, compressors));
+            }
+            "proxy_protocol" => {
+                let flag = self.flag(path, value);
+                out.proxy_protocol = flag.map(|flag| self.found(path, value, flag));
+            }
+            _ => out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false),
+        }
+    }
+
+    /// One key of a cluster, or of its own listener; `prefix` is what stands before it in messages.
+    fn cluster_key(&mut self, prefix: &str, key: &Key<'_>, value: &Spanned<DeValue<'_>>, out: &mut FileCluster) {
         let name: &str = key.get_ref();
         let path = format!("{prefix}{name}");
         match name {
-            "listen" => {
-                let addresses = self.list(&path, value, "addresses", 1..=limits::MAX_LISTENERS);
-                out.listen = addresses.map(|addresses| self.found(&path, value, addresses));
-            }
+            _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut out.listener),
             "upstream" => {
                 let text = self.text_of(&path, value).map(str::to_owned);
                 out.upstream = text.map(|text| self.found(&path, value, text));
@@ -195,10 +251,6 @@ impl Reader<'_> {
                 let namespaces = self.list(&path, value, "namespaces", 0..=limits::MAX_DEGRADED_NAMESPACES);
                 out.degraded_reads = namespaces.unwrap_or_default();
             }
-            "allow_unauthenticated_clients" => match value.get_ref().as_bool() {
-                Some(allow) => out.allow_unauthenticated_clients = allow,
-                None => self.refuse(value.span(), &path, format!("found {}, expected true or false", Shown(value))),
-            },
             "auth" => self.only(&path, value, "none"),
             "queue_discipline" => self.only(&path, value, "fifo"),
             "fair_by" => self.only(&path, value, "application"),
@@ -210,103 +262,40 @@ impl Reader<'_> {
             _ if is_table_of_limits(name) => self.limit_table(prefix, name, value, out),
             _ => match limit_named(limits::CLUSTER, name) {
                 Some(limit) => self.limit(limit, &path, value, &mut out.values),
-                None => self.unknown(prefix, name, key.span()),
+                None => self.unknown(prefix, name, key.span(), cluster_keys(prefix)),
             },
         }
     }
 
     /// `[breaker]` and `[reconnect]`.
     fn limit_table(&mut self, prefix: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileCluster) {
-        let Some(table) = value.get_ref().as_table() else {
-            self.refuse(value.span(), &format!("{prefix}{name}"), format!("found {}, expected a table", Shown(value)));
-            return;
-        };
+        let Some(table) = self.table(&format!("{prefix}{name}"), value) else { return };
         for (key, value) in table {
             let name = format!("{name}.{}", key.get_ref());
             match limit_named(limits::CLUSTER, &name) {
                 Some(limit) => self.limit(limit, &format!("{prefix}{name}"), value, &mut out.values),
-                None => self.unknown(prefix, &name, key.span()),
+                None => self.unknown(prefix, &name, key.span(), cluster_keys(prefix)),
             }
         }
     }
 
-    fn limit(&mut self, limit: &'static Limit, path: &str, value: &Spanned<DeValue<'_>>, out: &mut Values) {
-        let accepted = integer(value).and_then(|value| u64::try_from(value).ok()).filter(|&value| limit.accepts(value));
-        if accepted.is_none() {
-            self.refuse(value.span(), path, format!("found {}, expected {}", Shown(value), limit.range()));
-        }
-        out.insert(limit.key, self.found(path, value, accepted));
-    }
-
-    fn found<T>(&self, path: &str, at: &Spanned<DeValue<'_>>, value: T) -> Found<T> {
-        Found { value, place: self.place(&at.span()), key: path.to_owned() }
-    }
-
-    fn text_of<'v>(&mut self, path: &str, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
-        let text = value.get_ref().as_str();
-        if text.is_none() {
-            self.refuse(value.span(), path, format!("found {}, expected a text in quotes", Shown(value)));
-        }
-        text
-    }
-
-    fn parsed<T: std::str::FromStr<Err: fmt::Display>>(
-        &mut self,
-        path: &str,
-        value: &Spanned<DeValue<'_>>,
-        text: &str,
-    ) -> Option<T> {
-        text.parse().map_err(|error: T::Err| self.refuse(value.span(), path, error.to_string())).ok()
-    }
-
-    /// A list of texts, or one of them by itself; `what` they are, and how many there may be.
-    fn list<T: std::str::FromStr<Err: fmt::Display>>(
-        &mut self,
-        path: &str,
-        value: &Spanned<DeValue<'_>>,
-        what: &str,
-        counts: RangeInclusive<usize>,
-    ) -> Option<Vec<T>> {
-        let one = std::slice::from_ref(value);
-        let values: &[Spanned<DeValue<'_>>] = value.get_ref().as_array().map_or(one, |array| array);
-        if !counts.contains(&values.len()) {
-            let (found, least, most) = (values.len(), counts.start(), counts.end());
-            self.refuse(value.span(), path, format!("found {found} {what}, expected {least} to {most}"));
-            return None;
-        }
-        let parsed: Vec<Option<T>> = values
-            .iter()
-            .map(|value| self.text_of(path, value).and_then(|text| self.parsed(path, value, text)))
-            .collect();
-        parsed.into_iter().collect()
-    }
-
-    fn choice<T: Copy>(&mut self, path: &str, value: &Spanned<DeValue<'_>>, choices: &[(&str, T)]) -> Option<T> {
-        let chosen = choices.iter().find(|(name, _)| value.get_ref().as_str() == Some(name));
-        if chosen.is_none() {
-            let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            self.refuse(value.span(), path, format!("found {}, expected {}", Shown(value), names.join(" or ")));
-        }
-        chosen.map(|&(_, chosen)| chosen)
-    }
-
-    fn only(&mut self, path: &str, value: &Spanned<DeValue<'_>>, supported: &str) {
-        if value.get_ref().as_str() != Some(supported) {
-            self.refuse(value.span(), path, format!("found {}, only \"{supported}\" is supported yet", Shown(value)));
-        }
-    }
-
-    fn unknown(&mut self, prefix: &str, name: &str, span: Range<usize>) {
-        let inside = !prefix.is_empty();
-        if inside && (PROGRAM_KEYS.contains(&name) || limit_named(limits::PROGRAM, name).is_some()) {
+    fn unknown(&mut self, prefix: &str, name: &str, span: Range<usize>, known: impl Iterator<Item = &'static str>) {
+        if !prefix.is_empty() && (PROGRAM_KEYS.contains(&name) || limit_named(limits::PROGRAM, name).is_some()) {
             let problem = "holds for the whole program: it stands at the top of the file, before all tables".to_owned();
             return self.refuse(span, &format!("{prefix}{name}"), problem);
         }
-        let limits = limits::CLUSTER.iter().chain(if inside { &[] } else { limits::PROGRAM }).map(|limit| limit.key);
-        let known = limits.chain(CLUSTER_KEYS.iter().chain(if inside { &[] } else { PROGRAM_KEYS }).copied());
         let hint = nearest(name, known).map_or_else(String::new, |near| format!(", did you mean `{near}`?"));
         self.refuse(span, &format!("{prefix}{name}"), format!("unknown key{hint}"));
     }
+}
+
+/// The keys that may stand where `prefix` does: at the top of the file those of the program as well.
+fn cluster_keys(prefix: &str) -> impl Iterator<Item = &'static str> {
+    let top = prefix.is_empty();
+    let program = limits::PROGRAM.iter().map(|limit| limit.key).chain(PROGRAM_KEYS.iter().copied());
+    let of_tables = if top { None } else { Some("name") };
+    let of_cluster = limits::CLUSTER.iter().map(|limit| limit.key).chain(CLUSTER_KEYS.iter().copied());
+    of_cluster.chain(LISTENER_KEYS.iter().copied()).chain(of_tables).chain(program.filter(move |_| top))
 }
 
 fn limit_named(limits: &'static [Limit], key: &str) -> Option<&'static Limit> {
@@ -318,61 +307,15 @@ fn is_table_of_limits(name: &str) -> bool {
 }
 
 fn is_cluster_key(name: &str) -> bool {
-    CLUSTER_KEYS.contains(&name) || is_table_of_limits(name) || limit_named(limits::CLUSTER, name).is_some()
+    CLUSTER_KEYS.contains(&name)
+        || LISTENER_KEYS.contains(&name)
+        || is_table_of_limits(name)
+        || limit_named(limits::CLUSTER, name).is_some()
 }
 
-fn integer(value: &Spanned<DeValue<'_>>) -> Option<i64> {
-    let number = value.get_ref().as_integer()?;
-    i64::from_str_radix(number.as_str(), number.radix()).ok()
-}
-
-/// A value in a message: short, and without passwords.
-struct Shown<'a>(&'a Spanned<DeValue<'a>>);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 60;
-        match self.0.get_ref() {
-            DeValue::String(text) => {
-                let short: String = redact(text).chars().take(LONGEST).collect();
-                write!(f, "{short:?}")
-            }
-            DeValue::Integer(number) => match number.radix() {
-                10 => f.write_str(number.as_str()),
-                radix => write!(f, "{} (base {radix})", number.as_str()),
-            },
-            DeValue::Float(number) => f.write_str(number.as_str()),
-            DeValue::Boolean(flag) => write!(f, "{flag}"),
-            DeValue::Datetime(time) => write!(f, "{time}"),
-            DeValue::Array(_) => f.write_str("a list"),
-            DeValue::Table(_) => f.write_str("a table"),
-        }
-    }
-}
-
-/// The known key that `name` was most likely meant to be, if it is near enough.
-fn nearest(name: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    // `maxPoolSize` and `max-pool-size` are spellings, not mistakes of letters.
-    let plain = |key: &str| key.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
-    let name = plain(name);
-    let distance = |key: &str| edit_distance(name.as_bytes(), plain(key).as_bytes());
-    let tolerated = 1 + name.len() / 5;
-    known.map(|key| (distance(key), key)).filter(|&(distance, _)| distance <= tolerated).min().map(|(_, key)| key)
-}
-
-/// Levenshtein's distance: letters to insert, drop or change.
-fn edit_distance(from: &[u8], to: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.iter().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        row[0] = left;
-        for (j, b) in to.iter().enumerate() {
-            left = (diagonal + usize::from(a != b)).min(left + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], left);
-        }
-    }
-    row[to.len()]
+fn is_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    !name.is_empty() && name.len() <= limits::MAX_CLUSTER_NAME_BYTES && name.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -434,7 +377,8 @@ mod tests {
             ("presentaton", "presentation"),
             ("max_client", "max_clients"),
             ("uptsream", "upstream"),
-            ("clutsers", "clusters"),
+            ("clutser", "cluster"),
+            ("listners", "listener"),
         ] {
             let told = mistakes(&format!("{wrong} = 1"));
             assert_eq!(told, [format!("mongomux.toml:1: {wrong}: unknown key, did you mean `{right}`?")]);
@@ -474,13 +418,13 @@ mod tests {
                 "mongomux.toml:5: listen: found 0 addresses, expected 1 to 16",
             ]
         );
-        assert_eq!(mistakes("breaker = 5\nallow_unauthenticated_clients = 1\nclusters = 1").len(), 3);
+        assert_eq!(mistakes("breaker = 5\nallow_unauthenticated_clients = 1\ncluster = 1").len(), 3);
     }
 
     #[test]
     fn a_list_of_listeners_may_be_wrong_in_several_places() {
         let file = sound("listen = [\"127.0.0.1:1\", \"unix:/run/a\"]");
-        assert_eq!(file.single.listen.unwrap().value.len(), 2);
+        assert_eq!(file.single.listener.listen.unwrap().value.len(), 2);
         assert_eq!(mistakes("listen = [\"127.0.0.1\", 5,\n \"unix:\"]").len(), 3);
     }
 
@@ -491,14 +435,12 @@ mod tests {
         assert_eq!(named("degraded_reads = []"), [""; 0]);
         assert_eq!(named("degraded_reads = \"cms.*\""), ["cms.*"]);
         assert_eq!(
-            mistakes(
-                "[clusters.a]\ndegraded_reads = [\"cms.*\",\n \"shop\", 7]\n[clusters.b]\ndegraded_reads = true\n"
-            ),
+            mistakes("[[cluster]]\ndegraded_reads = [\"cms.*\",\n \"shop\", 7]\n[[cluster]]\ndegraded_reads = true\n"),
             [
-                "mongomux.toml:3: clusters.a.degraded_reads: \"shop\" is no namespace: expected \"database.collection\", \
+                "mongomux.toml:3: cluster[1].degraded_reads: \"shop\" is no namespace: expected \"database.collection\", \
                  \"database.*\" or \"*\"; all of a database is \"shop.*\"",
-                "mongomux.toml:3: clusters.a.degraded_reads: found 7, expected a text in quotes",
-                "mongomux.toml:5: clusters.b.degraded_reads: found true, expected a text in quotes",
+                "mongomux.toml:3: cluster[1].degraded_reads: found 7, expected a text in quotes",
+                "mongomux.toml:5: cluster[2].degraded_reads: found true, expected a text in quotes",
             ]
         );
         let many = |count| format!("degraded_reads = [{}]", "\"a.b\",".repeat(count));
@@ -512,21 +454,103 @@ mod tests {
     #[test]
     fn clusters_have_names_and_keys_of_their_own() {
         let file = sound(
-            "max_clients = 5\n[clusters.a]\nmax_pool_size = 7\n[clusters.a.breaker]\nwindow_ms = 500\n[clusters.b]\n",
+            "max_clients = 5\n[[cluster]]\nname = \"a\"\nmax_pool_size = 7\n[cluster.breaker]\nwindow_ms = 500\n\
+             [[cluster]]\nname = \"b\"\nlisten = \"unix:/b\"\n",
         );
-        assert_eq!(file.named.keys().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(file.named["a"].values["max_pool_size"].value, Some(7));
-        assert_eq!(file.named["a"].values["breaker.window_ms"].value, Some(500));
+        let names: Vec<_> = file.clusters.iter().map(|cluster| cluster.name.as_ref().unwrap().value.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(file.clusters[0].values["max_pool_size"].value, Some(7));
+        assert_eq!(file.clusters[0].values["breaker.window_ms"].value, Some(500));
+        assert_eq!(file.clusters[1].listener.listen.as_ref().unwrap().key, "cluster[b].listen");
         assert_eq!(
-            mistakes("max_pool_size = 1\n[clusters.a]\nmax_clients = 1\nmax_poolsize = 2\n[clusters.\"b c\"]\n"),
+            mistakes(
+                "max_pool_size = 1\n[[cluster]]\nname = \"a\"\nmax_clients = 1\nmax_poolsize = 2\n\
+                 [[cluster]]\nname = \"b c\"\n[[cluster]]\nnam = \"x\"\ndatabases = {}\n"
+            ),
             [
-                "mongomux.toml:1: max_pool_size: belongs into each [clusters.NAME] table, as there are such tables",
-                "mongomux.toml:3: clusters.a.max_clients: holds for the whole program: it stands at the top of the file, \
+                "mongomux.toml:1: max_pool_size: belongs into the [[cluster]] tables, as there are such tables",
+                "mongomux.toml:4: cluster[a].max_clients: holds for the whole program: it stands at the top of the file, \
                  before all tables",
-                "mongomux.toml:4: clusters.a.max_poolsize: unknown key, did you mean `max_pool_size`?",
-                "mongomux.toml:5: clusters.b c: a name has 1 to 64 letters, digits, `-` or `_`",
+                "mongomux.toml:5: cluster[a].max_poolsize: unknown key, did you mean `max_pool_size`?",
+                "mongomux.toml:7: cluster[2].name: found \"b c\", a name has 1 to 64 letters, digits, `-` or `_`",
+                "mongomux.toml:9: cluster[3].nam: unknown key, did you mean `name`?",
+                "mongomux.toml:10: cluster[3].databases: unknown key",
             ]
         );
+    }
+
+    #[test]
+    fn tables_need_double_brackets_and_there_are_not_too_many() {
+        assert_eq!(
+            mistakes("[cluster]\nname = \"a\"\n[listener]\n"),
+            [
+                "mongomux.toml:1: cluster: found a table, expected [[cluster]] tables, in double brackets",
+                "mongomux.toml:3: listener: found a table, expected [[listener]] tables, in double brackets",
+            ]
+        );
+        assert_eq!(
+            mistakes("cluster = []\nlistener = [1]\n"),
+            [
+                "mongomux.toml:1: cluster: found 0 [[cluster]] tables, expected 1 to 64",
+                "mongomux.toml:2: listener[1]: found 1, expected a table",
+            ]
+        );
+        let many = "[[listener]]\n".repeat(limits::MAX_LISTENER_TABLES + 1);
+        assert_eq!(mistakes(&many), ["mongomux.toml:1: listener: found 129 [[listener]] tables, expected 1 to 128"]);
+    }
+
+    #[test]
+    fn listeners_have_addresses_routes_and_an_offer() {
+        let file = sound(
+            "[[listener]]\nlisten = [\"127.0.0.1:1\", \"unix:/a\"]\ncluster = \"users\"\nproxy_protocol = true\n\
+             databases = { logs = \"logs\", \"audit_*\" = \"logs\" }\ncompressors = [\"zstd\", \"snappy\"]\n\
+             [[listener]]\nlisten = \"[::1]:2\"\ncompressors = []\n[listener.databases]\nshop = \"a\"\n",
+        );
+        let [first, second] = file.listeners.as_slice() else { panic!("two are expected") };
+        let routes = |listener: &FileListener| {
+            let shown = |(pattern, to): &(DatabasePattern, Found<String>)| format!("{pattern} {}", to.value);
+            listener.databases.iter().map(shown).collect::<Vec<_>>()
+        };
+        assert_eq!(routes(first), ["audit_* logs", "logs logs"]);
+        assert_eq!(routes(second), ["shop a"]);
+        assert_eq!(first.compressors.as_ref().unwrap().value, [CompressorName::Zstd, CompressorName::Snappy]);
+        assert_eq!(second.compressors.as_ref().unwrap().value, []);
+        assert!(first.proxy_protocol.as_ref().unwrap().value && second.proxy_protocol.is_none());
+    }
+
+    #[test]
+    fn every_mistake_in_a_listener_is_told_with_what_would_be_right() {
+        assert_eq!(
+            mistakes(
+                "[[listener]]\nlisten = []\ncluster = 5\ncompressors = [\"noop\", \"lz4\"]\nproxy_protocol = \"v2\"\n\
+                 max_pool_size = 3\nlistn = 1\nmax_clients = 9\n\
+                 [listener.databases]\n\"*\" = \"a\"\nadmin = \"a\"\nlogs = 1\nx = \"a\"\nX = \"b\"\n\
+                 [[listener]]\ndatabases = {}\n"
+            ),
+            [
+                "mongomux.toml:2: listener[1].listen: found 0 addresses, expected 1 to 16",
+                "mongomux.toml:3: listener[1].cluster: found 5, expected a text in quotes",
+                "mongomux.toml:4: listener[1].compressors: found \"noop\", which does not compress and which no driver \
+                 sends: leave it out",
+                "mongomux.toml:4: listener[1].compressors: found \"lz4\", expected \"snappy\", \"zlib\" or \"zstd\"",
+                "mongomux.toml:5: listener[1].proxy_protocol: found \"v2\", expected true or false",
+                "mongomux.toml:6: listener[1].max_pool_size: is a key of a cluster, not of a listener",
+                "mongomux.toml:7: listener[1].listn: unknown key, did you mean `listen`?",
+                "mongomux.toml:8: listener[1].max_clients: holds for the whole program: it stands at the top of the file, \
+                 before all tables",
+                "mongomux.toml:10: listener[1].databases.*: \"*\" names no database: expected a name, or the beginning of \
+                 names and a `*`; all that nothing else is said about go to the `cluster` of the listener",
+                "mongomux.toml:11: listener[1].databases.admin: \"admin\" names no database: expected a name, or the \
+                 beginning of names and a `*`; every cluster has one of this name, and that of the listener's `cluster` is \
+                 served",
+                "mongomux.toml:12: listener[1].databases.logs: found 1, expected a text in quotes",
+                "mongomux.toml:13: listener[1].databases.x: differs from `X` by case only, which no server tells apart: \
+                 expected one of them",
+                "mongomux.toml:16: listener[2].databases: found 0 databases, expected 1 to 256",
+            ]
+        );
+        let twice = mistakes("[listener.databases]\nlogs = \"a\"\nlogs = \"b\"\n");
+        assert!(twice[0].starts_with("mongomux.toml:3: no valid TOML: duplicate key"), "{twice:?}");
     }
 
     #[test]

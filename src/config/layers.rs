@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Profile;
-use super::file::{Found, Values};
 use super::limits::Limit;
+use super::reader::{Found, Values};
 
 /// The sources of limits, highest first.
 pub(super) struct Layers<'a> {

@@ -195,8 +195,14 @@ pub const CONTAINER_SHARE: u64 = 2;
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 /// Clusters in one file: each has tasks, listeners and pools of its own.
 pub const MAX_CLUSTERS: usize = 64;
-/// Listeners of one cluster.
+/// Addresses in one `listen`.
 pub const MAX_LISTENERS: usize = 16;
+/// `[[listener]]` tables of one file: one for each cluster, and as many again.
+pub const MAX_LISTENER_TABLES: usize = 2 * MAX_CLUSTERS;
+/// Entries of one `databases`: patterns are compared one by one for each command.
+pub const MAX_DATABASE_ROUTES: usize = 256;
+/// Longest name of a database, bytes: the server's own limit.
+pub const MAX_DATABASE_BYTES: usize = 63;
 /// Longest name of a cluster, bytes: it is part of log lines and metric labels.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.

@@ -97,7 +97,7 @@ impl FromStr for Namespace {
 }
 
 /// As servers on Linux see it, but for the star.
-fn is_database(name: &str) -> bool {
+pub(super) fn is_database(name: &str) -> bool {
     !name.is_empty() && !name.contains(['/', '\\', '.', ' ', '"', '$', '*', '\0'])
 }
 

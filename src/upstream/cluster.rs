@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cancels::Cancels;
+use super::episode::Episode;
 use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::{Health, Judgement};
@@ -131,8 +132,10 @@ pub struct Cluster {
     pub tasks: Tasks,
     /// Metrics of all.
     pub metrics: Arc<Metrics>,
-    /// Clients that are connected to its listeners.
+    /// Clients that are connected to listeners that lead to it.
     pub clients: AtomicUsize,
+    /// The time without a primary, as far as reads were served in it.
+    pub degraded: Episode,
     monitor: Monitor,
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
@@ -164,6 +167,7 @@ impl Cluster {
             tasks,
             metrics,
             clients: AtomicUsize::new(0),
+            degraded: Episode::default(),
             monitor,
             dialer,
             bound: ClusterBound::new(config.max_upstream_connections),

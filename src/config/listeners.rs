@@ -1,0 +1,315 @@
+//! Listeners: those of the `[[listener]]` tables, and those that a cluster's own `listen` is short for. Where each leads, and
+//! whether any two of them clash. No I/O.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use super::build::{DEFAULT_LISTEN, FLAGS};
+use super::databases::Databases;
+use super::file::FileListener;
+use super::reader::{Found, nearest};
+use super::{Address, CompressorName, ConfigError, ListenerConfig, Sources};
+
+/// A listener, and where it was asked for.
+pub(super) struct BuiltListener {
+    pub(super) config: ListenerConfig,
+    /// Where its addresses were said; the value is what it is called.
+    pub(super) at: Found<String>,
+}
+
+/// What there is to be listened for.
+pub(super) struct Listeners<'a> {
+    sources: &'a Sources,
+    /// Names of the clusters, in the order of the configuration.
+    clusters: Vec<String>,
+    built: Vec<BuiltListener>,
+}
+
+impl<'a> Listeners<'a> {
+    pub(super) fn new(sources: &'a Sources, clusters: Vec<String>) -> Self {
+        Self { sources, clusters, built: Vec::new() }
+    }
+
+    /// The listeners that stand with a cluster: its `listen`, or that of the flags. `alone` says that there is nothing else
+    /// in the file to listen for, so that the default is meant.
+    pub(super) fn of_cluster(&mut self, name: &str, own: &FileListener, alone: bool, errors: &mut Vec<ConfigError>) {
+        let only = self.clusters.len() == 1;
+        let flags = if only { self.sources.listen.as_slice() } else { &[] };
+        let listen = match &own.listen {
+            _ if !flags.is_empty() => Found::of(FLAGS, "listen", flags.to_vec()),
+            Some(listen) => listen.clone(),
+            None if alone => {
+                let (host, port) = DEFAULT_LISTEN;
+                Found::of("default", "listen", vec![Address::tcp(host, port)])
+            }
+            None => {
+                let stray = own.compressors.as_ref().map(Found::place_only).into_iter();
+                for found in stray.chain(own.proxy_protocol.as_ref().map(Found::place_only)) {
+                    let problem =
+                        "belongs into the [[listener]] table, as `listen` does: there is none here".to_owned();
+                    errors.push(found.error(problem));
+                }
+                return;
+            }
+        };
+        self.add(&listen, own, name, Databases::from_iter([]), format!("cluster {name}"), errors);
+    }
+
+    /// A `[[listener]]` table.
+    pub(super) fn of_table(&mut self, mut table: FileListener, errors: &mut Vec<ConfigError>) {
+        let missing = |key: &str, problem: String| ConfigError {
+            place: table.place.clone(),
+            key: format!("{}{key}", table.prefix),
+            problem,
+        };
+        if table.listen.is_none() {
+            errors.push(missing("listen", "missing: one address or several are expected".to_owned()));
+        }
+        let cluster = match &table.cluster {
+            Some(named) => self.known(named, errors),
+            None if self.clusters.len() == 1 => Some(self.clusters[0].clone()),
+            None => {
+                errors.push(missing("cluster", format!("missing: which of {} is meant?", self.names())));
+                None
+            }
+        };
+        let mut databases = Vec::new();
+        for (pattern, named) in std::mem::take(&mut table.databases) {
+            databases.extend(self.known(&named, errors).map(|cluster| (pattern, cluster)));
+        }
+        if let (Some(listen), Some(cluster)) = (table.listen.take(), cluster) {
+            let called = format!("the listener at {}", table.place);
+            self.add(&listen, &table, &cluster, databases.into_iter().collect(), called, errors);
+        }
+    }
+
+    fn add(
+        &mut self,
+        listen: &Found<Vec<Address>>,
+        own: &FileListener,
+        cluster: &str,
+        databases: Databases<String>,
+        called: String,
+        errors: &mut Vec<ConfigError>,
+    ) {
+        let allowed = own.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
+        for address in &listen.value {
+            let near = address.is_loopback();
+            if !allowed && !near {
+                errors.push(listen.error(format!(
+                    "found `{address}`, which other machines may reach, while clients need no password (auth = \"none\"): \
+                     expected a loopback address, a unix socket, or allow_unauthenticated_clients = true \
+                     (--allow-unauthenticated-clients)"
+                )));
+            }
+            // On one machine the bytes cost less than to compress them.
+            let usual = || if near { Vec::new() } else { CompressorName::ALL.to_vec() };
+            let config = ListenerConfig {
+                listen: address.clone(),
+                cluster: cluster.to_owned(),
+                databases: databases.clone(),
+                compressors: own.compressors.as_ref().map_or_else(usual, |found| found.value.clone()),
+                proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
+            };
+            let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
+            self.built.push(BuiltListener { config, at });
+        }
+    }
+
+    /// The name of a cluster that there is.
+    fn known(&self, named: &Found<String>, errors: &mut Vec<ConfigError>) -> Option<String> {
+        if self.clusters.contains(&named.value) {
+            return Some(named.value.clone());
+        }
+        let near = nearest(&named.value, self.clusters.iter().map(String::as_str));
+        let hint =
+            near.map_or_else(|| format!("expected {}", self.names()), |near| format!("did you mean \"{near}\"?"));
+        let shown: String = named.value.chars().take(60).collect();
+        errors.push(named.error(format!("found {shown:?}, which is no cluster's name, {hint}")));
+        None
+    }
+
+    fn names(&self) -> String {
+        self.clusters.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Clusters that no listener leads to: their connections would be for nobody.
+    pub(super) fn unreached(&self) -> impl Iterator<Item = &String> {
+        let reached = |name: &String| {
+            let leads = |it: &ListenerConfig| it.cluster == *name || it.databases.destinations().any(|to| to == name);
+            self.built.iter().any(|built| leads(&built.config))
+        };
+        self.clusters.iter().filter(move |name| !reached(name))
+    }
+
+    /// All of them, once no two listen at one address, nor at that of the admin port.
+    pub(super) fn apart(self, admin: &Found<Address>, errors: &mut Vec<ConfigError>) -> Vec<ListenerConfig> {
+        let listeners = self.built.iter().map(|built| (&built.config.listen, &built.at));
+        let admin_at = Found { value: "the admin port".to_owned(), place: admin.place.clone(), key: admin.key.clone() };
+        let mut taken: Vec<(&Address, &str)> = Vec::new();
+        for (address, at) in listeners.chain([(&admin.value, &admin_at)]) {
+            if let Some((other, owner)) = taken.iter().find(|(other, _)| overlap(other, address)) {
+                let problem = format!("found `{address}`, expected an address apart from `{other}` of {owner}");
+                errors.push(at.error(problem));
+            }
+            taken.push((address, &at.value));
+        }
+        self.built.into_iter().map(|built| built.config).collect()
+    }
+}
+
+/// True if one of two listeners would find the other in its place. Port 0 finds a place of its own.
+fn overlap(a: &Address, b: &Address) -> bool {
+    match (a, b) {
+        (Address::Tcp { host, port }, Address::Tcp { host: other, port: other_port }) => {
+            port == other_port && *port != 0 && (host == other || takes_in(host, other) || takes_in(other, host))
+        }
+        _ => a == b,
+    }
+}
+
+/// True if a listener on all addresses, `any`, takes those of `other` as well: that for IPv6 takes all of IPv4, too.
+fn takes_in(any: &str, other: &str) -> bool {
+    match any.parse::<IpAddr>() {
+        Ok(IpAddr::V4(any)) if any.is_unspecified() => other.parse::<Ipv6Addr>().is_err(),
+        Ok(IpAddr::V6(any)) => any.is_unspecified(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::system::Text;
+    use super::super::{Config, ConfigError};
+    use super::*;
+
+    fn file(text: &str) -> Sources {
+        let file = Text { name: "mongomux.toml".to_owned(), text: text.to_owned() };
+        Sources { file: Some(file), ..Sources::default() }
+    }
+
+    fn listeners(sources: &Sources) -> Vec<ListenerConfig> {
+        Config::load(sources).unwrap_or_else(|errors| panic!("{errors}")).0.listeners
+    }
+
+    fn mistakes(text: &str) -> Vec<String> {
+        let told = |errors: super::super::ConfigErrors| errors.0.iter().map(ConfigError::to_string).collect();
+        Config::load(&file(text)).map_or_else(told, |_| Vec::new())
+    }
+
+    const TWO: &str = "[[cluster]]\nname = \"users\"\nupstream = \"mongodb://a\"\n\
+                       [[cluster]]\nname = \"logs\"\nupstream = \"mongodb://b\"\n";
+
+    #[test]
+    fn a_listener_leads_to_its_cluster_and_to_those_of_its_databases() {
+        let text = format!(
+            "{TWO}listen = \"127.0.0.1:3\"\n[[listener]]\nlisten = [\"127.0.0.1:1\", \"unix:/a\"]\ncluster = \"users\"\n\
+             databases = {{ logs = \"logs\", \"audit_*\" = \"logs\", users = \"users\" }}\n"
+        );
+        let listeners = listeners(&file(&text));
+        let shown: Vec<_> =
+            listeners.iter().map(|it| format!("{} {} ({})", it.listen, it.cluster, it.databases)).collect();
+        let routes = "(logs -> logs, users -> users, audit_* -> logs)";
+        assert_eq!(
+            shown,
+            [
+                "127.0.0.1:3 logs ()".to_owned(),
+                format!("127.0.0.1:1 users {routes}"),
+                format!("unix:/a users {routes}")
+            ]
+        );
+    }
+
+    #[test]
+    fn beside_one_cluster_a_listener_needs_no_name() {
+        let beside = listeners(&file("listen = \"127.0.0.1:1\"\n[[listener]]\nlisten = \"127.0.0.1:2\"\n"));
+        assert_eq!(beside.iter().map(|it| it.cluster.as_str()).collect::<Vec<_>>(), ["default"; 2]);
+        let instead = listeners(&file("[[listener]]\nlisten = \"127.0.0.1:2\"\n"));
+        assert_eq!(instead.len(), 1, "the default is not listened at as well");
+    }
+
+    #[test]
+    fn compressors_are_offered_where_others_connect_unless_said_otherwise() {
+        let offered = |text: &str, flags: &[Address]| {
+            let sources = Sources { listen: flags.to_vec(), allow_unauthenticated_clients: true, ..file(text) };
+            listeners(&sources).into_iter().map(|it| (it.compressors.len(), it.proxy_protocol)).collect::<Vec<_>>()
+        };
+        let everywhere = "listen = [\"127.0.0.1:1\", \"[::1]:1\", \"unix:/a\", \"localhost:2\", \"0.0.0.0:3\"]\n";
+        assert_eq!(offered(everywhere, &[]), [(0, false), (0, false), (0, false), (0, false), (3, false)]);
+        let asked = "compressors = [\"zstd\"]\nproxy_protocol = true\n";
+        assert_eq!(offered(&format!("{asked}{everywhere}"), &[]), [(1, true); 5]);
+        assert_eq!(offered(asked, &[Address::tcp("127.0.0.1", 7), Address::tcp("::", 8)]), [(1, true); 2]);
+        assert_eq!(offered("compressors = []\nlisten = \"0.0.0.0:1\"", &[]), [(0, false)]);
+    }
+
+    #[test]
+    fn where_a_listener_leads_must_be_clear() {
+        let told = mistakes(&format!(
+            "{TWO}[[listener]]\nlisten = \"127.0.0.1:1\"\ncluster = \"user\"\ndatabases = {{ a = \"log\", b = \"zebra\" }}\n\
+             [[listener]]\ndatabases = {{ a = \"logs\" }}\n"
+        ));
+        assert_eq!(
+            told,
+            [
+                "mongomux.toml:9: listener[1].cluster: found \"user\", which is no cluster's name, did you mean \"users\"?",
+                "mongomux.toml:10: listener[1].databases.a: found \"log\", which is no cluster's name, did you mean \"logs\"?",
+                "mongomux.toml:10: listener[1].databases.b: found \"zebra\", which is no cluster's name, expected \"users\", \
+                 \"logs\"",
+                "mongomux.toml:11: listener[2].listen: missing: one address or several are expected",
+                "mongomux.toml:11: listener[2].cluster: missing: which of \"users\", \"logs\" is meant?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_cluster_that_no_listener_leads_to_is_a_mistake() {
+        let one = format!("{TWO}[[listener]]\nlisten = \"127.0.0.1:1\"\ncluster = \"users\"\n");
+        assert_eq!(
+            mistakes(&one),
+            [
+                "mongomux.toml:4: cluster[logs]: no listener leads to it: expected `listen` here, or its name in a [[listener]] \
+                 table"
+            ]
+        );
+        assert_eq!(mistakes(TWO).len(), 2);
+        assert_eq!(mistakes(&format!("{one}databases = {{ x = \"logs\" }}\n")), [""; 0]);
+    }
+
+    #[test]
+    fn what_belongs_to_a_listener_needs_one() {
+        let stray = mistakes("proxy_protocol = true\ncompressors = []\n[[listener]]\nlisten = \"127.0.0.1:1\"\n");
+        let problem = "belongs into the [[listener]] table, as `listen` does: there is none here";
+        assert_eq!(
+            stray,
+            [format!("mongomux.toml:2: compressors: {problem}"), format!("mongomux.toml:1: proxy_protocol: {problem}"),]
+        );
+    }
+
+    #[test]
+    fn no_two_listeners_share_an_address() {
+        let two =
+            |a: &str, b: &str| mistakes(&format!("[[listener]]\nlisten = \"{a}\"\n[[listener]]\nlisten = \"{b}\"\n"));
+        assert_eq!(two("127.0.0.1:1", "127.0.0.1:2"), [""; 0]);
+        assert_eq!(two("127.0.0.1:1", "[::1]:1"), [""; 0]);
+        assert_eq!(two("127.0.0.1:0", "127.0.0.1:0"), [""; 0]);
+        assert_eq!(
+            two("127.0.0.1:1", "127.0.0.1:1"),
+            [
+                "mongomux.toml:4: listener[2].listen: found `127.0.0.1:1`, expected an address apart from `127.0.0.1:1` of the \
+                 listener at mongomux.toml:1"
+            ]
+        );
+        assert_eq!(two("unix:/a", "unix:/a").len(), 1);
+        assert_eq!(two("127.0.0.1:9627", "127.0.0.1:1").len(), 1, "the admin port is taken, too");
+        for (a, b, clash) in [
+            ("0.0.0.0", "127.0.0.1", true),
+            ("0.0.0.0", "::1", false),
+            ("::", "::1", true),
+            ("::", "127.0.0.1", true),
+            ("0.0.0.0", "::", true),
+            ("127.0.0.1", "127.0.0.2", false),
+        ] {
+            let (a, b) = (Address::tcp(a, 9), Address::tcp(b, 9));
+            assert_eq!((overlap(&a, &b), overlap(&b, &a)), (clash, clash), "{a} {b}");
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Values of a TOML file with their places, and every mistake in them: what was found, and what would be right. Which keys
+//! there are is not here but in `file.rs`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::{Range, RangeInclusive};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::ConfigError;
+use super::limits::Limit;
+use crate::telemetry::logs::redact;
+
+/// A value, and where it was said.
+#[derive(Debug, Clone)]
+pub(super) struct Found<T> {
+    pub(super) value: T,
+    pub(super) place: String,
+    pub(super) key: String,
+}
+
+impl<T> Found<T> {
+    pub(super) fn of(place: &str, key: &str, value: T) -> Self {
+        Self { value, place: place.to_owned(), key: key.to_owned() }
+    }
+
+    /// Where it was said, and no more.
+    pub(super) fn place_only(&self) -> Found<()> {
+        Found::of(&self.place, &self.key, ())
+    }
+
+    /// A mistake in this value.
+    pub(super) fn error(&self, problem: String) -> ConfigError {
+        ConfigError { place: self.place.clone(), key: self.key.clone(), problem }
+    }
+}
+
+/// Limits by key; `None` for a value that was refused, so that it causes no further mistakes.
+pub(super) type Values = BTreeMap<&'static str, Found<Option<u64>>>;
+
+/// A file, and the mistakes that were found in it so far.
+pub(super) struct Reader<'a> {
+    name: &'a str,
+    text: &'a str,
+    /// With the offset of each, for sorting.
+    mistakes: Vec<(usize, ConfigError)>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(name: &'a str, text: &'a str) -> Self {
+        Self { name, text, mistakes: Vec::new() }
+    }
+
+    /// All mistakes in the order of their lines.
+    pub(super) fn into_mistakes(mut self) -> impl Iterator<Item = ConfigError> {
+        self.mistakes.sort_by_key(|&(start, _)| start);
+        self.mistakes.into_iter().map(|(_, error)| error)
+    }
+
+    pub(super) fn place(&self, span: &Range<usize>) -> String {
+        let before = self.text.as_bytes().get(..span.start).unwrap_or_default();
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        format!("{}:{line}", self.name)
+    }
+
+    pub(super) fn refuse(&mut self, span: Range<usize>, key: &str, problem: String) {
+        let place = self.place(&span);
+        self.mistakes.push((span.start, ConfigError { place, key: key.to_owned(), problem }));
+    }
+
+    pub(super) fn limit(&mut self, limit: &'static Limit, path: &str, value: &Spanned<DeValue<'_>>, out: &mut Values) {
+        let accepted = integer(value).and_then(|value| u64::try_from(value).ok()).filter(|&value| limit.accepts(value));
+        if accepted.is_none() {
+            self.refuse(value.span(), path, format!("found {}, expected {}", Shown(value), limit.range()));
+        }
+        out.insert(limit.key, self.found(path, value, accepted));
+    }
+
+    pub(super) fn found<T>(&self, path: &str, at: &Spanned<DeValue<'_>>, value: T) -> Found<T> {
+        Found { value, place: self.place(&at.span()), key: path.to_owned() }
+    }
+
+    pub(super) fn text_of<'v>(&mut self, path: &str, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
+        let text = value.get_ref().as_str();
+        if text.is_none() {
+            self.refuse(value.span(), path, format!("found {}, expected a text in quotes", Shown(value)));
+        }
+        text
+    }
+
+    pub(super) fn parsed<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        text: &str,
+    ) -> Option<T> {
+        text.parse().map_err(|error: T::Err| self.refuse(value.span(), path, error.to_string())).ok()
+    }
+
+    /// A list of texts, or one of them by itself; `what` they are, and how many there may be.
+    pub(super) fn list<T: std::str::FromStr<Err: fmt::Display>>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        what: &str,
+        counts: RangeInclusive<usize>,
+    ) -> Option<Vec<T>> {
+        let one = std::slice::from_ref(value);
+        let values: &[Spanned<DeValue<'_>>] = value.get_ref().as_array().map_or(one, |array| array);
+        if !counts.contains(&values.len()) {
+            let (found, least, most) = (values.len(), counts.start(), counts.end());
+            self.refuse(value.span(), path, format!("found {found} {what}, expected {least} to {most}"));
+            return None;
+        }
+        let parsed: Vec<Option<T>> = values
+            .iter()
+            .map(|value| self.text_of(path, value).and_then(|text| self.parsed(path, value, text)))
+            .collect();
+        parsed.into_iter().collect()
+    }
+
+    pub(super) fn choice<T: Copy>(
+        &mut self,
+        path: &str,
+        value: &Spanned<DeValue<'_>>,
+        choices: &[(&str, T)],
+    ) -> Option<T> {
+        let chosen = choices.iter().find(|(name, _)| value.get_ref().as_str() == Some(name));
+        if chosen.is_none() {
+            let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            self.refuse(value.span(), path, format!("found {}, expected {}", Shown(value), names.join(" or ")));
+        }
+        chosen.map(|&(_, chosen)| chosen)
+    }
+
+    pub(super) fn only(&mut self, path: &str, value: &Spanned<DeValue<'_>>, supported: &str) {
+        if value.get_ref().as_str() != Some(supported) {
+            self.refuse(value.span(), path, format!("found {}, only \"{supported}\" is supported yet", Shown(value)));
+        }
+    }
+
+    pub(super) fn flag(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<bool> {
+        let flag = value.get_ref().as_bool();
+        if flag.is_none() {
+            self.refuse(value.span(), path, format!("found {}, expected true or false", Shown(value)));
+        }
+        flag
+    }
+
+    pub(super) fn table<'v>(&mut self, path: &str, value: &'v Spanned<DeValue<'v>>) -> Option<&'v DeTable<'v>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.refuse(value.span(), path, format!("found {}, expected a table", Shown(value)));
+        }
+        table
+    }
+
+    /// `[[key]]`, `key` in double brackets: at least one table and at most so many, each with its place.
+    pub(super) fn tables<'v>(
+        &mut self,
+        key: &str,
+        value: &'v Spanned<DeValue<'v>>,
+        most: usize,
+    ) -> Vec<(String, &'v DeTable<'v>)> {
+        let Some(array) = value.get_ref().as_array() else {
+            self.refuse(
+                value.span(),
+                key,
+                format!("found {}, expected [[{key}]] tables, in double brackets", Shown(value)),
+            );
+            return Vec::new();
+        };
+        if array.is_empty() || array.len() > most {
+            self.refuse(value.span(), key, format!("found {} [[{key}]] tables, expected 1 to {most}", array.len()));
+        }
+        let mut tables = Vec::new();
+        for (index, item) in array.iter().enumerate() {
+            if let Some(table) = self.table(&format!("{key}[{}]", index + 1), item) {
+                tables.push((self.place(&item.span()), table));
+            }
+        }
+        tables
+    }
+}
+
+pub(super) fn integer(value: &Spanned<DeValue<'_>>) -> Option<i64> {
+    let number = value.get_ref().as_integer()?;
+    i64::from_str_radix(number.as_str(), number.radix()).ok()
+}
+
+/// A value in a message: short, and without passwords.
+pub(super) struct Shown<'a>(pub(super) &'a Spanned<DeValue<'a>>);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 60;
+        match self.0.get_ref() {
+            DeValue::String(text) => {
+                let short: String = redact(text).chars().take(LONGEST).collect();
+                write!(f, "{short:?}")
+            }
+            DeValue::Integer(number) => match number.radix() {
+                10 => f.write_str(number.as_str()),
+                radix => write!(f, "{} (base {radix})", number.as_str()),
+            },
+            DeValue::Float(number) => f.write_str(number.as_str()),
+            DeValue::Boolean(flag) => write!(f, "{flag}"),
+            DeValue::Datetime(time) => write!(f, "{time}"),
+            DeValue::Array(_) => f.write_str("a list"),
+            DeValue::Table(_) => f.write_str("a table"),
+        }
+    }
+}
+
+/// The known key that `name` was most likely meant to be, if it is near enough.
+pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    // `maxPoolSize` and `max-pool-size` are spellings, not mistakes of letters.
+    let plain = |key: &str| key.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    let name = plain(name);
+    let distance = |key: &str| edit_distance(name.as_bytes(), plain(key).as_bytes());
+    let tolerated = 1 + name.len() / 5;
+    known.map(|key| (distance(key), key)).filter(|&(distance, _)| distance <= tolerated).min().map(|(_, key)| key)
+}
+
+/// Levenshtein's distance: letters to insert, drop or change.
+fn edit_distance(from: &[u8], to: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.iter().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        row[0] = left;
+        for (j, b) in to.iter().enumerate() {
+            left = (diagonal + usize::from(a != b)).min(left + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], left);
+        }
+    }
+    row[to.len()]
+}
