@@ -112,7 +112,7 @@ impl App {
                 max_message_bytes: config.client.max_message_bytes,
                 service_id,
             };
-            let facts = facade::follow(behind.default().monitor(), offer, &tasks);
+            let facts = facade::follow(&behind, offer, &tasks);
             let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             tracing::info!(%cluster, %databases, address = %socket.address(), "listening");

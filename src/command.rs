@@ -1,6 +1,7 @@
 //! What a message asks for: name, database, and the few fields that decide where it goes and what may be done with it.
 
 pub mod kind;
+mod namespaces;
 pub mod parse;
 pub mod read_preference;
 pub mod session;

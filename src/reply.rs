@@ -4,6 +4,7 @@
 
 pub mod batch;
 pub mod cloak;
+pub mod cluster_time;
 pub mod errors;
 pub mod facts;
 pub mod hello;

@@ -4,10 +4,13 @@
 
 use std::sync::Arc;
 
-use crate::command::Command;
+use tokio::time::Instant;
+
+use crate::command::{Command, Handling};
 use crate::config::Databases;
-use crate::reply::errors::ErrorReply;
+use crate::reply::errors::{self, ErrorReply};
 use crate::upstream::Cluster;
+use crate::upstream::pool::lock;
 use crate::wire::Frame;
 
 /// The clusters behind one listener.
@@ -47,6 +50,11 @@ impl Clusters {
         std::iter::once(&self.default).chain(self.routes.iter().flat_map(|routes| &routes.others))
     }
 
+    /// True where not all commands go to the same one.
+    pub(super) fn are_several(&self) -> bool {
+        self.routes.is_some()
+    }
+
     /// The one that carries out a command.
     ///
     /// # Errors
@@ -54,7 +62,56 @@ impl Clusters {
     pub(super) fn of(&self, command: &Command, frame: &Frame) -> Result<&Arc<Cluster>, ErrorReply> {
         match &self.routes {
             None => Ok(&self.default),
-            Some(routes) => Ok(routes.databases.destination(command.database(frame)).unwrap_or(&self.default)),
+            Some(routes) => self.chosen(routes, command, frame),
         }
+    }
+
+    fn chosen<'a>(
+        &'a self,
+        routes: &'a Routes,
+        command: &Command,
+        frame: &Frame,
+    ) -> Result<&'a Arc<Cluster>, ErrorReply> {
+        let database = command.database(frame);
+        let of_database = |name: &str| routes.databases.destination(name).unwrap_or(&self.default);
+        let ends_transaction = command.spec.handling == Handling::EndTransaction;
+        let now = Instant::now();
+        let (about, cluster) = match command.named_databases(frame).split_first() {
+            None => (database, of_database(database)),
+            Some((first, others)) => {
+                let cluster = of_database(first);
+                if let Some(other) = others.iter().find(|other| !Arc::ptr_eq(of_database(other), cluster)) {
+                    let named = |name: &'_ str| of_database(name).config.name.clone();
+                    let name = command.spec.name;
+                    return Err(errors::two_clusters(name, (first, &named(first)), (other, &named(other))));
+                }
+                (*first, cluster)
+            }
+        };
+        if let Some(id) = command.session.transaction() {
+            // Where it was started. Its end is told on `admin`, whatever it was about.
+            let runs_in = self.all().find(|cluster| lock(&cluster.pins).transaction(id, now).is_some());
+            return match runs_in {
+                Some(runs_in) if ends_transaction || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
+                Some(runs_in) => Err(errors::second_cluster(&runs_in.config.name, about, &cluster.config.name)),
+                None if command.spec.name == "commitTransaction" => Err(errors::commit_of_unknown_cluster()),
+                None => Ok(cluster),
+            };
+        }
+        // The results of a bulkWrite are a cursor on `admin` as well.
+        if database == "admin" && matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors) {
+            let id = match command.spec.handling {
+                Handling::GetMore => command.cursor_id(frame),
+                _ => command.cursors_to_kill(frame).first().copied(),
+            };
+            let holds = |cluster: &&Arc<Cluster>| id.is_some_and(|id| lock(&cluster.pins).cursor(id, now).is_some());
+            return Ok(self.all().find(holds).unwrap_or(cluster));
+        }
+        Ok(cluster)
+    }
+
+    /// True for commands about sessions, which every cluster has for itself.
+    pub(super) fn all_have_to_hear(&self, command: &Command) -> bool {
+        self.are_several() && matches!(command.spec.name, "refreshSessions" | "killSessions")
     }
 }

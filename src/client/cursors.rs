@@ -17,14 +17,14 @@ use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
-use crate::reply::{Batch, Inspected, StateChangeKind, local};
+use crate::reply::{Batch, Inspected, StateChangeKind, cluster_time, local};
 use crate::routing::{CursorLife, CursorPin, PinError};
 use crate::telemetry::labels::{CommandLabel, Outcome};
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Errand, Operation, Server};
+use crate::wire::Frame;
 use crate::wire::document::find;
 use crate::wire::op_msg::reply_document;
-use crate::wire::{Elements, Frame};
 
 /// The arrays of a killCursors reply.
 const KILL_RESULTS: [&str; 4] = ["cursorsKilled", "cursorsNotFound", "cursorsAlive", "cursorsUnknown"];
@@ -42,7 +42,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let facts = &inspected.facts;
         if exchange.command.spec.handling == Handling::KillCursors {
             if facts.ok {
-                let ids = cursor_ids(exchange.command.document(&exchange.frame));
+                let ids = exchange.command.cursors_to_kill(&exchange.frame);
                 ids.into_iter().for_each(|id| unpin_cursor(&exchange.cluster, &server.address, id));
             }
             return None;
@@ -120,6 +120,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.reply(command, reply_to, &local::ok()).await
     }
 
+    /// A command about sessions: carried out by the cluster that the listener leads to, and passed on to the others, for which
+    /// nobody waits.
+    pub(super) async fn tell_all(
+        &mut self,
+        command: Command,
+        frame: Frame,
+        reply_to: ReplyTo,
+        reservation: Reservation,
+    ) -> Result<(), ReadEnd> {
+        let clusters = &self.shared.clusters;
+        if let Ok(document) = RawDocumentBuf::from_bytes(command.document(&frame).to_vec()) {
+            for cluster in clusters.all().skip(1) {
+                cluster.run_in_background(Errand::Primary, document.clone());
+            }
+        }
+        let cluster = clusters.default().clone();
+        let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
+        self.execute(&mut exchange).await
+    }
+
     /// `killCursors`: split by the servers that hold the cursors, and their replies merged.
     pub(super) async fn kill_cursors(
         &mut self,
@@ -129,16 +149,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reservation: Reservation,
         cluster: Arc<Cluster>,
     ) -> Result<(), ReadEnd> {
-        let ids = cursor_ids(command.document(&frame));
+        let ids = command.cursors_to_kill(&frame);
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
             let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
             return self.execute(&mut exchange).await;
         }
-        let merged = kill_on_each(&cluster, &command, &frame, &ids, groups).await;
+        let mut answer = kill_on_each(&cluster, &command, &frame, &ids, groups).await;
+        if self.shared.clusters.are_several() {
+            answer = cluster_time::without(answer);
+        }
         self.shared.metrics.commands[(CommandLabel::KillCursors, Outcome::Completed)].inc();
-        self.reply(&command, reply_to, &merged).await
+        self.reply(&command, reply_to, &answer).await
     }
 }
 
@@ -209,12 +232,6 @@ fn with_cursors(document: &[u8], ids: &[i64]) -> RawDocumentBuf {
         }
     }
     copy
-}
-
-fn cursor_ids(document: &[u8]) -> Vec<i64> {
-    let array = find(document, b"cursors").and_then(|element| element.as_document());
-    let items = array.and_then(|array| Elements::new(array).ok()).into_iter().flatten().map_while(Result::ok);
-    items.filter_map(|item| item.as_i64()).collect()
 }
 
 /// A cursor that is open on its server, and that its client may not be able to continue.
@@ -298,7 +315,6 @@ mod tests {
     #[test]
     fn kill_cursors_is_split_without_losing_its_other_fields() {
         let command = rawdoc! {"killCursors": "c", "cursors": [1_i64, 2_i64, 3_i64], "lsid": {"id": 5}, "$db": "d"};
-        assert_eq!(cursor_ids(command.as_bytes()), [1, 2, 3]);
         let split = bson::Document::try_from(with_cursors(command.as_bytes(), &[2])).unwrap();
         assert_eq!(split, doc! {"killCursors": "c", "cursors": [2_i64], "lsid": {"id": 5}, "$db": "d"});
     }

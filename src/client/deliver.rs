@@ -9,7 +9,7 @@ use super::session::{ReplyTo, Session};
 use super::socket::ReadEnd;
 use crate::config::Address;
 use crate::config::limits::CONNECTION_BUFFER_BYTES;
-use crate::reply::Situation;
+use crate::reply::{Situation, cluster_time};
 use crate::telemetry::labels::Side;
 use crate::upstream::{PooledConnection, Reply};
 use crate::wire::{Compressor, encode, op_compressed};
@@ -34,6 +34,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 let limit_bytes = self.shared.bounds.memory.limit();
                 return Err(Situation::ReplyOverMemory { server: server.clone(), needed_bytes, limit_bytes });
             }
+        }
+        if self.shared.clusters.are_several()
+            && let Some(length) = cluster_time::take_out(connection.reply_mut())
+        {
+            connection.shorten_reply(length);
         }
         encode::set_response_to(connection.reply_mut(), reply_to.request_id);
         if let Some(compressor) = reply_to.compressor {

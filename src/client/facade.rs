@@ -1,12 +1,15 @@
 //! What clients are shown: follows the upstream, remembers it while that is away, and never guesses.
 
+use std::sync::Arc;
+
 use bson::oid::ObjectId;
+use futures_util::future::select_all;
 use tokio::sync::watch;
 
+use super::clusters::Clusters;
 use crate::config::{CompressorName, Presentation};
 use crate::reply::{Compressors, Facts, Shown};
 use crate::tasks::Tasks;
-use crate::topology::monitor::Monitor;
 use crate::topology::{ServerKind, TopologyDescription};
 use crate::wire::Compressor;
 
@@ -37,19 +40,20 @@ pub fn compressors(names: &[CompressorName]) -> Compressors {
 }
 
 /// Publishes what a hello says, from the first time that the upstream was seen.
-pub fn follow(monitor: &Monitor, offer: Offer, tasks: &Tasks) -> watch::Receiver<Option<Facts>> {
+pub fn follow(clusters: &Clusters, offer: Offer, tasks: &Tasks) -> watch::Receiver<Option<Facts>> {
     let (publish, facts) = watch::channel(None);
-    let mut topology = monitor.subscribe();
+    let mut topologies: Vec<_> = clusters.all().map(|cluster| cluster.monitor().subscribe()).collect();
     let tasks_of_program = tasks.clone();
     tasks.spawn("follow facts", async move {
         loop {
-            let current = topology.borrow_and_update().clone();
+            let current: Vec<_> = topologies.iter_mut().map(|topology| topology.borrow_and_update().clone()).collect();
             if let Some(seen) = facts_of(&current, &offer) {
                 publish.send_if_modified(|known| replace(known, seen));
             }
             // Nothing is lost when an arm loses: the watch keeps its newest value.
+            let change = select_all(topologies.iter_mut().map(|topology| Box::pin(topology.changed())));
             tokio::select! {
-                changed = topology.changed() => if changed.is_err() { return },
+                (changed, ..) = change => if changed.is_err() { return },
                 () = tasks_of_program.cancelled() => return,
             }
         }
@@ -77,10 +81,14 @@ fn replace(known: &mut Option<Facts>, seen: Facts) -> bool {
     true
 }
 
-/// `None` while no server is known.
-fn facts_of(topology: &TopologyDescription, offer: &Offer) -> Option<Facts> {
+/// What a listener is follows its first cluster; the highest version is what all clusters speak that are known. `None` while no
+/// server of the first one is known.
+fn facts_of(topologies: &[Arc<TopologyDescription>], offer: &Offer) -> Option<Facts> {
+    let topology = topologies.first()?;
     let Offer { presentation, compressors, max_message_bytes, service_id } = *offer;
-    let (min_wire_version, max_wire_version) = topology.wire_versions()?;
+    let own = topology.wire_versions()?;
+    let others = topologies.iter().skip(1).filter_map(|topology| topology.wire_versions());
+    let (min_wire_version, max_wire_version) = others.fold(own, |all, it| (all.0.max(it.0), all.1.min(it.1)));
     let standalone = topology.data_bearing().all(|server| server.kind == ServerKind::Standalone);
     let presentation = match presentation {
         Presentation::Auto if standalone => Shown::Standalone,
@@ -111,7 +119,7 @@ mod tests {
     fn shown(servers: &[(ServerKind, i32)], presentation: Presentation) -> Option<(Shown, i32)> {
         let (compressors, service_id) = (Compressors::default(), ObjectId::from_bytes([0; 12]));
         let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id };
-        let facts = facts_of(&topology(servers), &offer)?;
+        let facts = facts_of(&[Arc::new(topology(servers))], &offer)?;
         Some((facts.presentation, facts.max_wire_version))
     }
 
@@ -129,5 +137,22 @@ mod tests {
         assert_eq!(shown(&[(RsPrimary, 99)], Presentation::Auto), Some((Shown::Mongos, MAX_WIRE_VERSION)));
         assert_eq!(shown(&[(RsPrimary, 17)], Presentation::Standalone), Some((Shown::Standalone, 17)));
         assert_eq!(shown(&[], Presentation::Mongos), None, "the wire version is not known by configuration");
+    }
+
+    #[test]
+    fn several_clusters_speak_what_all_of_them_speak_and_look_like_the_first() {
+        use ServerKind::{RsPrimary, Standalone, Unknown};
+        let facts = |clusters: &[(ServerKind, i32)]| {
+            let topologies: Vec<_> = clusters.iter().map(|server| Arc::new(topology(&[*server]))).collect();
+            let (compressors, service_id) = (Compressors::default(), ObjectId::from_bytes([0; 12]));
+            let presentation = Presentation::Auto;
+            let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id };
+            facts_of(&topologies, &offer).map(|facts| (facts.presentation, facts.max_wire_version))
+        };
+        assert_eq!(facts(&[(RsPrimary, 21), (RsPrimary, 17)]), Some((Shown::Mongos, 17)));
+        assert_eq!(facts(&[(RsPrimary, 17), (RsPrimary, 21)]), Some((Shown::Mongos, 17)));
+        assert_eq!(facts(&[(RsPrimary, 21), (Unknown, 0)]), Some((Shown::Mongos, 21)), "which is not waited for");
+        assert_eq!(facts(&[(Standalone, 21), (RsPrimary, 21)]), Some((Shown::Standalone, 21)));
+        assert_eq!(facts(&[(Unknown, 0), (RsPrimary, 21)]), None);
     }
 }

@@ -137,14 +137,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     fn plan_op_msg(&self, mut frame: Frame, reservation: Reservation, compressor: Option<Compressor>) -> Plan {
         let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
-        let command = match Command::parse(&mut frame) {
+        let mut command = match Command::parse(&mut frame) {
             Ok(command) => command,
             Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error, reservation)),
         };
+        if self.shared.clusters.are_several() {
+            // No client of such a listener has learnt one here, and one of another cluster would do harm.
+            command.take_out_cluster_time(&mut frame);
+        }
         let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
         if passes
             && command.refusal(&frame).is_none()
             && !self.kind_changed()
+            && !self.shared.clusters.all_have_to_hear(&command)
             && let Ok(cluster) = self.shared.clusters.of(&command, &frame)
         {
             let cluster = cluster.clone();
@@ -180,6 +185,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         match command.spec.handling {
             Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
+            Handling::Pass if self.shared.clusters.all_have_to_hear(&command) && command.refusal(&frame).is_none() => {
+                self.tell_all(command, frame, reply_to, reservation).await
+            }
             Handling::EndSessions => self.end_sessions(&command, &frame, reply_to).await,
             Handling::KillCursors => match self.shared.clusters.of(&command, &frame).cloned() {
                 Ok(cluster) => self.kill_cursors(command, frame, reply_to, reservation, cluster).await,

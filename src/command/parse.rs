@@ -168,6 +168,13 @@ impl Command {
         Elements::new(self.document(frame)).ok()?.next()?.ok()?.as_i64()
     }
 
+    /// The cursors that a `killCursors` names.
+    pub fn cursors_to_kill(&self, frame: &Frame) -> Vec<i64> {
+        let array = find(self.document(frame), b"cursors").and_then(|element| element.as_document());
+        let items = array.and_then(|array| Elements::new(array).ok()).into_iter().flatten().map_while(Result::ok);
+        items.filter_map(|item| item.as_i64()).collect()
+    }
+
     /// The time the client grants the server. On a `getMore` it is the wait for data, not a limit, so it is not here.
     pub fn max_time(&self) -> Option<Duration> {
         if self.spec.handling == Handling::GetMore {
@@ -222,14 +229,38 @@ impl Command {
     /// ask for the primary.
     pub fn allow_secondary(&mut self, frame: &mut Frame) {
         let document = with_primary_preferred(self.document(frame));
+        self.replace_document(frame, &document);
+    }
+
+    /// Takes `$clusterTime` out of the message.
+    pub fn take_out_cluster_time(&mut self, frame: &mut Frame) {
+        const NAME: &[u8] = b"$clusterTime";
+        let document = self.document(frame);
+        if find(document, NAME).is_none() {
+            return;
+        }
+        let mut document = document.to_vec();
+        if let Ok(length) = document::take_out(&mut document, &[NAME]) {
+            document.truncate(length);
+            self.replace_document(frame, &document);
+        }
+    }
+
+    /// Puts another document with the same `maxTimeMS` in the place of the one that is there.
+    fn replace_document(&mut self, frame: &mut Frame, document: &[u8]) {
         if let Some(max_time) = &mut self.max_time {
-            let found = Elements::new(&document).into_iter().flatten().map_while(Result::ok);
+            let found = Elements::new(document).into_iter().flatten().map_while(Result::ok);
             // The last one counts, as it did when the command was read.
             if let Some(element) = found.filter(|element| element.name == b"maxTimeMS").last() {
                 max_time.offset = element.offset;
             }
         }
-        self.op_msg.replace_document(frame, &document);
+        self.op_msg.replace_document(frame, document);
+    }
+
+    /// The documents of all sequences of the message, each with the name of its sequence.
+    pub(super) fn sequence_documents<'a>(&self, frame: &'a Frame) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        self.op_msg.sequence_documents(frame)
     }
 
     /// Why the proxy does not pass the command on although its name is allowed; `None` for almost all.
@@ -270,7 +301,7 @@ impl Command {
         };
         let array = find(self.document(frame), field).and_then(|element| element.as_document());
         let in_document = array.and_then(|array| Elements::new(array).ok()).map_or(0, Iterator::count);
-        in_document + self.op_msg.sequence_documents(frame) == 1
+        in_document + self.op_msg.sequence_documents(frame).count() == 1
     }
 
     /// True when the batch of the reply holds results of a bulkWrite's statements, which are the server's words and not
@@ -428,6 +459,29 @@ mod tests {
         assert_eq!((transaction.session, transaction.number), ([9; 16], 5));
         assert!(command.session.starts_transaction && command.read_preference.is_some());
         assert!(!command.secondary_ok(&frame), "a transaction runs on the primary");
+    }
+
+    #[test]
+    fn cluster_time_is_taken_out_and_the_time_limit_is_still_found() {
+        let time = doc! {"clusterTime": bson::Timestamp { time: 9, increment: 1 }, "signature": {"keyId": 1_i64}};
+        let (mut command, mut frame) = parse(
+            doc! {"find": "c", "$clusterTime": time, "filter": {"$clusterTime": 1}, "maxTimeMS": 900, "$db": "d"},
+        );
+        command.take_out_cluster_time(&mut frame);
+        command.shrink_max_time(&mut frame, Duration::from_millis(5));
+        let left = Document::from_reader(command.document(&frame)).unwrap();
+        assert_eq!(left, doc! {"find": "c", "filter": {"$clusterTime": 1}, "maxTimeMS": 5, "$db": "d"});
+        let before = frame.bytes().to_vec();
+        command.take_out_cluster_time(&mut frame);
+        assert_eq!(frame.bytes(), before, "without one nothing changes");
+    }
+
+    #[test]
+    fn cursors_to_kill_are_listed() {
+        let (command, frame) = parse(doc! {"killCursors": "c", "cursors": [1_i64, 2, 3_i64], "$db": "d"});
+        assert_eq!(command.cursors_to_kill(&frame), [1, 3], "a cursor's number has 64 bits");
+        let (command, frame) = parse(doc! {"killCursors": "c", "$db": "d"});
+        assert_eq!(command.cursors_to_kill(&frame), [0; 0]);
     }
 
     #[test]

@@ -39,6 +39,7 @@ pub mod code {
     pub const TYPE_MISMATCH: Code = code(14, "TypeMismatch");
     pub const OVERFLOW: Code = code(15, "Overflow");
     pub const PROTOCOL_ERROR: Code = code(17, "ProtocolError");
+    pub const ILLEGAL_OPERATION: Code = code(20, "IllegalOperation");
     pub const INVALID_BSON: Code = code(22, "InvalidBSON");
     pub const CURSOR_NOT_FOUND: Code = code(43, "CursorNotFound");
     pub const MAX_TIME_MS_EXPIRED: Code = code(50, "MaxTimeMSExpired");
@@ -50,6 +51,7 @@ pub mod code {
     pub const CLIENT_METADATA_DOCUMENT_TOO_LARGE: Code = code(185, "ClientMetadataDocumentTooLarge");
     pub const CLIENT_METADATA_CANNOT_BE_MUTATED: Code = code(186, "ClientMetadataCannotBeMutated");
     pub const NO_SUCH_TRANSACTION: Code = code(251, "NoSuchTransaction");
+    pub const OPERATION_NOT_SUPPORTED_IN_TRANSACTION: Code = code(263, "OperationNotSupportedInTransaction");
     pub const API_VERSION_ERROR: Code = code(322, "APIVersionError");
     pub const API_STRICT_ERROR: Code = code(323, "APIStrictError");
     pub const MECHANISM_UNAVAILABLE: Code = code(334, "MechanismUnavailable");
@@ -335,6 +337,32 @@ pub fn transaction_is_gone(code: i32) -> bool {
 /// A cursor that nobody knows, or that a server took along when it shut down.
 pub fn cursor_not_found(id: i64) -> ErrorReply {
     ErrorReply::new(code::CURSOR_NOT_FOUND, &format!("cursor id {id} not found"))
+}
+
+/// A statement of a transaction that runs in another cluster than the one that has its database. Nobody sends it again; the
+/// transaction itself can go on.
+pub fn second_cluster(runs_in: &str, database: &str, belongs_to: &str) -> ErrorReply {
+    let message = format!(
+        "the transaction runs in cluster `{runs_in}` and the database `{database}` is in cluster `{belongs_to}`: one \
+         transaction cannot take in both"
+    );
+    ErrorReply::new(code::OPERATION_NOT_SUPPORTED_IN_TRANSACTION, &message)
+}
+
+/// One command about databases of two clusters. Nobody sends it again.
+pub fn two_clusters(command: &str, (database, cluster): (&str, &str), (other, of): (&str, &str)) -> ErrorReply {
+    let message = format!(
+        "{command} names `{database}` of cluster `{cluster}` and `{other}` of cluster `{of}`: one command cannot take in both"
+    );
+    ErrorReply::new(code::ILLEGAL_OPERATION, &message)
+}
+
+/// A commit of which nobody remembers where its transaction ran. To ask a cluster that never had it would make it look as if
+/// it had been aborted. Drivers call the outcome unknown after this code, and do not send the commit again and again.
+pub fn commit_of_unknown_cluster() -> ErrorReply {
+    let message = "the proxy does not know which of several clusters the transaction ran in: it was restarted, or too much \
+                   time has passed; whether the transaction was committed is unknown";
+    ErrorReply::new(code::MAX_TIME_MS_EXPIRED, message)
 }
 
 /// An argument of the wrong BSON type; `path` names it.

@@ -105,8 +105,26 @@ pub struct PoolStats {
     pub refreshed: u64,
 }
 
-/// `connPoolStats` about our own pools in the server's shape, one pool called `pool_name` over all servers.
+impl PoolStats {
+    fn add(&mut self, other: &Self) {
+        self.in_use += other.in_use;
+        self.available += other.available;
+        self.pending += other.pending;
+        self.created += other.created;
+        self.refreshed += other.refreshed;
+    }
+}
+
+/// `connPoolStats` about our own pools in the server's shape, one pool called `pool_name` over all servers. Where two
+/// clusters have the same server, that is one host.
 pub fn conn_pool_stats(pool_name: &str, pools: &[PoolStats]) -> RawDocumentBuf {
+    let mut hosts_stats: Vec<PoolStats> = Vec::new();
+    for stats in pools {
+        match hosts_stats.iter_mut().find(|host| host.server == stats.server) {
+            Some(host) => host.add(stats),
+            None => hosts_stats.push(stats.clone()),
+        }
+    }
     let sum = |count: fn(&PoolStats) -> u64| int(pools.iter().map(count).fold(0, u64::saturating_add));
     let in_use = sum(|pool| pool.in_use);
     let available = sum(|pool| pool.available);
@@ -118,7 +136,7 @@ pub fn conn_pool_stats(pool_name: &str, pools: &[PoolStats]) -> RawDocumentBuf {
         "poolInUse": in_use, "poolAvailable": available, "poolCreated": created, "poolRefreshing": pending,
         "poolRefreshed": refreshed,
     };
-    for stats in pools {
+    for stats in &hosts_stats {
         let host = rawdoc! {
             "inUse": int(stats.in_use), "available": int(stats.available), "created": int(stats.created),
             "refreshing": int(stats.pending), "refreshed": int(stats.refreshed),

@@ -311,6 +311,11 @@ impl Connection {
         &mut self.buffer
     }
 
+    /// Cuts the reply off at `length`, where that is shorter.
+    pub fn shorten_reply(&mut self, length: usize) {
+        self.buffer.truncate(length);
+    }
+
     /// Forgets the reply and keeps its buffer, unless that is larger than what every connection may keep.
     pub fn clear_reply(&mut self) {
         self.expected = None;

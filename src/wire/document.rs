@@ -181,6 +181,37 @@ pub fn find<'a>(document: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
     Elements::new(document).ok()?.map_while(Result::ok).find(|element| element.name == name)
 }
 
+/// Takes all fields of these names out of `document`, in its place and in one pass. Returns its new length; what is behind
+/// that is left over.
+///
+/// # Errors
+/// [`MalformedDocument`]; what is in `document` is then of no use.
+pub fn take_out(document: &mut [u8], names: &[&[u8]]) -> Result<usize, MalformedDocument> {
+    let end = Elements::new(document)?.end;
+    let (mut read, mut written) = (4_usize, 4_usize);
+    while read < end {
+        let mut elements = Elements { document, position: read, end };
+        let element = elements.read().ok_or(MalformedDocument)?;
+        let (stays, next) = (!names.contains(&element.name), elements.position);
+        if stays {
+            if read != written {
+                document.copy_within(read..next, written);
+            }
+            written = written.saturating_add(next.saturating_sub(read));
+        }
+        read = next;
+    }
+    let length = written.saturating_add(1);
+    let prefix = i32::try_from(length).map_err(|_| MalformedDocument)?.to_le_bytes();
+    if let Some(place) = document.first_chunk_mut() {
+        *place = prefix;
+    }
+    if let Some(nul) = document.get_mut(written) {
+        *nul = 0;
+    }
+    Ok(length)
+}
+
 /// Bytes of the value of type `kind` at the start of `rest`.
 fn value_length(kind: u8, rest: &[u8]) -> Option<usize> {
     let prefixed = |extra: usize, least: i32| {
@@ -231,6 +262,28 @@ mod tests {
             "undefined": bson::Bson::Undefined,
         };
         document.to_vec().unwrap()
+    }
+
+    #[test]
+    fn fields_are_taken_out_wherever_they_stand() {
+        let whole = bson::Document::from_reader(every_type().as_slice()).unwrap();
+        let names: Vec<&str> = whole.keys().map(String::as_str).collect();
+        let sets: [&[&str]; 6] = [&[], &names[..1], &names[5..6], &names[names.len() - 2..], &["absent"], &names];
+        for gone in sets {
+            let mut bytes = every_type();
+            let gone_bytes: Vec<&[u8]> = gone.iter().map(|name| name.as_bytes()).collect();
+            let length = take_out(&mut bytes, &gone_bytes).unwrap();
+            let mut expected = whole.clone();
+            gone.iter().for_each(|name| drop(expected.remove(name)));
+            let left = bson::Document::from_reader(&bytes[..length]).unwrap();
+            assert_eq!(left.to_vec().unwrap(), expected.to_vec().unwrap(), "without {gone:?}");
+        }
+        let inner = doc! {"a": {"x": 1}, "x": 2, "b": [{"x": 3}], "x2": 4};
+        let mut bytes = inner.to_vec().unwrap();
+        let length = take_out(&mut bytes, &[b"x"]).unwrap();
+        let left = bson::Document::from_reader(&bytes[..length]).unwrap();
+        assert_eq!(left, doc! {"a": {"x": 1}, "b": [{"x": 3}], "x2": 4}, "at the top level only");
+        assert_eq!(take_out(&mut [9, 0, 0, 0, 0], &[]), Err(MalformedDocument));
     }
 
     #[test]

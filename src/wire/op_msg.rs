@@ -93,28 +93,29 @@ impl OpMsg {
         frame.body_mut().get_mut(self.document_start..end).unwrap_or_default()
     }
 
-    /// How many documents there are in the sequences, all together.
-    pub fn sequence_documents(&self, frame: &Frame) -> usize {
-        let mut count = 0_usize;
+    /// The documents of all sequences, each with the name of its sequence.
+    pub fn sequence_documents<'a>(&self, frame: &'a Frame) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let document_bytes = self.document_length;
         let mut rest = frame.body().get(4..).unwrap_or_default();
-        while let Some((kind, section)) = rest.split_first() {
-            let length = match kind {
-                0 => self.document_length,
+        let sequences = std::iter::from_fn(move || {
+            while let Some((kind, section)) = rest.split_first() {
                 // Whole and well-formed, or it would have been refused when it was read.
-                _ => {
-                    let length = sequence_length(section).unwrap_or(section.len());
-                    let content = section.get(4..length).and_then(split_cstring);
-                    let mut documents = content.map(|(_, documents)| documents).unwrap_or_default();
-                    while let Ok(length) = document_length(documents) {
-                        count = count.saturating_add(1);
-                        documents = documents.get(length..).unwrap_or_default();
-                    }
-                    length
+                let sequence = *kind != 0;
+                let length = if sequence { sequence_length(section).unwrap_or(section.len()) } else { document_bytes };
+                rest = section.get(length..).unwrap_or_default();
+                if sequence {
+                    return section.get(4..length).and_then(split_cstring);
                 }
-            };
-            rest = section.get(length..).unwrap_or_default();
-        }
-        count
+            }
+            None
+        });
+        sequences.flat_map(|(name, mut documents)| {
+            std::iter::from_fn(move || {
+                let (document, further) = documents.split_at_checked(document_length(documents).ok()?)?;
+                documents = further;
+                Some((name, document))
+            })
+        })
     }
 
     /// Puts another kind-0 document in the place of the one that is there; flags and other sections stay.
@@ -240,7 +241,7 @@ mod tests {
             let mut frame = message(0, &sections);
             let op_msg = OpMsg::parse(&mut frame).unwrap();
             assert_eq!(op_msg.document(&frame), &first[1..]);
-            assert_eq!(op_msg.sequence_documents(&frame), if sections.len() > 1 { 3 } else { 0 });
+            assert_eq!(op_msg.sequence_documents(&frame).count(), if sections.len() > 1 { 3 } else { 0 });
         }
     }
 
