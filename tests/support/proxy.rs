@@ -33,6 +33,15 @@ pub async fn proxy(uri: &str, settings: &str) -> Proxy {
     Proxy { app }
 }
 
+/// Starts a proxy as a configuration file says it, which must name its listeners.
+pub async fn configured(settings: &str) -> Proxy {
+    let file = Some(Text { name: "test settings".to_owned(), text: settings.to_owned() });
+    let sources = Sources { file, admin: Some(Address::tcp("127.0.0.1", 0)), ..Sources::default() };
+    let (config, _) = Config::load(&sources).unwrap_or_else(|errors| panic!("{errors}"));
+    let app = App::start(config).await.unwrap_or_else(|error| panic!("the proxy did not start: {error}"));
+    Proxy { app }
+}
+
 impl Proxy {
     /// Where its clients connect.
     pub fn address(&self) -> &Address {
