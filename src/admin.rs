@@ -385,17 +385,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_clusters_that_share_a_server_share_its_gauges() {
-        let (fixture, server) = Fixture::standalone().await;
-        // The same one twice: two whose pools are alike.
-        let clusters = [fixture.cluster.clone(), fixture.cluster.clone()];
-        gauges::refresh(&clusters, &fixture.metrics, &fixture.memory, Instant::now());
-        let line = format!("mongomux_upstream_connections{{server=\"{server}\",state=\"available\"}} 4");
-        assert!(fixture.metrics.render().lines().any(|it| it == line));
-        fixture.end().await;
-    }
-
-    #[tokio::test]
     async fn who_waits_shows_by_lane_and_age() {
         let (fixture, server) = Fixture::standalone().await;
         let admin = admin(&fixture);

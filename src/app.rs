@@ -89,7 +89,7 @@ impl App {
         }
         let admin_listener = BoundSocket::bind(&config.admin).await?;
         let tasks = Tasks::new();
-        let metrics = Metrics::new();
+        let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
         let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());

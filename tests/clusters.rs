@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use bson::{Bson, Document, Timestamp, doc};
-use futures_util::future::{join_all, select_all};
+use futures_util::future::join_all;
 use mongodb::Client;
 use mongodb::options::{ReadConcern, SelectionCriteria, SessionOptions};
 use mongomux::config::Address;
@@ -18,7 +18,7 @@ use support::hold::{eventually, hold_finds};
 use support::proxy::{Proxy, configured};
 use support::{PATIENCE, connect, first_batch, http, new_lsid, next_batch, scripted};
 use tokio::io::AsyncWriteExt;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// One listener in front of two clusters, with `settings` for the second one.
@@ -210,10 +210,12 @@ async fn a_listener_of_one_cluster_passes_its_time() {
     assert!(reply.contains_key("$clusterTime") && reply.contains_key("operationTime"), "{reply}");
 }
 
-/// A find that will not be answered yet.
-fn pending_find(address: &Address, database: &'static str) -> JoinHandle<Document> {
-    let address = address.clone();
-    tokio::spawn(async move { connect(&address).await.reply(database, doc! { "find": "c" }).await.unwrap() })
+/// Adds finds that will not be answered yet.
+fn add_finds(pending: &mut JoinSet<Document>, count: usize, address: &Address) {
+    for _ in 0..count {
+        let address = address.clone();
+        pending.spawn(async move { connect(&address).await.reply("logs", doc! { "find": "c" }).await.unwrap() });
+    }
 }
 
 #[tokio::test]
@@ -222,10 +224,11 @@ async fn one_cluster_never_waits_for_another_whose_queue_is_full() {
     let proxy = front(&users.uri(), &logs.uri(), "max_pool_size = 2\nwait_queue_size = 4").await;
     let hold = hold_finds(&logs.members()[0], "logs.c").await;
     let address = proxy.address();
-    let holding: Vec<_> = (0..2).map(|_| pending_find(address, "logs")).collect();
+    let mut pending = JoinSet::new();
+    add_finds(&mut pending, 2, address);
     hold.reaches(2).await;
     let logs_cluster = &proxy.clusters()[1];
-    let queued: Vec<_> = (0..4).map(|_| pending_find(address, "logs")).collect();
+    add_finds(&mut pending, 4, address);
     eventually("four commands wait", async || logs_cluster.admission.waiting() == 4).await;
     let shed = connect(address).await.reply("logs", doc! { "find": "c" }).await.unwrap();
     assert_eq!(shed.get_i32("code").unwrap(), 462, "its own queue is full: {shed}");
@@ -241,8 +244,8 @@ async fn one_cluster_never_waits_for_another_whose_queue_is_full() {
     assert_eq!(proxy.clusters()[0].admission.waiting(), 0);
     assert_eq!(logs_cluster.admission.waiting(), 4, "all of them wait still");
     hold.release().await;
-    for done in join_all(holding.into_iter().chain(queued)).await {
-        assert_eq!(done.unwrap().get_f64("ok").unwrap(), 1.0);
+    for found in pending.join_all().await {
+        assert_eq!(found.get_f64("ok").unwrap(), 1.0, "{found}");
     }
 }
 
@@ -253,18 +256,18 @@ async fn one_cluster_serves_while_another_hangs_or_is_not_there() {
     let address = proxy.address();
     connect(address).await.command("logs", insert(1)).await.unwrap();
     logs.members()[0].pause().await.unwrap();
-    let mut hanging: Vec<_> = (0..4).map(|_| pending_find(address, "logs")).collect();
+    let mut hanging = JoinSet::new();
+    add_finds(&mut hanging, 4, address);
     serves(address, &mut hanging).await;
     logs.members()[0].resume().unwrap();
-    drop(join_all(hanging).await);
 
     // Nobody listens there from the start: clients are greeted, and served where somebody is.
     let (listener, port) = scripted::listen(None);
     drop(listener);
     let proxy = front(&users.uri(), &format!("mongodb://127.0.0.1:{port}/?replicaSet=none"), "").await;
-    let mut waiting: Vec<_> = (0..4).map(|_| pending_find(proxy.address(), "logs")).collect();
+    let mut waiting = JoinSet::new();
+    add_finds(&mut waiting, 4, proxy.address());
     serves(proxy.address(), &mut waiting).await;
-    waiting.iter().for_each(JoinHandle::abort);
     let stats = http(proxy.admin_address(), "GET", "/stats", "").await;
     let (_, body) = stats.split_once("\r\n\r\n").unwrap();
     let stats: serde_json::Value = serde_json::from_str(body).unwrap();
@@ -274,7 +277,7 @@ async fn one_cluster_serves_while_another_hangs_or_is_not_there() {
 }
 
 /// Fails if a command for the first cluster waits until one of the others is answered.
-async fn serves(address: &Address, others: &mut [JoinHandle<Document>]) {
+async fn serves(address: &Address, others: &mut JoinSet<Document>) {
     let work = async {
         let mut client = connect(address).await;
         let driver = Client::with_uri_str(format!("mongodb://{address}/")).await.unwrap();
@@ -285,7 +288,7 @@ async fn serves(address: &Address, others: &mut [JoinHandle<Document>]) {
     };
     tokio::select! {
         biased;
-        (other, ..) = select_all(others.iter_mut()) => panic!("too late, this was answered before: {other:?}"),
+        other = others.join_next() => panic!("too late, this was answered before: {other:?}"),
         () = work => {}
     }
 }
@@ -295,7 +298,7 @@ struct Told {
     name: &'static str,
     uri: String,
     asked: Arc<Mutex<Vec<Document>>>,
-    task: JoinHandle<()>,
+    _tasks: JoinSet<()>,
 }
 
 /// The number of every cursor of a bulkWrite there.
@@ -306,11 +309,13 @@ impl Told {
         let (listener, port) = scripted::listen(None);
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (uri, all) = (format!("mongodb://127.0.0.1:{port}/"), asked.clone());
-        let task = tokio::spawn(async move {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let asked = all.clone();
-                tokio::spawn(async move {
+                connections.spawn(async move {
                     while let Some(message) = scripted::read_message(&mut stream).await {
                         let reply = if scripted::is_hello(&scripted::command_name(&message)) {
                             scripted::mongos_hello()
@@ -327,7 +332,7 @@ impl Told {
                 });
             }
         });
-        Self { name, uri, asked, task }
+        Self { name, uri, asked, _tasks: tasks }
     }
 
     /// The commands of these names so far.
@@ -335,12 +340,6 @@ impl Told {
         let asked = self.asked.lock().unwrap();
         let of_these = |command: &&Document| names.contains(&command.keys().next().map_or("", String::as_str));
         asked.iter().filter(of_these).cloned().collect()
-    }
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 
@@ -439,6 +438,32 @@ async fn commands_on_admin_go_where_they_belong() {
     for cluster in [&users, &logs] {
         assert!(cluster.asked.lock().unwrap().iter().all(|command| !command.contains_key("$clusterTime")));
     }
+}
+
+#[tokio::test]
+async fn the_same_server_counts_in_each_cluster_for_itself() {
+    let server = Told::start("both");
+    let proxy = front(&server.uri, &server.uri, "max_pool_size = 3").await;
+    let mut client = connect(proxy.address()).await;
+    for database in ["app", "logs"] {
+        client.command(database, doc! { "find": "c" }).await.unwrap();
+    }
+    let address = proxy.clusters()[0].servers()[0].address.to_string();
+    let page = async || http(proxy.admin_address(), "GET", "/metrics", "").await;
+    let connections = async |cluster: &str| {
+        let labels = format!("{{cluster=\"{cluster}\",server=\"{address}\",state=\"available\"}} 2");
+        page().await.contains(&format!("mongomux_upstream_connections{labels}\n"))
+    };
+    for (cluster, most) in [("users", 10), ("logs", 3)] {
+        eventually("its pool is filled", async || connections(cluster).await).await;
+        let max = format!("mongomux_upstream_connections_max{{cluster=\"{cluster}\",server=\"{address}\"}} {most}\n");
+        assert!(page().await.contains(&max), "{max}");
+    }
+    let pools = client.command("admin", doc! { "connPoolStats": 1 }).await.unwrap();
+    let hosts = pools.get_document("hosts").unwrap();
+    assert_eq!(hosts.len(), 1, "one host, with the connections of both: {pools}");
+    assert_eq!(hosts.get_document(&address).unwrap().get_i32("available").unwrap(), 4, "{pools}");
+    assert_eq!(pools.get_i32("totalAvailable").unwrap(), 4, "{pools}");
 }
 
 #[tokio::test]

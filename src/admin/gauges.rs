@@ -10,29 +10,18 @@ use crate::telemetry::labels::{ConnectionState, Label, Lane, PinKind};
 use crate::upstream::Cluster;
 use crate::upstream::pool::lock;
 
-/// Sets the gauges of pools, queues, pins and memory. Two clusters may share a server and thereby its gauges, so values
-/// are added up.
+/// Sets the gauges of pools, queues, pins and memory.
 pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudget, now: Instant) {
-    let servers: Vec<_> = clusters.iter().flat_map(|cluster| cluster.servers()).collect();
-    for server in &servers {
-        for state in ConnectionState::ALL {
-            server.metrics.connections[*state].set(0);
-        }
-        for lane in Lane::ALL {
-            server.metrics.wait_queue_length[*lane].set(0);
-        }
-        server.metrics.connections_max.set(0);
-    }
     let mut oldest = None;
-    for server in &servers {
+    for server in clusters.iter().flat_map(|cluster| cluster.servers()) {
         let pool = server.pool.snapshot();
         let connections = &server.metrics.connections;
-        connections[ConnectionState::Available].add(pool.counts.available.into());
-        connections[ConnectionState::InUse].add(pool.counts.in_use.into());
-        connections[ConnectionState::Pending].add(pool.counts.pending.into());
-        server.metrics.connections_max.add(pool.max_pool_size.into());
+        connections[ConnectionState::Available].set(pool.counts.available.into());
+        connections[ConnectionState::InUse].set(pool.counts.in_use.into());
+        connections[ConnectionState::Pending].set(pool.counts.pending.into());
+        server.metrics.connections_max.set(pool.max_pool_size.into());
         for (lane, waiting) in Lane::ALL.iter().zip(pool.waiting) {
-            server.metrics.wait_queue_length[*lane].add(gauge(waiting));
+            server.metrics.wait_queue_length[*lane].set(gauge(waiting));
         }
         oldest = oldest.into_iter().chain(pool.oldest).min();
     }

@@ -100,8 +100,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// All metrics at 0.
+    /// All metrics at 0, for one cluster: there the series of a server have no other label than their contract says.
     pub fn new() -> Arc<Self> {
+        Self::with_servers(false)
+    }
+
+    /// All metrics at 0, for several clusters: the series of a server have the cluster as a label as well, since two may have
+    /// the same server, and each sees it with its own eyes.
+    pub fn by_cluster() -> Arc<Self> {
+        Self::with_servers(true)
+    }
+
+    fn with_servers(by_cluster: bool) -> Arc<Self> {
         let registry = Registry::new();
         let table = Table(&registry);
         registry.register(Box::new(ProcessCollector::for_self())).expect("nobody else has registered it");
@@ -109,7 +119,7 @@ impl Metrics {
         table.add(IntGauge::with_opts(version.const_label("version", env!("CARGO_PKG_VERSION")))).set(1);
 
         Arc::new(Self {
-            servers: Arc::new(ServerTable::new(&table)),
+            servers: Arc::new(ServerTable::new(&table, by_cluster)),
             client_connections: table.gauges("client_connections", "Client sockets that are open."),
             client_connections_opened: table.counter("client_connections_opened_total", "Client sockets accepted."),
             client_connections_closed: table.counters("client_connections_closed_total", "Client sockets closed."),
@@ -162,10 +172,11 @@ impl Metrics {
         })
     }
 
-    /// The metrics of the server labelled `server` (`host:port`), at 0 if it is new. They leave `/metrics` with the
-    /// last holder, so the topology keeps them as long as it knows the server.
-    pub fn server(&self, server: &str) -> Arc<ServerMetrics> {
-        self.servers.metrics_of(server)
+    /// The metrics of the server labelled `server` (`host:port`) of a cluster, at 0 if it is new. They leave `/metrics` with
+    /// the last holder, so the topology keeps them as long as it knows the server.
+    pub fn server(&self, cluster: &str, server: &str) -> Arc<ServerMetrics> {
+        let cluster = self.servers.by_cluster.then(|| cluster.to_owned());
+        self.servers.metrics_of(Key { cluster, server: server.to_owned() })
     }
 
     /// Notes that the configuration was loaded, or that it could not be.
@@ -191,7 +202,7 @@ impl Metrics {
 /// The metrics of one server, in the order of the table in `ServerTable::new`.
 #[expect(missing_docs, reason = "each field is described by the help text of its metric")]
 pub struct ServerMetrics {
-    server: String,
+    key: Key,
     table: Arc<ServerTable>,
 
     pub connections: By<ConnectionState, IntGauge>,
@@ -225,12 +236,28 @@ impl ServerMetrics {
 
 impl Drop for ServerMetrics {
     fn drop(&mut self) {
-        self.table.forget(&self.server);
+        self.table.forget(&self.key);
+    }
+}
+
+/// Whose metrics they are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    /// Where there are several.
+    cluster: Option<String>,
+    server: String,
+}
+
+impl Key {
+    /// The values of the labels, `more` last.
+    fn values<'a>(&'a self, more: Option<&'a str>) -> Vec<&'a str> {
+        self.cluster.as_deref().into_iter().chain([self.server.as_str()]).chain(more).collect()
     }
 }
 
 /// The metrics that exist once per server, and who has them.
 struct ServerTable {
+    by_cluster: bool,
     connections: IntGaugeVec,
     connections_max: IntGaugeVec,
     connections_created: IntCounterVec,
@@ -243,15 +270,19 @@ struct ServerTable {
     retries_denied: IntCounterVec,
     events: IntCounterVec,
     state: IntGaugeVec,
-    /// Two clusters may know the same server, and a server may come back before everybody has let go of it.
-    known: Mutex<BTreeMap<String, Weak<ServerMetrics>>>,
+    /// A server may come back before everybody has let go of it.
+    known: Mutex<BTreeMap<Key, Weak<ServerMetrics>>>,
 }
 
 impl ServerTable {
-    fn new(table: &Table<'_>) -> Self {
-        let gauges = |name, help, labels: &[&str]| table.add(IntGaugeVec::new(opts(name, help), labels));
-        let counters = |name, help, labels: &[&str]| table.add(IntCounterVec::new(opts(name, help), labels));
+    fn new(table: &Table<'_>, by_cluster: bool) -> Self {
+        let first = by_cluster.then_some("cluster");
+        let all = |labels: &[&'static str]| -> Vec<&str> { first.into_iter().chain(labels.iter().copied()).collect() };
+        let gauges = |name, help, labels: &[&'static str]| table.add(IntGaugeVec::new(opts(name, help), &all(labels)));
+        let counters =
+            |name, help, labels: &[&'static str]| table.add(IntCounterVec::new(opts(name, help), &all(labels)));
         Self {
+            by_cluster,
             connections: gauges(
                 "upstream_connections",
                 "Upstream connections, by state.",
@@ -308,57 +339,58 @@ impl ServerTable {
         }
     }
 
-    fn metrics_of(self: &Arc<Self>, server: &str) -> Arc<ServerMetrics> {
+    fn metrics_of(self: &Arc<Self>, key: Key) -> Arc<ServerMetrics> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(metrics) = known.get(server).and_then(Weak::upgrade) {
+        if let Some(metrics) = known.get(&key).and_then(Weak::upgrade) {
             return metrics;
         }
+        let (only, with) = (key.values(None), |more| key.values(Some(more)));
         let metrics = Arc::new(ServerMetrics {
-            connections: By::each(|state| self.connections.with_label_values(&[server, state])),
-            connections_max: self.connections_max.with_label_values(&[server]),
-            connections_created: self.connections_created.with_label_values(&[server]),
-            connections_closed: By::each(|reason| self.connections_closed.with_label_values(&[server, reason])),
-            wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&[server, lane])),
-            degraded_reads: self.degraded_reads.with_label_values(&[server]),
-            breaker_state: self.breaker_state.with_label_values(&[server]),
-            breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&[server, to])),
-            breaker_trips: By::each(|reason| self.breaker_trips.with_label_values(&[server, reason])),
-            retries_denied: self.retries_denied.with_label_values(&[server]),
-            events: By::each(|event| self.events.with_label_values(&[server, event])),
-            state: By::each(|state| self.state.with_label_values(&[server, state])),
-            server: server.to_owned(),
+            connections: By::each(|state| self.connections.with_label_values(&with(state))),
+            connections_max: self.connections_max.with_label_values(&only),
+            connections_created: self.connections_created.with_label_values(&only),
+            connections_closed: By::each(|reason| self.connections_closed.with_label_values(&with(reason))),
+            wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&with(lane))),
+            degraded_reads: self.degraded_reads.with_label_values(&only),
+            breaker_state: self.breaker_state.with_label_values(&only),
+            breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&with(to))),
+            breaker_trips: By::each(|reason| self.breaker_trips.with_label_values(&with(reason))),
+            retries_denied: self.retries_denied.with_label_values(&only),
+            events: By::each(|event| self.events.with_label_values(&with(event))),
+            state: By::each(|state| self.state.with_label_values(&with(state))),
+            key: key.clone(),
             table: Arc::clone(self),
         });
-        known.insert(server.to_owned(), Arc::downgrade(&metrics));
+        known.insert(key, Arc::downgrade(&metrics));
         metrics
     }
 
     /// Removes what the last holder left behind, unless the server has come back in the meantime: then the new holder
     /// counts on in the same metrics.
-    fn forget(&self, server: &str) {
+    fn forget(&self, key: &Key) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.get(server).is_some_and(|metrics| metrics.strong_count() > 0) {
+        if known.get(key).is_some_and(|metrics| metrics.strong_count() > 0) {
             return;
         }
-        known.remove(server);
-        remove::<ConnectionState, _>(&self.connections, server);
-        remove_one(&self.connections_max, &[server]);
-        remove_one(&self.connections_created, &[server]);
-        remove::<ConnectionClosed, _>(&self.connections_closed, server);
-        remove::<Lane, _>(&self.wait_queue_length, server);
-        remove_one(&self.degraded_reads, &[server]);
-        remove_one(&self.breaker_state, &[server]);
-        remove::<BreakerLabel, _>(&self.breaker_transitions, server);
-        remove::<TripLabel, _>(&self.breaker_trips, server);
-        remove_one(&self.retries_denied, &[server]);
-        remove::<ServerEvent, _>(&self.events, server);
-        remove::<ServerState, _>(&self.state, server);
+        known.remove(key);
+        remove::<ConnectionState, _>(&self.connections, key);
+        remove_one(&self.connections_max, &key.values(None));
+        remove_one(&self.connections_created, &key.values(None));
+        remove::<ConnectionClosed, _>(&self.connections_closed, key);
+        remove::<Lane, _>(&self.wait_queue_length, key);
+        remove_one(&self.degraded_reads, &key.values(None));
+        remove_one(&self.breaker_state, &key.values(None));
+        remove::<BreakerLabel, _>(&self.breaker_transitions, key);
+        remove::<TripLabel, _>(&self.breaker_trips, key);
+        remove_one(&self.retries_denied, &key.values(None));
+        remove::<ServerEvent, _>(&self.events, key);
+        remove::<ServerState, _>(&self.state, key);
     }
 }
 
-fn remove<L: Label, T: MetricVecBuilder>(metrics: &MetricVec<T>, server: &str) {
+fn remove<L: Label, T: MetricVecBuilder>(metrics: &MetricVec<T>, key: &Key) {
     for label in L::ALL {
-        remove_one(metrics, &[server, label.as_str()]);
+        remove_one(metrics, &key.values(Some(label.as_str())));
     }
 }
 
@@ -488,7 +520,7 @@ mod tests {
     #[test]
     fn the_first_scrape_has_every_metric_with_every_label_at_zero() {
         let metrics = Metrics::new();
-        let _server = metrics.server("db:27017");
+        let _server = metrics.server("default", "db:27017");
         let text = metrics.render();
         let lines: BTreeSet<&str> = text.lines().collect();
         for (name, kind, labels) in contract() {
@@ -505,7 +537,7 @@ mod tests {
     #[test]
     fn there_is_nothing_beside_the_contract() {
         let metrics = Metrics::new();
-        let _server = metrics.server("db:27017");
+        let _server = metrics.server("default", "db:27017");
         let mut expected: BTreeSet<String> = contract().iter().map(|(name, ..)| format!("mongomux_{name}")).collect();
         expected.insert("mongomux_build_info".to_owned());
         let families = metrics.registry.gather();
@@ -523,7 +555,7 @@ mod tests {
     #[test]
     fn names_follow_prometheus_conventions() {
         let metrics = Metrics::new();
-        let _server = metrics.server("db:27017");
+        let _server = metrics.server("default", "db:27017");
         for family in metrics.registry.gather() {
             let name = family.name();
             let kind = family.get_field_type();
@@ -572,24 +604,46 @@ mod tests {
     fn a_server_comes_with_zeros_and_leaves_with_its_last_holder() {
         let metrics = Metrics::new();
         assert!(!metrics.render().contains("server="));
-        let first = metrics.server("db:27017");
-        let second = metrics.server("db:27017");
+        let first = metrics.server("default", "db:27017");
+        let second = metrics.server("default", "db:27017");
         first.connections_created.inc();
         assert_eq!(second.connections_created.get(), 1, "both count in the same place");
         drop(first);
         assert!(metrics.render().contains("mongomux_upstream_connections_created_total{server=\"db:27017\"} 1"));
         drop(second);
         assert!(!metrics.render().contains("server="), "nothing is left behind");
-        let again = metrics.server("db:27017");
+        let again = metrics.server("default", "db:27017");
         assert_eq!(again.connections_created.get(), 0);
+    }
+
+    #[test]
+    fn several_clusters_count_the_same_server_each_for_itself() {
+        let metrics = Metrics::by_cluster();
+        let (users, logs) = (metrics.server("users", "db:27017"), metrics.server("logs", "db:27017"));
+        users.connections_created.inc();
+        logs.breaker_changed(BreakerLabel::Open, BreakerLabel::Open);
+        users.state_changed(ServerState::Primary);
+        let text = metrics.render();
+        for line in [
+            "mongomux_upstream_connections_created_total{cluster=\"users\",server=\"db:27017\"} 1",
+            "mongomux_upstream_connections_created_total{cluster=\"logs\",server=\"db:27017\"} 0",
+            "mongomux_breaker_state{cluster=\"users\",server=\"db:27017\"} 0",
+            "mongomux_breaker_state{cluster=\"logs\",server=\"db:27017\"} 2",
+            "mongomux_server_state{cluster=\"logs\",server=\"db:27017\",state=\"primary\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "missing: {line}");
+        }
+        drop(users);
+        assert!(!metrics.render().contains("cluster=\"users\""), "each leaves by itself");
+        assert!(metrics.render().contains("cluster=\"logs\""));
     }
 
     #[test]
     fn a_server_that_comes_back_while_its_old_metrics_are_dropped_stays() {
         let metrics = Metrics::new();
-        let server = metrics.server("db:27017");
+        let server = metrics.server("default", "db:27017");
         // The late half of a drop that lost the race against a new holder.
-        metrics.servers.forget("db:27017");
+        metrics.servers.forget(&Key { cluster: None, server: "db:27017".to_owned() });
         server.connections_max.set(10);
         assert!(metrics.render().contains("mongomux_upstream_connections_max{server=\"db:27017\"} 10"));
     }
@@ -597,7 +651,7 @@ mod tests {
     #[test]
     fn states_are_shown_as_one_of_a_set_and_the_breaker_as_a_number() {
         let metrics = Metrics::new();
-        let server = metrics.server("db:27017");
+        let server = metrics.server("default", "db:27017");
         server.state_changed(ServerState::Primary);
         server.state_changed(ServerState::Secondary);
         server.breaker_changed(BreakerLabel::HalfOpen, BreakerLabel::Open);

@@ -448,7 +448,7 @@ impl Cluster {
         if let Some(server) = lock(&self.leaving).remove(address).filter(|server| server.pool.reopen()) {
             return server;
         }
-        let metrics = self.metrics.server(&address.to_string());
+        let metrics = self.metrics.server(&self.config.name, &address.to_string());
         let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
         let monitor = self.monitor.clone();
         let pool = Pool::new(PoolParts {

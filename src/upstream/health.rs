@@ -262,7 +262,7 @@ mod tests {
             open_max: Duration::from_secs(60),
         };
         let metrics = Metrics::new();
-        (Health::new(Address::tcp("db", 1), &config, metrics.server("db:1")), metrics)
+        (Health::new(Address::tcp("db", 1), &config, metrics.server("default", "db:1")), metrics)
     }
 
     const BROKEN: Outcome = Outcome::Failure(Failure::Network);

@@ -324,7 +324,7 @@ impl Setup {
     pub(super) fn start_paused(self) -> Rig {
         let address = Address::Tcp { host: "scripted".to_owned(), port: 27017 };
         let (tasks, metrics, greeted) = (Tasks::new(), Metrics::new(), Arc::new(AtomicU32::new(0)));
-        let server_metrics = metrics.server(&address.to_string());
+        let server_metrics = metrics.server("default", &address.to_string());
         let health = Arc::new(Health::new(address.clone(), &self.breaker, server_metrics.clone()));
         let greetings = greeted.clone();
         let pool = Pool::new(PoolParts {
