@@ -17,10 +17,10 @@ use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
-use crate::upstream::Cluster;
 use crate::upstream::handshake::UpstreamDialer;
 use crate::upstream::pool::lock;
 use crate::upstream::tls::TlsError;
+use crate::upstream::{Cluster, Liveness};
 
 /// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
 /// server from a slow one.
@@ -83,11 +83,12 @@ impl App {
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let mut bound = Vec::new();
+        let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
-            let socket = BoundSocket::bind(&listener.listen).await?;
+            let socket = BoundSocket::bind(&listener.listen, liveness).await?;
             bound.push((listener, socket));
         }
-        let admin_listener = BoundSocket::bind(&config.admin).await?;
+        let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
         let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
@@ -115,8 +116,9 @@ impl App {
             let facts = facade::follow(&behind, offer, &tasks);
             let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
             let (cluster, databases) = (&listener.cluster, &listener.databases);
-            tracing::info!(%cluster, %databases, address = %socket.address(), "listening");
-            listen(socket, &shared, &places, &draining, &tasks);
+            let proxied = listener.proxy_protocol;
+            tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
+            listen(socket, proxied, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
@@ -249,6 +251,7 @@ fn behind(listener: &ListenerConfig, clusters: &[Arc<Cluster>]) -> Clusters {
 
 fn listen(
     socket: BoundSocket,
+    proxied: bool,
     shared: &Arc<ClientShared>,
     places: &Arc<Semaphore>,
     draining: &watch::Sender<bool>,
@@ -258,7 +261,7 @@ fn listen(
     tasks.spawn("listen", async move {
         // The listener closes when it loses; its clients have tasks of their own.
         tokio::select! {
-            () = listener::serve(socket, shared, places) => {}
+            () = listener::serve(socket, proxied, shared, places) => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     });

@@ -99,6 +99,9 @@ mod tests {
     use crate::admission::MemoryBudget;
     use crate::config::Address;
     use crate::telemetry::Metrics;
+    use crate::upstream::Liveness;
+
+    const LIVENESS: Liveness = Liveness::UPSTREAM;
 
     fn admin() -> Arc<Admin> {
         Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
@@ -106,7 +109,7 @@ mod tests {
 
     /// A port that is served, without any cluster.
     async fn served() -> (std::net::SocketAddr, Tasks) {
-        let listener = BoundSocket::bind(&Address::tcp("127.0.0.1", 0)).await.unwrap();
+        let listener = BoundSocket::bind(&Address::tcp("127.0.0.1", 0), LIVENESS).await.unwrap();
         let address = listener.address().to_string().parse().unwrap();
         let tasks = Tasks::new();
         tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
@@ -187,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn a_taken_port_is_named() {
         let (address, tasks) = served().await;
-        let error = BoundSocket::bind(&Address::tcp("127.0.0.1", address.port())).await.unwrap_err();
+        let error = BoundSocket::bind(&Address::tcp("127.0.0.1", address.port()), LIVENESS).await.unwrap_err();
         let said = error.to_string();
         assert!(said.starts_with(&format!("cannot listen on {address}: ")), "{said}");
         end(tasks).await;
@@ -200,17 +203,17 @@ mod tests {
         let address = Address::Unix(path.clone());
         // As a process that was killed leaves it.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let listener = BoundSocket::bind(&address).await.expect("the dead socket is replaced");
+        let listener = BoundSocket::bind(&address, LIVENESS).await.expect("the dead socket is replaced");
         let tasks = Tasks::new();
         tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
         let stream = UnixStream::connect(&path).await.unwrap();
         let text = answer(stream, "GET /stats HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200"), "a unix socket counts as loopback: {text}");
-        assert!(BoundSocket::bind(&address).await.is_err(), "a living socket is left alone");
+        assert!(BoundSocket::bind(&address, LIVENESS).await.is_err(), "a living socket is left alone");
         end(tasks).await;
         assert!(!path.exists());
         std::fs::write(&path, "somebody's file").unwrap();
-        assert!(BoundSocket::bind(&address).await.is_err());
+        assert!(BoundSocket::bind(&address, LIVENESS).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's file");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use crate::config::Address;
 use crate::config::limits::UNSENT_BYTES;
+use crate::upstream::Liveness;
 
 /// Connections that the system completes before we accept them: enough for a storm of thousands.
 const BACKLOG: u32 = 4096;
@@ -49,25 +50,42 @@ pub enum Accepted {
     Unix(UnixStream),
 }
 
-/// The file of a unix socket leaves with its listener.
+/// The file of a unix socket leaves with its listener, unless somebody else has put another one in its place.
 #[derive(Debug)]
-struct RemoveFile(PathBuf);
+struct RemoveFile {
+    path: PathBuf,
+    /// Device and number of the file; `None` if they cannot be told.
+    identity: Option<(u64, u64)>,
+}
 
-impl Drop for RemoveFile {
-    fn drop(&mut self) {
-        // Somebody else has removed it already: fine as well.
-        std::fs::remove_file(&self.0).unwrap_or_default();
+impl RemoveFile {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), identity: identity(path) }
     }
 }
 
+impl Drop for RemoveFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            // Somebody else has removed it just now: fine as well.
+            std::fs::remove_file(&self.path).unwrap_or_default();
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
+}
+
 impl BoundSocket {
-    /// Takes the address. A unix socket whose listener has died is replaced.
+    /// Takes the address. A unix socket whose listener has died is replaced; who may connect to it is decided by the umask,
+    /// which usually leaves its owner alone.
     ///
     /// # Errors
     /// [`BindError`] names the address and what the system said.
-    pub async fn bind(address: &Address) -> Result<Self, BindError> {
+    pub async fn bind(address: &Address, liveness: Liveness) -> Result<Self, BindError> {
         let bound = match address {
-            Address::Tcp { host, port } => bind_tcp(host, *port).await,
+            Address::Tcp { host, port } => bind_tcp(host, *port, liveness).await,
             Address::Unix(path) => bind_unix(path).await,
         };
         bound.map_err(|error| BindError { address: address.clone(), error })
@@ -93,7 +111,7 @@ impl BoundSocket {
     }
 }
 
-async fn bind_tcp(host: &str, port: u16) -> io::Result<BoundSocket> {
+async fn bind_tcp(host: &str, port: u16, liveness: Liveness) -> io::Result<BoundSocket> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in tokio::net::lookup_host((host, port)).await? {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
@@ -103,6 +121,10 @@ async fn bind_tcp(host: &str, port: u16) -> io::Result<BoundSocket> {
         // reading.
         if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
             tracing::debug!(%address, %error, "cannot set TCP_NOTSENT_LOWAT");
+        }
+        // Passed on as well, so that it costs no call for each client.
+        if let Err(error) = liveness.watch(&socket) {
+            tracing::warn!(%address, %error, "clients that vanish will be noticed late");
         }
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => {
@@ -124,7 +146,7 @@ async fn bind_unix(path: &Path) -> io::Result<BoundSocket> {
         }
         bound => bound,
     }?;
-    let socket = Socket::Unix { listener, _file: RemoveFile(path.to_owned()) };
+    let socket = Socket::Unix { listener, _file: RemoveFile::new(path) };
     Ok(BoundSocket { socket, address: Address::Unix(path.to_owned()) })
 }
 
@@ -132,4 +154,38 @@ async fn bind_unix(path: &Path) -> io::Result<BoundSocket> {
 async fn is_dead(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path).await.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIVENESS: Liveness = Liveness { keepalive: Duration::from_secs(77), unacknowledged: Duration::from_secs(99) };
+
+    #[tokio::test]
+    async fn what_is_accepted_tells_when_its_client_is_gone() {
+        for host in ["127.0.0.1", "::1"] {
+            let listener = BoundSocket::bind(&Address::tcp(host, 0), LIVENESS).await.unwrap();
+            let Address::Tcp { host, port } = listener.address() else { panic!("TCP was asked for") };
+            let _client = TcpStream::connect((host.as_str(), *port)).await.unwrap();
+            let Accepted::Tcp(stream, _) = listener.accept().await.unwrap() else { panic!("TCP was asked for") };
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap(), "{host}");
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), LIVENESS.keepalive);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(LIVENESS.unacknowledged));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_removes_its_own_file_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        let first = BoundSocket::bind(&Address::Unix(path.clone()), LIVENESS).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let second = BoundSocket::bind(&Address::Unix(path.clone()), LIVENESS).await.unwrap();
+        drop(first);
+        UnixStream::connect(&path).await.expect("the file of the second one is left alone");
+        drop(second);
+        assert!(!path.exists());
+    }
 }

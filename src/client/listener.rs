@@ -9,13 +9,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
+use super::proxy_header;
 use super::session::Session;
 use super::shared::ClientShared;
 use crate::telemetry::labels::{ClientClosed, ClientState};
 
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
-/// `places` as long as it is open.
-pub async fn serve(socket: BoundSocket, shared: Arc<ClientShared>, places: Arc<Semaphore>) {
+/// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol.
+pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>, places: Arc<Semaphore>) {
     loop {
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match socket.accept().await {
@@ -23,10 +24,10 @@ pub async fn serve(socket: BoundSocket, shared: Arc<ClientShared>, places: Arc<S
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
                 }
-                start(Session::new(stream, peer.to_string().into(), shared.clone()), &shared, place);
+                begin(stream, peer.to_string().into(), proxied, &shared, place);
             }
             Ok(Accepted::Unix(stream)) => {
-                start(Session::new(stream, "anonymous unix socket".into(), shared.clone()), &shared, place);
+                begin(stream, "anonymous unix socket".into(), proxied, &shared, place);
             }
             Err(error) => {
                 tracing::warn!(listener = %socket.address(), %error, "cannot accept");
@@ -36,15 +37,46 @@ pub async fn serve(socket: BoundSocket, shared: Arc<ClientShared>, places: Arc<S
     }
 }
 
-/// Runs a session in a task of its own, and counts it.
-fn start<S>(session: Session<S>, shared: &Arc<ClientShared>, place: OwnedSemaphorePermit)
+fn begin<S>(stream: S, peer: Box<str>, proxied: bool, shared: &Arc<ClientShared>, place: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    if proxied {
+        let session = after_header(stream, peer, shared.clone());
+        start(session, shared, place);
+    } else {
+        start(Session::new(stream, peer, shared.clone()).run(), shared, place);
+    }
+}
+
+/// A session that begins once a load balancer has told whose it is.
+async fn after_header<S>(mut stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> ClientClosed
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // Boxed, as it is done with long before the client is.
+    let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, proxy_header::take(&mut stream))).await;
+    let peer = match header {
+        Ok(Ok(told)) => told.map_or(peer, |client| client.to_string().into()),
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "closing a connection that does not say whose it is");
+            return ClientClosed::ProxyHeader;
+        }
+        Err(_) => return ClientClosed::HandshakeTimeout,
+    };
+    Session::new(stream, peer, shared).run().await
+}
+
+/// Runs a session in a task of its own, and counts it.
+fn start(
+    session: impl Future<Output = ClientClosed> + Send + 'static,
+    shared: &Arc<ClientShared>,
+    place: OwnedSemaphorePermit,
+) {
     let open = OpenClient::new(shared.clone());
     shared.activity.sessions.spawn(
         "client",
-        session.run().map(move |reason| {
+        session.map(move |reason| {
             open.closed(reason);
             drop(place);
         }),

@@ -209,6 +209,25 @@ pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 pub const MAX_DEGRADED_NAMESPACES: usize = 256;
 /// Longest namespace, bytes: the server's own limit.
 pub const MAX_NAMESPACE_BYTES: usize = 255;
+/// A silent server is asked by keep-alive after this long. A command may be silent for hours, so this is how a flow that died
+/// under it is told from one that works: well below the 4 to 10 minutes after which firewalls forget.
+pub const UPSTREAM_KEEPALIVE: Duration = Duration::from_secs(10);
+/// A connection to a server ends when nothing was acknowledged for this long: longer than a network takes to find another way
+/// or a virtual machine to move, and time for four questions. The monitor needs 15 s to see a dead *server*; this is for
+/// flows that die alone.
+pub const UPSTREAM_UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// A silent client is asked by keep-alive after this long, as drivers do with servers. There are thousands.
+pub const CLIENT_KEEPALIVE: Duration = Duration::from_secs(120);
+/// A client's socket ends when nothing was acknowledged for this long, at the least: it costs a kilobyte and its place among
+/// `max_clients`, so there is no hurry.
+pub const CLIENT_UNACKNOWLEDGED: Duration = Duration::from_secs(180);
+/// From one question of keep-alive to the next.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Questions of keep-alive that a socket outlives unanswered, at the least.
+const KEEPALIVE_QUESTIONS: u64 = 4;
+/// The header of the PROXY protocol, bytes: addresses of any family take 232, names and certificates of load balancers some
+/// hundred.
+pub const MAX_PROXY_HEADER_BYTES: usize = 1 << 10;
 /// Open files beside client and upstream sockets: listeners, admin port, monitors, epoll, standard streams.
 pub const OPEN_FILES_RESERVE: u64 = 128;
 /// Servers assumed per cluster when open files are reckoned before any server is known: the usual replica set.
@@ -282,6 +301,11 @@ const _: () = {
     assert!(MAX_MESSAGE_BYTES.max <= i32::MAX as u64, "a message carries its length as an i32");
     assert!(CONNECTION_BUFFER_BYTES <= SCRATCH_BUFFER_BYTES);
     assert!((MAX_ADMIN_CONNECTIONS as u64) < OPEN_FILES_RESERVE, "admin sockets are part of the reserve");
+    let questions = KEEPALIVE_QUESTIONS * KEEPALIVE_INTERVAL.as_secs();
+    assert!(UPSTREAM_KEEPALIVE.as_secs() + questions <= UPSTREAM_UNACKNOWLEDGED.as_secs());
+    assert!(CLIENT_KEEPALIVE.as_secs() + questions <= CLIENT_UNACKNOWLEDGED.as_secs());
+    assert!(UPSTREAM_KEEPALIVE.as_secs() < 4 * MINUTE / 1_000, "firewalls forget idle flows after 4 minutes");
+    assert!(CLIENT_KEEPALIVE.as_secs() < 4 * MINUTE / 1_000, "firewalls forget idle flows after 4 minutes");
     assert!(NEVER.as_millis() > MAX_LIFETIME.max as u128);
 };
 

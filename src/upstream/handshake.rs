@@ -14,6 +14,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 
 use super::connection::{Connection, Greeting, ReceiveError, Stream};
+use super::liveness::Liveness;
 use super::pool::lock;
 use super::tls::{TlsError, UpstreamTls};
 use crate::admission::MemoryBudget;
@@ -35,9 +36,6 @@ pub const DEFAULT_APP_NAME: &str = "mongomux";
 /// Derived keys that are kept, so that not every connection costs thousands of hash rounds. One credential needs one
 /// per mechanism and salt.
 const MAX_CACHED_KEYS: usize = 16;
-
-/// First probe of TCP keep-alive: firewalls drop idle flows after 4 to 10 minutes.
-const KEEPALIVE: Duration = Duration::from_secs(120);
 
 /// Makes connections to a server.
 pub trait Dialer: Send + Sync {
@@ -133,8 +131,7 @@ impl UpstreamDialer {
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(ConnectError::Dial)?;
                 stream.set_nodelay(true).map_err(ConnectError::Dial)?;
-                let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE);
-                socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(ConnectError::Dial)?;
+                Liveness::UPSTREAM.watch(&stream).map_err(ConnectError::Dial)?;
                 match &self.tls {
                     Some(tls) => Ok(Box::new(tls.connect(host, stream).await?)),
                     None => Ok(Box::new(stream)),
