@@ -467,22 +467,32 @@ async fn the_same_server_counts_in_each_cluster_for_itself() {
 }
 
 #[tokio::test]
-async fn an_unnamed_session_ends_in_each_cluster_that_it_was_used_in() {
+async fn open_transactions_are_kept_in_each_cluster_as_long_as_their_socket_and_no_longer() {
     let (users, logs) = (Told::start("users"), Told::start("logs"));
     let proxy = front(&users.uri, &logs.uri, "").await;
-    let (mut client, fields) = (connect(proxy.address()).await, doc! { "autocommit": false, "startTransaction": true });
-    // Open transactions of two sessions in two clusters, and a socket that is lost.
-    for (number, database) in [(1_i64, "app"), (2, "logs"), (3, "app"), (4, "logs")] {
-        let mut first = doc! { "insert": "c", "documents": [{}], "lsid": new_lsid(), "txnNumber": number };
-        first.extend(fields.clone());
+    let begin = async |client: &mut WireClient, database: &str, number: i64| {
+        let fields = doc! { "lsid": new_lsid(), "txnNumber": number, "autocommit": false, "startTransaction": true };
+        let mut first = doc! { "insert": "c", "documents": [{}] };
+        first.extend(fields);
         client.command(database, first).await.unwrap();
+    };
+    let aborted = |cluster: &Told| -> BTreeSet<i64> {
+        let aborts = cluster.asked(&["abortTransaction"]);
+        aborts.iter().map(|abort| abort.get_i64("txnNumber").unwrap()).collect()
+    };
+    let (mut kept, mut lost) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    for (number, database) in [(1, "app"), (2, "logs"), (3, "app"), (4, "logs")] {
+        begin(&mut kept, database, number).await;
     }
-    client.reset().unwrap();
-    for (cluster, numbers) in [(&users, [1_i64, 3]), (&logs, [2, 4])] {
-        let aborted = || -> BTreeSet<i64> {
-            let aborts = cluster.asked(&["abortTransaction"]);
-            aborts.iter().map(|abort| abort.get_i64("txnNumber").unwrap()).collect()
-        };
-        eventually("those without a client are aborted", async || aborted() == BTreeSet::from(numbers)).await;
-    }
+    begin(&mut lost, "app", 5).await;
+    begin(&mut lost, "logs", 6).await;
+    lost.reset().unwrap();
+    eventually("those of the lost socket are aborted", async || {
+        !aborted(&users).is_empty() && !aborted(&logs).is_empty()
+    })
+    .await;
+    // By now those of the other one, which are older, would be as well.
+    assert_eq!((aborted(&users), aborted(&logs)), (BTreeSet::from([5]), BTreeSet::from([6])));
+    kept.reset().unwrap();
+    eventually("all are aborted", async || (aborted(&users).len(), aborted(&logs).len()) == (3, 3)).await;
 }
