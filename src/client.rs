@@ -15,6 +15,7 @@ pub mod held;
 pub mod listener;
 pub mod long_poll;
 mod pace;
+mod packing;
 mod proxy_header;
 pub mod session;
 pub mod shared;

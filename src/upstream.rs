@@ -14,6 +14,7 @@ pub mod liveness;
 pub mod long_polls;
 mod lookout;
 pub mod maintain;
+mod opening;
 pub mod pool;
 pub mod pool_state;
 #[cfg(test)]

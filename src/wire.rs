@@ -17,5 +17,5 @@ pub mod op_msg;
 pub use document::{Element, Elements, MalformedDocument, Timestamp};
 pub use frame::{Frame, FrameError};
 pub use header::{HEADER_LEN, MessageHeader, OpCode};
-pub use op_compressed::{Compressor, DecompressError};
+pub use op_compressed::{Compressor, DecompressError, Deflation};
 pub use op_msg::{OpMsg, OpMsgError};

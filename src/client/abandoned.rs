@@ -69,7 +69,7 @@ pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
                 biased;
                 received = connection.receive() => break received.map_err(|error| error.to_string()),
                 () = patience(operation.server(), sent), if interruptible => {
-                    if connection.reply().is_empty() {
+                    if !connection.has_reply() {
                         connection.discard(ConnectionClosed::Error);
                         return;
                     }

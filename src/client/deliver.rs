@@ -1,5 +1,6 @@
 //! How a reply gets to its client: made ready in its connection's buffer, written straight out of it, and what a slow client
-//! does not take at once taken out, so that the connection goes back before anybody waits.
+//! does not take at once taken out, so that the connection goes back before anybody waits. So it does before a large reply is
+//! compressed.
 
 use bson::RawDocument;
 use bytes::BytesMut;
@@ -7,16 +8,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::session::{ReplyTo, Session};
 use super::socket::ReadEnd;
+use crate::admission::Reservation;
 use crate::config::Address;
-use crate::config::limits::CONNECTION_BUFFER_BYTES;
+use crate::config::limits::{COMPRESS_INLINE_BYTES, CONNECTION_BUFFER_BYTES};
 use crate::reply::{Situation, cluster_time};
 use crate::telemetry::labels::Side;
 use crate::upstream::{PooledConnection, Reply};
 use crate::wire::{Compressor, encode, op_compressed};
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// Makes the reply in `connection` the one that the client reads: `rewritten` in its place, for the right request, and
-    /// compressed as that was. What is put in its place takes over its memory.
+    /// Makes the reply in `connection` the one that the client reads: `rewritten` in its place, and for the right request.
+    /// What is put in its place takes over its memory. Returns how it is still to be compressed: as the request was, unless it
+    /// came in that form.
     ///
     /// # Errors
     /// The rewritten reply is larger than the one that came, and there is no memory for it.
@@ -26,7 +29,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         server: &Address,
         rewritten: Option<&RawDocument>,
         connection: &mut PooledConnection,
-    ) -> Result<(), Situation> {
+    ) -> Result<Option<Compressor>, Situation> {
+        let mut as_it_came = false;
         if let Some(document) = rewritten {
             let message = encode::op_msg(reply_to.request_id, reply_to.request_id, document).into_bytes();
             let needed_bytes = message.len();
@@ -34,6 +38,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 let limit_bytes = self.shared.bounds.memory.limit();
                 return Err(Situation::ReplyOverMemory { server: server.clone(), needed_bytes, limit_bytes });
             }
+        } else {
+            as_it_came = connection.choose_form(reply_to.compressor.filter(|_| !self.shared.clusters.are_several()));
         }
         if self.shared.clusters.are_several()
             && let Some(length) = cluster_time::take_out(connection.reply_mut())
@@ -41,19 +47,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             connection.shorten_reply(length);
         }
         encode::set_response_to(connection.reply_mut(), reply_to.request_id);
-        if let Some(compressor) = reply_to.compressor {
-            self.compress_reply(compressor, connection);
-        }
-        Ok(())
+        Ok(reply_to.compressor.filter(|_| !as_it_came))
     }
 
-    /// Compresses the reply in its place. A large one needs memory for both forms, and to wait for that while holding one
-    /// of them might never end: without it the reply goes out as it is, which is always legal.
+    /// Writes the reply straight out of its connection, or compresses it first.
+    pub(super) async fn deliver(
+        &mut self,
+        mut connection: PooledConnection,
+        compressor: Option<Compressor>,
+    ) -> Result<(), ReadEnd> {
+        match compressor {
+            Some(compressor) if connection.reply().len() > COMPRESS_INLINE_BYTES => {
+                return Box::pin(self.deliver_compressed(connection, compressor)).await;
+            }
+            Some(compressor) => self.compress_reply(compressor, &mut connection),
+            None => {}
+        }
+        let reply = connection.reply();
+        self.shared.metrics.sent_bytes[Side::Client].inc_by(reply.len() as u64);
+        let written = self.socket.write_now(reply).await.map_err(|_| ReadEnd::Left)?;
+        if written == reply.len() {
+            return Ok(());
+        }
+        Box::pin(self.deliver_rest(connection, written)).await
+    }
+
+    /// Compresses the reply in its place.
     fn compress_reply(&self, compressor: Compressor, connection: &mut PooledConnection) {
         let length = connection.reply().len();
         let room = if length > CONNECTION_BUFFER_BYTES {
-            let bound = op_compressed::compressed_bound(length, compressor);
-            let Some(room) = self.shared.bounds.memory.try_reply(bound) else { return };
+            let Some(room) = self.room_for_compressed(length, compressor) else { return };
             Some(room)
         } else {
             None
@@ -65,15 +88,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Writes the reply straight out of its connection.
-    pub(super) async fn deliver(&mut self, connection: PooledConnection) -> Result<(), ReadEnd> {
-        let reply = connection.reply();
-        self.shared.metrics.sent_bytes[Side::Client].inc_by(reply.len() as u64);
-        let written = self.socket.write_now(reply).await.map_err(|_| ReadEnd::Left)?;
-        if written == reply.len() {
-            return Ok(());
+    /// Memory for a second form of a reply. To wait for that while holding the first might never end: without it the reply
+    /// goes out as it is, which is always legal.
+    fn room_for_compressed(&self, length: usize, compressor: Compressor) -> Option<Reservation> {
+        self.shared.bounds.memory.try_reply(op_compressed::compressed_bound(length, compressor))
+    }
+
+    /// Compresses a large reply on a thread that may block, after its connection has gone back.
+    async fn deliver_compressed(
+        &mut self,
+        mut connection: PooledConnection,
+        compressor: Compressor,
+    ) -> Result<(), ReadEnd> {
+        let Reply { bytes, mut reservation } = connection.take_reply(0);
+        drop(connection);
+        let mut message = bytes;
+        if let Some(mut room) = self.room_for_compressed(message.len(), compressor) {
+            let limit = self.shared.limits.max_message_bytes;
+            let compress = move || op_compressed::compress(&message, compressor, limit);
+            let compressed = tokio::task::spawn_blocking(compress).await;
+            message = compressed.expect("compressing does not panic, and blocking tasks are not aborted");
+            room.shrink_to(message.len());
+            reservation = Some(room);
         }
-        Box::pin(self.deliver_rest(connection, written)).await
+        self.shared.metrics.sent_bytes[Side::Client].inc_by(message.len() as u64);
+        let written = self.socket.write_all(message).await;
+        drop(reservation);
+        written
     }
 
     /// Takes what is left of the reply out, gives the connection back and waits for the client. Where there is no memory

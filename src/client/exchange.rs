@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::long_poll::LongPoll;
+use super::packing::Form;
 use super::session::ReplyTo;
 use super::shared::{BusyClient, ClientShared, InFlight};
 use crate::admission::mode::Bearing;
@@ -24,6 +25,8 @@ pub(super) struct Exchange {
     pub(super) frame: Frame,
     /// Where it is carried out.
     pub(super) cluster: Arc<Cluster>,
+    /// How it goes over the connection that it has got.
+    pub(super) form: Form,
     pub(super) reply_to: ReplyTo,
     pub(super) kind: OperationKind,
     pub(super) label: CommandLabel,
@@ -71,6 +74,7 @@ impl Exchange {
             command,
             frame,
             cluster,
+            form: Form::Plain,
             reply_to,
             kind,
             lane,

@@ -12,6 +12,7 @@ use super::abandoned::{self, Abandoned};
 use super::acquire::{Refusal, acquire, acquire_now};
 use super::cursors::OpenCursor;
 use super::exchange::Exchange;
+use super::packing::Form;
 use super::session::Session;
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
@@ -28,6 +29,7 @@ use crate::telemetry::labels::{self, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
 use crate::upstream::{Operation, PooledConnection, ReceiveError};
+use crate::wire::Compressor;
 
 /// From the second attempt on that could not be written whole, the next one waits this long, doubling up to
 /// [`LONGEST_PAUSE`]: a server that takes a hello and breaks at every command is not to be hammered.
@@ -100,6 +102,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         mut connection: PooledConnection,
     ) -> Result<Attempt, Failed> {
         self.prepare(exchange, &operation, &mut connection)?;
+        if let Some((how, room)) = exchange.choose_form(&connection, &self.shared) {
+            Box::pin(exchange.pack_elsewhere(how, room, &self.shared)).await;
+        }
         let sent = Instant::now();
         // Whoever waits for data is meant to take long.
         if exchange.lane != Lane::Await {
@@ -110,14 +115,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         // A request that loses was not written whole and is never executed: its connection is closed.
         let written = tokio::select! {
             biased;
-            written = connection.send(exchange.frame.bytes()) => written,
+            written = connection.send(exchange.message()) => written,
             () = self.socket.left(), if waited_for => return Err(Failed::Refused(Refusal::Left)),
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
         };
         if let Err(error) = written {
             return self.not_written(exchange, &operation, &connection, &error.0.to_string());
         }
-        self.shared.metrics.sent_bytes[Side::Upstream].inc_by(exchange.frame.bytes().len() as u64);
+        self.shared.metrics.sent_bytes[Side::Upstream].inc_by(exchange.message().len() as u64);
+        exchange.form = Form::Plain;
         // Nothing is lost when an arm loses: what has arrived of the reply stays in the connection, which is finished by
         // a task of its own or closed. Biased, so that a reply that is there counts more than a client that just left.
         let received = tokio::select! {
@@ -156,7 +162,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 }
                 Ok(())
             }
-            Verdict::Reply => self.deliver(connection).await,
+            Verdict::Reply(compressor) => self.deliver(connection, compressor).await,
         };
         self.observe(exchange.label, exchange.started, exchange.upstream);
         if let Err(end) = delivered {
@@ -298,7 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         };
         server.command_ended(Outcome::Success);
-        self.shared.metrics.received_bytes[Side::Upstream].inc_by(connection.reply().len() as u64);
+        self.shared.metrics.received_bytes[Side::Upstream].inc_by(connection.received_bytes() as u64);
         if let Some(change) = inspected.state_change
             && let Some(instead) = self.state_changed(exchange, operation, change, &inspected.facts)?
         {
@@ -328,16 +334,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         *undelivered = OpenCursor::of(server, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
         let rewritten = inspected.rewritten.as_deref();
-        if !exchange.command.unacknowledged
-            && let Err(situation) = self.make_ready(exchange.reply_to, &server.address, rewritten, connection)
-        {
-            if let Some(cursor) = undelivered.take() {
-                cursor.kill(&exchange.cluster);
+        let verdict = if exchange.command.unacknowledged {
+            Verdict::Nothing
+        } else {
+            match self.make_ready(exchange.reply_to, &server.address, rewritten, connection) {
+                Ok(compressor) => Verdict::Reply(compressor),
+                Err(situation) => {
+                    if let Some(cursor) = undelivered.take() {
+                        cursor.kill(&exchange.cluster);
+                    }
+                    return Err(situation.into());
+                }
             }
-            return Err(situation.into());
-        }
+        };
         self.shared.metrics.commands[(exchange.label, outcome)].inc();
-        Ok(if exchange.command.unacknowledged { Verdict::Nothing } else { Verdict::Reply })
+        Ok(verdict)
     }
 
     /// The server says that it is not what we took it for. `None` for the reply itself, cloaked.
@@ -406,8 +417,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 enum Verdict {
     /// Nothing: it does not wait.
     Nothing,
-    /// The reply in the connection, which was made ready for it.
-    Reply,
+    /// The reply in the connection, which was made ready for it, and how it is still to be compressed.
+    Reply(Option<Compressor>),
     /// Nothing yet: the command is tried again.
     Again,
 }

@@ -31,12 +31,7 @@ pub struct Offer {
 
 /// The compressors of these names.
 pub fn compressors(names: &[CompressorName]) -> Compressors {
-    let compressor = |name: &CompressorName| match name {
-        CompressorName::Snappy => Compressor::Snappy,
-        CompressorName::Zlib => Compressor::Zlib,
-        CompressorName::Zstd => Compressor::Zstd,
-    };
-    names.iter().map(compressor).collect()
+    names.iter().copied().map(Compressor::from).collect()
 }
 
 /// Publishes what a hello says, from the first time that the upstream was seen.

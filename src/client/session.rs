@@ -16,6 +16,7 @@ use super::transactions::OpenTransactions;
 use crate::admission::Reservation;
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
+use crate::config::limits::COMPRESS_INLINE_BYTES;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, answer, hello};
@@ -23,9 +24,6 @@ use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, 
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
 use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_compressed};
-
-/// Messages that inflate to more than this are inflated on a thread that may block.
-const INFLATE_INLINE_BYTES: usize = 64 * 1024;
 
 /// One client and its socket.
 pub struct Session<S> {
@@ -208,15 +206,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let inflated_bytes =
             op_compressed::inflated_bytes(frame.body(), limit).map_err(|error| protocol_error(&error))?;
-        // Moved, so that the compressed form is gone when the other is there.
-        let inflate = move || op_compressed::decompress(&frame, limit);
-        let inflated = if inflated_bytes <= INFLATE_INLINE_BYTES {
+        let inflate = move || op_compressed::decompress(&frame, limit).map(|inside| (frame, inside));
+        let inflated = if inflated_bytes <= COMPRESS_INLINE_BYTES {
             inflate()
         } else {
             tokio::task::spawn_blocking(inflate).await.map_err(|error| protocol_error(&error))?
         };
-        let (frame, compressor) = inflated.map_err(|error| protocol_error(&error))?;
-        reservation.shrink_to(frame.bytes().len());
+        let (came, (mut frame, compressor)) = inflated.map_err(|error| protocol_error(&error))?;
+        if self.shared.goes_on_as_it_came(compressor) {
+            frame.keep_wrapped(came, compressor);
+        } else {
+            drop(came);
+            reservation.shrink_to(frame.bytes().len());
+        }
         if frame.header().op_code != OpCode::Msg {
             return self.legacy(&frame, Some(compressor)).await;
         }

@@ -12,6 +12,7 @@ use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
+use crate::wire::Compressor;
 
 /// What all sessions of a listener share.
 pub struct ClientShared {
@@ -44,6 +45,12 @@ impl ClientShared {
         let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
         Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata: Mutex::default(), activity })
+    }
+
+    /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.
+    pub(super) fn goes_on_as_it_came(&self, compressor: Compressor) -> bool {
+        let mut ours = self.clusters.all().flat_map(|cluster| &cluster.config.upstream.compression.compressors);
+        ours.any(|name| Compressor::from(*name) == compressor)
     }
 }
 

@@ -348,7 +348,6 @@ impl Command {
 
     fn write_max_time(&self, frame: &mut Frame, wait: i64) {
         let Some(MaxTime { kind, offset, .. }) = self.max_time else { return };
-        let document = self.op_msg.document_mut(frame);
         #[expect(clippy::cast_precision_loss, reason = "a wait of 2^53 milliseconds needs no exact number")]
         let bytes = match kind {
             document::kind::INT64 => wait.to_le_bytes(),
@@ -356,7 +355,11 @@ impl Command {
             _ => i64::from(i32::try_from(wait).unwrap_or(i32::MAX)).to_le_bytes(),
         };
         let width = if kind == document::kind::INT32 { 4 } else { 8 };
-        if let Some(place) = document.get_mut(offset..offset + width) {
+        let place = offset..offset + width;
+        if self.op_msg.document(frame).get(place.clone()) == Some(&bytes[..width]) {
+            return;
+        }
+        if let Some(place) = self.op_msg.document_mut(frame).get_mut(place) {
             place.copy_from_slice(&bytes[..width]);
         }
     }

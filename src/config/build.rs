@@ -261,6 +261,7 @@ impl Builder<'_> {
             _ => layers.value(&limits::MEMORY_LIMIT_BYTES),
         };
         let max_message = self.max_message(&layers, memory_limit);
+        self.room_for_compressed(clusters.as_deref().unwrap_or_default(), memory_limit);
         let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
         Some(Config {
             clusters: clusters?,
@@ -278,6 +279,20 @@ impl Builder<'_> {
             drain_timeout: layers.duration(&limits::DRAIN_TIMEOUT),
             drain_quiet,
         })
+    }
+
+    /// A reply that comes compressed takes memory in both forms, and the largest one must find room as well.
+    fn room_for_compressed(&mut self, clusters: &[ClusterConfig], memory_limit: u64) {
+        let needed = 2 * limits::LARGEST_REPLY_BYTES;
+        if MemoryShares::of(memory_limit).replies as u64 >= needed {
+            return;
+        }
+        for cluster in clusters.iter().filter(|cluster| !cluster.upstream.compression.compressors.is_empty()) {
+            let (key, least) = (limits::MEMORY_LIMIT_BYTES.key, MemoryShares::least_for_replies_of(needed));
+            let problem = format!("{key} is {memory_limit}, expected at least {least}, or no compressors");
+            let place = format!("connection string of cluster {}", cluster.name);
+            self.errors.push(ConfigError { place, key: "compressors".to_owned(), problem });
+        }
     }
 
     /// One message must fit into what requests may take of the memory. The rule of [`Self::below`], but the limit may come

@@ -1,4 +1,4 @@
-//! What clients may be offered to compress messages with.
+//! Compressors by name.
 
 use std::fmt;
 use std::str::FromStr;

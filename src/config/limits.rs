@@ -274,6 +274,9 @@ pub const UNSENT_BYTES: u32 = 128 << 10;
 pub const SCRATCH_BUFFER_BYTES: usize = 64 << 10;
 /// What an upstream connection keeps of its reply buffer between commands, bytes; larger ones are given back.
 pub const CONNECTION_BUFFER_BYTES: usize = 32 << 10;
+/// Messages up to this size are inflated and deflated where they are, which takes some 100 us; larger ones on a thread that
+/// may block.
+pub const COMPRESS_INLINE_BYTES: usize = 64 << 10;
 /// Sockets on the admin port at once: two probes, a scraper, and some people. More wait to be accepted.
 pub const MAX_ADMIN_CONNECTIONS: usize = 64;
 /// One request on the admin port from accept to the last byte of its answer: renders take milliseconds, scrapers wait 10 s.

@@ -26,6 +26,11 @@ impl MemoryShares {
         Self { requests: size(requests), replies: size(replies), small: size(small) }
     }
 
+    /// The least limit at which replies have a share of so many bytes, where that is more than one largest reply.
+    pub const fn least_for_replies_of(bytes: u64) -> u64 {
+        bytes.saturating_mul(REPLY_PART)
+    }
+
     /// All of them together.
     pub const fn limit(&self) -> usize {
         self.requests.saturating_add(self.replies).saturating_add(self.small)
@@ -74,5 +79,7 @@ mod tests {
         let shares = MemoryShares::of(MEMORY_LIMIT_BYTES.default);
         assert_eq!((shares.replies, shares.small), (128 << 20, 32 << 20));
         assert!(MemoryShares::of(93_500_000).largest_request() as u64 >= MAX_MESSAGE_BYTES.max);
+        let least = MemoryShares::least_for_replies_of(40_000_000);
+        assert_eq!((MemoryShares::of(least).replies, MemoryShares::of(least - 4).replies), (40_000_000, 39_999_999));
     }
 }

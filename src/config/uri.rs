@@ -4,6 +4,8 @@
 //! [`Upstream::monitor_options`], for monitoring only. Options about operations are ignored with a warning: clients state
 //! them with each command. No error and no `Debug` here repeats a password, nor text that could be a part of one.
 
+mod compression;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls};
 
 use super::Address;
+pub use compression::Compression;
 
 /// What servers accept as an application name, bytes.
 const MAX_APP_NAME_BYTES: usize = 128;
@@ -48,6 +51,8 @@ pub struct Upstream {
     pub is_srv: bool,
     /// The hosts named, with the default port filled in; empty with SRV.
     pub seeds: Vec<Address>,
+    /// `compressors`, in order of preference, and `zlibCompressionLevel`: for connections that carry commands.
+    pub compression: Compression,
     /// Settings that win over file and profile.
     pub overrides: UriOverrides,
     /// What was ignored, one sentence per option, to be logged once.
@@ -135,11 +140,11 @@ impl Upstream {
     pub fn parse(text: &str) -> Result<Self, UriError> {
         let parts = Parts::split(text)?;
         let mut warnings = Vec::new();
-        let kept = parts.kept_options(&mut warnings)?;
-        let question_mark = if kept.is_empty() { "" } else { "?" };
-        let redacted = format!("{}://{}{question_mark}{kept}", parts.scheme, parts.location);
+        let Options { kept, ours, compression } = parts.options(&mut warnings)?;
+        let shown: Vec<&str> = kept.iter().chain(&ours).copied().collect();
+        let redacted = format!("{}://{}{}", parts.scheme, parts.location, query(&shown));
         let user_info = parts.user_info.map(|info| format!("{info}@")).unwrap_or_default();
-        let passed_on = format!("{}://{user_info}{}{question_mark}{kept}", parts.scheme, parts.location);
+        let passed_on = format!("{}://{user_info}{}{}", parts.scheme, parts.location, query(&kept));
 
         let mut connection = ConnectionString::parse(passed_on).map_err(|error| UriError::from_driver(&error))?;
         let overrides = overrides(&mut connection)?;
@@ -164,6 +169,7 @@ impl Upstream {
             direct_connection: connection.direct_connection == Some(true),
             is_srv,
             seeds,
+            compression,
             overrides,
             warnings,
             connection,
@@ -349,9 +355,9 @@ impl<'a> Parts<'a> {
         Ok(Self { scheme, user_info, location, options })
     }
 
-    /// The options that the driver is to see; the others are refused, or ignored with a warning.
-    fn kept_options(&self, warnings: &mut Vec<String>) -> Result<String, UriError> {
-        let mut kept = Vec::new();
+    /// The options, sorted by who is to see them; the others are refused, or ignored with a warning.
+    fn options(&self, warnings: &mut Vec<String>) -> Result<Options<'a>, UriError> {
+        let mut options = Options::default();
         let mut seen = BTreeSet::new();
         for (index, pair) in self.options.split('&').filter(|pair| !pair.is_empty()).enumerate() {
             let Some((name, value)) = pair.split_once('=') else {
@@ -359,7 +365,11 @@ impl<'a> Parts<'a> {
             };
             let key = name.to_lowercase();
             match treatment(&key, value) {
-                Treatment::Keep => kept.push(pair),
+                Treatment::Keep => options.kept.push(pair),
+                Treatment::Take(take) => {
+                    take(&mut options.compression, value).map_err(|why| refuse(format!("{name}: {why}")))?;
+                    options.ours.push(pair);
+                }
                 Treatment::Drop => {}
                 Treatment::Ignore(why) => warnings.push(format!("{name} is ignored: {why}")),
                 Treatment::Refuse(why) => return Err(refuse(format!("{name}: {why}"))),
@@ -368,12 +378,30 @@ impl<'a> Parts<'a> {
                 return Err(refuse(format!("{name} is given more than once")));
             }
         }
-        Ok(kept.join("&"))
+        warnings.extend(options.compression.warning());
+        Ok(options)
     }
+}
+
+/// The options of a connection string.
+#[derive(Default)]
+struct Options<'a> {
+    /// What the driver is to see.
+    kept: Vec<&'a str>,
+    /// What only we act on, as the driver does nothing but monitor.
+    ours: Vec<&'a str>,
+    compression: Compression,
+}
+
+fn query(options: &[&str]) -> String {
+    let question_mark = if options.is_empty() { "" } else { "?" };
+    format!("{question_mark}{}", options.join("&"))
 }
 
 enum Treatment {
     Keep,
+    /// Ours to act on: reads the value, or says why it cannot be.
+    Take(fn(&mut Compression, &str) -> Result<(), String>),
     /// Says what is the case anyway.
     Drop,
     Ignore(&'static str),
@@ -401,7 +429,8 @@ fn treatment(key: &str, value: &str) -> Treatment {
         | "enableoverloadretargeting" => {
             Treatment::Ignore("it is about operations and belongs in the application's connection string")
         }
-        "compressors" | "zlibcompressionlevel" => Treatment::Ignore("upstream connections are not compressed"),
+        "compressors" => Treatment::Take(Compression::take_compressors),
+        "zlibcompressionlevel" => Treatment::Take(Compression::take_zlib_level),
         "waitqueuesize" | "waitqueuemultiple" => Treatment::Ignore("set wait_queue_size in the configuration"),
         "serverselectiontryonce" => Treatment::Ignore("it is for single-threaded drivers"),
         "tlsdisableocspendpointcheck" | "tlsdisablecertificaterevocationcheck" => {
@@ -479,6 +508,7 @@ fn refuse(why: impl Into<String>) -> UriError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::CompressorName;
     use super::*;
 
     fn parse(text: &str) -> Upstream {
@@ -547,7 +577,7 @@ mod tests {
         assert_eq!(credential.username.as_deref(), Some("us@er"));
         assert_eq!(credential.password.as_deref(), Some("s3cr/t"));
         assert_eq!((credential.source.as_str(), credential.mechanism), ("db", None));
-        assert_eq!(upstream.redacted, "mongodb://h:1/db?appName=a");
+        assert_eq!(upstream.redacted, "mongodb://h:1/db?appName=a&compressors=zstd");
         assert!(upstream.connection.credential.as_ref().is_some_and(|theirs| theirs.password.is_none()));
         assert!(!format!("{upstream:?}{credential:?}").contains("s3cr"));
     }
@@ -583,8 +613,6 @@ mod tests {
             "retryReads=false",
             "readConcernLevel=local",
             "timeoutMS=5000",
-            "compressors=snappy,zstd",
-            "zlibCompressionLevel=9",
             "waitQueueMultiple=2",
             "uuidRepresentation=standard",
         ];
@@ -595,8 +623,24 @@ mod tests {
     }
 
     #[test]
+    fn compressors_are_ours_and_not_the_monitors() {
+        let upstream = parse("mongodb://h/?compressors=zstd%2Czlib,zstd&zlibCompressionLevel=0&appName=x");
+        let compressors = vec![CompressorName::Zstd, CompressorName::Zlib];
+        assert_eq!(upstream.compression, Compression { compressors, zlib_level: Some(0) });
+        assert!(upstream.warnings.is_empty(), "{:?}", upstream.warnings);
+        assert!(upstream.redacted.contains("compressors=zstd"), "{}", upstream.redacted);
+        assert_eq!(parse("mongodb://h/?compressors=zlib&zlibCompressionLevel=-1").compression.zlib_level, None);
+        let without = parse("mongodb://h/?compressors=snappy&zlibCompressionLevel=3");
+        assert!(without.warnings[0].contains("does not name zlib"), "{:?}", without.warnings);
+    }
+
+    #[test]
     fn what_we_do_not_do_is_refused_by_name() {
         for (options, word) in [
+            ("compressors=zstd,noop", "compressors: found \"noop\""),
+            ("compressors=lz4", "compressors: found \"lz4\", expected"),
+            ("compressors=", "compressors: found \"\""),
+            ("zlibCompressionLevel=10", "zlibCompressionLevel: expected -1"),
             ("maxPoolSize=0", "maxPoolSize=0 means no limit"),
             ("maxConnecting=0", "maxConnecting must be"),
             ("heartbeatFrequencyMS=499", "at least 500"),

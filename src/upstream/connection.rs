@@ -18,10 +18,13 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::in_use::InUse;
+use super::opening::{self, Opening};
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
 use crate::topology::description::Hello;
-use crate::wire::{FrameError, MessageHeader, OpCode};
+use crate::wire::{
+    Compressor, DecompressError, Deflation, FrameError, HEADER_LEN, MessageHeader, OpCode, op_compressed,
+};
 
 /// What a connection runs over: TCP, TLS, a unix socket, or a pipe in a test.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -45,6 +48,9 @@ pub enum ReceiveError {
     /// What came is no message.
     #[error("malformed reply: {0}")]
     Frame(#[from] FrameError),
+    /// It is compressed, and cannot be opened within what a reply may take.
+    #[error("compressed reply: {0}")]
+    Compressed(#[from] DecompressError),
     /// A message, but not the answer to our request.
     #[error("unexpected message: op code {op_code}, response to {response_to}, expected {expected}")]
     Unexpected {
@@ -103,8 +109,13 @@ pub struct Greeting {
 pub struct Connection {
     stream: Box<dyn Stream>,
     buffer: BytesMut,
-    /// Reply that is being received, once its header is there.
-    expected: Option<MessageHeader>,
+    /// Reply that is being received, once its head is there.
+    expected: Option<Expected>,
+    /// A large reply that came whole is being opened.
+    opening: Option<Opening>,
+    /// The form in which the reply in `buffer` came, if that was compressed.
+    packed: Option<Packed>,
+    /// For all that is held of the reply, unless that is little.
     reservation: Option<Reservation>,
     request_id: i32,
     between_messages: bool,
@@ -122,8 +133,33 @@ pub struct Connection {
     pub expires: Instant,
     /// Longest silence of the server in the middle of a message; `None` for no limit.
     pub socket_timeout: Option<Duration>,
+    /// How requests may be compressed, as agreed with the server; replies come compressed only then.
+    pub compression: Option<Deflation>,
     /// What the server said.
     pub greeting: Greeting,
+}
+
+/// What the head of a reply announces.
+#[derive(Debug, Clone, Copy)]
+struct Expected {
+    /// Bytes of the whole message.
+    length: usize,
+    /// Bytes of the message inside, if it is compressed.
+    inside: Option<usize>,
+}
+
+impl Expected {
+    /// What it takes from memory. A compressed one is kept until it is known in which form its client reads it.
+    fn needed_bytes(self) -> usize {
+        self.length.saturating_add(self.inside.unwrap_or(0))
+    }
+}
+
+/// A reply as it came, compressed.
+#[derive(Debug)]
+struct Packed {
+    compressor: Compressor,
+    bytes: BytesMut,
 }
 
 /// A reply that was taken whole out of its connection.
@@ -144,6 +180,8 @@ impl Connection {
             stream,
             buffer: BytesMut::new(),
             expected: None,
+            opening: None,
+            packed: None,
             reservation: None,
             request_id: 0,
             between_messages: true,
@@ -156,6 +194,7 @@ impl Connection {
             last_used: now,
             expires: now + Duration::from_secs(u64::from(u32::MAX)),
             socket_timeout: None,
+            compression: None,
             greeting: Greeting::default(),
         }
     }
@@ -254,7 +293,7 @@ impl Connection {
         .await
     }
 
-    /// Takes the reply to the last request whole.
+    /// Takes the reply to the last request whole, and opens it if it is compressed.
     ///
     /// # Errors
     /// [`ReceiveError`]; the connection is not usable then.
@@ -264,20 +303,32 @@ impl Connection {
     pub async fn receive(&mut self) -> Result<(), ReceiveError> {
         let mut eof = false;
         loop {
+            if let Some(opening) = &mut self.opening {
+                // Boxed, as few replies are so large.
+                let opened = Box::pin(opening).await.map_err(io::Error::other)?;
+                return self.opened(opened);
+            }
             if self.expected.is_none() {
-                self.expected = MessageHeader::parse(&self.buffer, self.max_message_bytes)?;
-                if let Some(header) = self.expected {
-                    self.check(&header)?;
-                    self.make_room(header.length).await;
+                self.expected = self.announced()?;
+                if let Some(expected) = self.expected {
+                    self.make_room(expected).await;
                 }
             }
             match self.expected {
-                Some(header) if self.buffer.len() > header.length => {
-                    return Err(ReceiveError::TrailingBytes(self.buffer.len() - header.length));
+                Some(expected) if self.buffer.len() > expected.length => {
+                    return Err(ReceiveError::TrailingBytes(self.buffer.len() - expected.length));
                 }
-                Some(header) if self.buffer.len() == header.length => {
-                    self.between_messages = true;
-                    return Ok(());
+                Some(expected) if self.buffer.len() == expected.length => {
+                    let Some(inside) = expected.inside else {
+                        self.between_messages = true;
+                        return Ok(());
+                    };
+                    let (message, room) = (std::mem::take(&mut self.buffer), self.reservation.take());
+                    if !opening::takes_long(inside) {
+                        return self.opened(opening::open(message, room, self.max_message_bytes));
+                    }
+                    self.opening = Some(opening::start(message, room, self.max_message_bytes));
+                    continue;
                 }
                 _ if eof => return Err(ReceiveError::Closed),
                 Some(_) => {}
@@ -301,9 +352,36 @@ impl Connection {
         Ok(self.reply())
     }
 
-    /// The reply that [`Connection::receive`] has taken, until [`Connection::clear_reply`].
+    /// True from the first byte of a reply on, until [`Connection::clear_reply`].
+    pub fn has_reply(&self) -> bool {
+        !self.buffer.is_empty() || self.opening.is_some()
+    }
+
+    /// The reply that [`Connection::receive`] has taken, opened, until [`Connection::clear_reply`].
     pub fn reply(&self) -> &[u8] {
         &self.buffer
+    }
+
+    /// Bytes of the reply as it came.
+    pub fn received_bytes(&self) -> usize {
+        self.packed.as_ref().map_or(self.buffer.len(), |packed| packed.bytes.len())
+    }
+
+    /// Leaves one form of a reply that came compressed: the one that it came in if `compressor` made it, else the message
+    /// inside. True for the former.
+    pub fn choose_form(&mut self, compressor: Option<Compressor>) -> bool {
+        let Some(mut packed) = self.packed.take() else { return false };
+        let as_it_came = compressor == Some(packed.compressor);
+        if !as_it_came && self.buffer.len() <= CONNECTION_BUFFER_BYTES {
+            // Copied, to keep the buffer that is read into.
+            packed.bytes.clear();
+            packed.bytes.extend_from_slice(&self.buffer);
+        }
+        if as_it_came || self.buffer.len() <= CONNECTION_BUFFER_BYTES {
+            self.buffer = packed.bytes;
+        }
+        self.reservation.iter_mut().for_each(|room| room.shrink_to(self.buffer.len()));
+        as_it_came
     }
 
     /// As [`Connection::reply`], to patch the header.
@@ -319,7 +397,11 @@ impl Connection {
     /// Forgets the reply and keeps its buffer, unless that is larger than what every connection may keep.
     pub fn clear_reply(&mut self) {
         self.expected = None;
+        self.opening = None;
         self.reservation = None;
+        if let Some(packed) = self.packed.take() {
+            self.buffer = packed.bytes;
+        }
         if self.buffer.capacity() > 2 * CONNECTION_BUFFER_BYTES {
             self.buffer = BytesMut::new();
         } else {
@@ -340,7 +422,7 @@ impl Connection {
         let room = self.reservation.take_if(enough).or_else(|| room.filter(|room| room.bytes() >= message.len()));
         let Some(mut room) = room.or_else(|| self.memory.try_reply(message.len())) else { return false };
         room.shrink_to(message.len());
-        (self.buffer, self.reservation) = (message, Some(room));
+        (self.buffer, self.reservation, self.packed) = (message, Some(room), None);
         true
     }
 
@@ -384,31 +466,69 @@ impl Connection {
         }
     }
 
+    /// What the bytes that are there announce, once they tell how much memory it takes.
+    fn announced(&self) -> Result<Option<Expected>, ReceiveError> {
+        let Some(header) = MessageHeader::parse(&self.buffer, self.max_message_bytes)? else { return Ok(None) };
+        self.check(&header)?;
+        let length = header.length;
+        if header.op_code != OpCode::Compressed {
+            return Ok(Some(Expected { length, inside: None }));
+        }
+        if self.buffer.len() < length.min(HEADER_LEN + op_compressed::PREFIX_LEN) {
+            return Ok(None);
+        }
+        // Both forms at once, as two replies with one each could wait for each other.
+        let limit = self.max_message_bytes.min(self.memory.largest_reply().saturating_sub(length));
+        let inside = op_compressed::inflated_bytes(&self.buffer[HEADER_LEN..], limit)?;
+        Ok(Some(Expected { length, inside: Some(inside) }))
+    }
+
     fn check(&self, header: &MessageHeader) -> Result<(), ReceiveError> {
-        if header.op_code == OpCode::Msg && header.response_to == self.request_id {
+        let kind = header.op_code == OpCode::Msg || header.op_code == OpCode::Compressed && self.compression.is_some();
+        if kind && header.response_to == self.request_id {
             return Ok(());
         }
-        let (op_code, response_to) = (header.op_code.to_wire(), header.response_to);
-        Err(ReceiveError::Unexpected { op_code, response_to, expected: self.request_id })
+        Err(self.unexpected(header.op_code, header.response_to))
+    }
+
+    fn unexpected(&self, op_code: OpCode, response_to: i32) -> ReceiveError {
+        ReceiveError::Unexpected { op_code: op_code.to_wire(), response_to, expected: self.request_id }
+    }
+
+    /// Takes a reply that was opened, or could not be.
+    fn opened(&mut self, opened: opening::Opened) -> Result<(), ReceiveError> {
+        self.opening = None;
+        self.reservation = opened.room;
+        let (inside, compressor) = opened.inside?;
+        if let Some(header) = MessageHeader::parse(&inside, self.max_message_bytes)?
+            && header.op_code != OpCode::Msg
+        {
+            return Err(self.unexpected(header.op_code, header.response_to));
+        }
+        self.buffer = inside;
+        self.packed = Some(Packed { compressor, bytes: opened.message });
+        self.between_messages = true;
+        Ok(())
     }
 
     /// Makes the buffer large enough for a whole message. What is above the buffer that every connection keeps comes
     /// out of the memory budget, all of it at once, so that two half-read replies cannot wait for each other.
     ///
     /// # Cancel safety
-    /// Safe: nothing changes before the memory is there. A caller that was dropped here parses the header again.
-    async fn make_room(&mut self, length: usize) {
-        if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
-            self.reservation = self.memory.try_reply(length);
+    /// Safe: nothing changes before the memory is there. A caller that was dropped here reads the head again.
+    async fn make_room(&mut self, expected: Expected) {
+        let needed_bytes = expected.needed_bytes();
+        if needed_bytes > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
+            self.reservation = self.memory.try_reply(needed_bytes);
         }
-        if length > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
-            // Forgotten while waiting, so that a dropped future leaves the header to be parsed again.
-            let header = self.expected.take();
+        if needed_bytes > CONNECTION_BUFFER_BYTES && self.reservation.is_none() {
+            // Forgotten while waiting, so that a dropped future leaves the head to be read again.
+            let expected = self.expected.take();
             // Boxed, as replies hardly ever have to wait.
-            self.reservation = Some(Box::pin(self.memory.reply(length)).await);
-            self.expected = header;
+            self.reservation = Some(Box::pin(self.memory.reply(needed_bytes)).await);
+            self.expected = expected;
         }
-        self.buffer.reserve(length - self.buffer.len().min(length));
+        self.buffer.reserve(expected.length - self.buffer.len().min(expected.length));
     }
 
     /// Reads what has arrived, at most to the end of the message once its length is known.

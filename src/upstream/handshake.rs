@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bson::raw::{RawDocument, RawDocumentBuf, cstr};
+use bson::raw::{RawArrayBuf, RawDocument, RawDocumentBuf, cstr};
 use bson::rawdoc;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
@@ -22,10 +22,10 @@ use crate::auth::sasl::{self, AuthError, Conversation, Step};
 use crate::auth::scram::{ClientNonce, KeyDerivation, KeyId, Mechanism as Scram, SaltedKeys, ScramError};
 use crate::breaker::Failure;
 use crate::config::Address;
-use crate::config::uri::{Credential, Mechanism, Upstream};
+use crate::config::uri::{Compression, Credential, Mechanism, Upstream};
 use crate::topology::description::Hello;
 use crate::topology::monitor::Monitor;
-use crate::wire::{encode, op_msg};
+use crate::wire::{Compressor, Deflation, encode, op_msg};
 
 /// Oldest wire version that is served: 4.4. Drivers leave error labels to servers from there on.
 pub const MIN_WIRE_VERSION: i32 = 9;
@@ -96,6 +96,7 @@ impl ConnectError {
 /// The dialer for real servers.
 pub struct UpstreamDialer {
     app_name: String,
+    compression: Compression,
     /// Knows the credential: with SRV, DNS may tell where the user lives.
     monitor: Monitor,
     tls: Option<UpstreamTls>,
@@ -117,6 +118,7 @@ impl UpstreamDialer {
     ) -> Result<Self, TlsError> {
         Ok(Self {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
+            compression: upstream.compression.clone(),
             monitor,
             tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
             memory,
@@ -152,6 +154,8 @@ impl UpstreamDialer {
         if let Some(login) = login {
             self.log_in(&mut connection, login, &reply).await?;
         }
+        // From now on only: what was said so far is never compressed.
+        connection.compression = agreed(&self.compression, &reply);
         Ok(connection)
     }
 
@@ -174,6 +178,10 @@ impl UpstreamDialer {
             if let Some(speculative) = login.conversation.as_ref().and_then(Conversation::speculative) {
                 hello.append(cstr!("speculativeAuthenticate"), speculative);
             }
+        }
+        if !self.compression.compressors.is_empty() {
+            let names = self.compression.compressors.iter().map(|compressor| compressor.name());
+            hello.append(cstr!("compression"), names.collect::<RawArrayBuf>());
         }
         hello.append(cstr!("$db"), "admin");
         hello
@@ -273,6 +281,15 @@ impl<'a> Login<'a> {
         let nonce = ClientNonce::from_random(rand::random());
         Conversation::scram(mechanism, &credential.source, username, password, nonce)
     }
+}
+
+/// The first of our compressors that the server names; `None` when it names none.
+fn agreed(ours: &Compression, hello: &RawDocument) -> Option<Deflation> {
+    let theirs = hello.get_array("compression").ok()?;
+    let named = |name: &str| theirs.into_iter().flatten().any(|item| item.as_str() == Some(name));
+    let compressor = ours.compressors.iter().find(|compressor| named(compressor.name()))?;
+    let deflation = Deflation::from(Compressor::from(*compressor));
+    Some(Deflation { zlib_level: ours.zlib_level.unwrap_or(deflation.zlib_level), ..deflation })
 }
 
 fn texts(credential: &Credential) -> (&str, &str) {

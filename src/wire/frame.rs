@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::header::{HEADER_LEN, MessageHeader, OpCode};
+use super::op_compressed::Compressor;
 
 /// Why bytes from a socket are no message of this protocol. The sender is at fault and its socket is closed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +25,14 @@ pub enum FrameError {
 pub struct Frame {
     bytes: BytesMut,
     header: MessageHeader,
+    /// The compressed form that it came in, as long as that says the same.
+    wrapped: Option<Box<Wrapped>>,
+}
+
+#[derive(Debug)]
+struct Wrapped {
+    compressor: Compressor,
+    bytes: BytesMut,
 }
 
 impl Frame {
@@ -34,7 +43,7 @@ impl Frame {
     pub fn decode(buffer: &mut BytesMut, max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
         match MessageHeader::parse(buffer, max_message_bytes)? {
             Some(header) if header.length <= buffer.len() => {
-                Ok(Some(Self { bytes: buffer.split_to(header.length), header }))
+                Ok(Some(Self::new(buffer.split_to(header.length), header)))
             }
             _ => Ok(None),
         }
@@ -47,7 +56,7 @@ impl Frame {
     /// As [`Frame::decode`].
     pub fn copy_from(bytes: &[u8], max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
         let Some(header) = MessageHeader::parse(bytes, max_message_bytes)? else { return Ok(None) };
-        Ok(bytes.get(..header.length).map(|message| Self { bytes: BytesMut::from(message), header }))
+        Ok(bytes.get(..header.length).map(|message| Self::new(BytesMut::from(message), header)))
     }
 
     /// Builds a message around `body`.
@@ -59,7 +68,21 @@ impl Frame {
         bytes.put_i32_le(response_to);
         bytes.put_i32_le(op_code.to_wire());
         bytes.put_slice(body);
-        Self { bytes, header: MessageHeader { length, request_id, response_to, op_code } }
+        Self::new(bytes, MessageHeader { length, request_id, response_to, op_code })
+    }
+
+    fn new(bytes: BytesMut, header: MessageHeader) -> Self {
+        Self { bytes, header, wrapped: None }
+    }
+
+    /// Keeps the message that this one was inside of, with the same request id. Every change of the body forgets it.
+    pub fn keep_wrapped(&mut self, wrapped: Self, compressor: Compressor) {
+        self.wrapped = Some(Box::new(Wrapped { compressor, bytes: wrapped.bytes }));
+    }
+
+    /// The message that this one came in, if that was compressed so and nothing but the request id has changed since.
+    pub fn wrapped(&self, compressor: Compressor) -> Option<&[u8]> {
+        self.wrapped.as_ref().filter(|wrapped| wrapped.compressor == compressor).map(|wrapped| &*wrapped.bytes)
     }
 
     /// The header.
@@ -79,6 +102,7 @@ impl Frame {
 
     /// The message without its header, for patches that keep the length.
     pub(crate) fn body_mut(&mut self) -> &mut [u8] {
+        self.wrapped = None;
         self.bytes.get_mut(HEADER_LEN..).unwrap_or_default()
     }
 
@@ -86,16 +110,21 @@ impl Frame {
     pub fn set_request_id(&mut self, request_id: i32) {
         self.header.request_id = request_id;
         patch_i32(&mut self.bytes, 4, request_id);
+        if let Some(wrapped) = &mut self.wrapped {
+            patch_i32(&mut wrapped.bytes, 4, request_id);
+        }
     }
 
     /// Writes another response id into the header.
     pub fn set_response_to(&mut self, response_to: i32) {
+        self.wrapped = None;
         self.header.response_to = response_to;
         super::encode::set_response_to(&mut self.bytes, response_to);
     }
 
     /// Cuts the last `count` bytes off, as far as there are any behind the header.
     pub(crate) fn truncate_by(&mut self, count: usize) {
+        self.wrapped = None;
         let length = self.bytes.len().saturating_sub(count).max(HEADER_LEN);
         self.bytes.truncate(length);
         self.header.length = length;
@@ -180,5 +209,23 @@ mod tests {
         assert_eq!(again.header(), frame.header());
         assert_eq!((again.header().request_id, again.header().response_to), (-7, i32::MAX));
         assert_eq!(again.body(), b"1234");
+    }
+
+    #[test]
+    fn the_form_that_a_message_came_in_is_forgotten_with_the_first_change_but_of_its_number() {
+        let changes: [fn(&mut Frame); 4] = [
+            |frame| frame.set_request_id(77),
+            |frame| frame.set_response_to(1),
+            |frame| frame.truncate_by(1),
+            |frame| frame.body_mut()[0] = 1,
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            let mut frame = Frame::build(1, 0, OpCode::Msg, b"12345678");
+            frame.keep_wrapped(Frame::build(1, 0, OpCode::Compressed, b"packed"), Compressor::Zstd);
+            assert!(frame.wrapped(Compressor::Zlib).is_none());
+            change(&mut frame);
+            let number = frame.wrapped(Compressor::Zstd).map(|wrapped| wrapped[4]);
+            assert_eq!(number, (index == 0).then_some(77), "{index}");
+        }
     }
 }

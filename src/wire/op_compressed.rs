@@ -4,17 +4,29 @@
 //! whether it was negotiated or not. Charging the inflated bytes to a memory limit is the caller's
 //! ([`inflated_bytes`]).
 
+use std::cell::RefCell;
+
 use bytes::{BufMut, BytesMut};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::frame::{Frame, FrameError};
-use super::header::{HEADER_LEN, OpCode, split_i32};
+use super::header::{HEADER_LEN, MessageHeader, OpCode, split_i32};
+use crate::config::CompressorName;
 
 /// Bytes between the header of an OP_COMPRESSED and the compressed ones: opcode, size, compressor.
 pub const PREFIX_LEN: usize = 9;
 
 /// The level at which the server's own zlib runs, and the default of drivers.
 const ZLIB_LEVEL: u32 = 6;
+
+/// Up to so many bytes zstd works in a context that its thread keeps: a new one costs more than the work itself (8 us
+/// against 4 for a command). Larger ones are not worth the memory, and go to threads that come and go.
+const KEPT_CONTEXT_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    static ZSTD: RefCell<Option<(zstd::bulk::Compressor<'static>, zstd::bulk::Decompressor<'static>)>> =
+        const { RefCell::new(None) };
+}
 
 /// How the bytes of a message are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,6 +70,32 @@ impl Compressor {
             Self::Zlib => "zlib",
             Self::Zstd => "zstd",
         }
+    }
+}
+
+impl From<CompressorName> for Compressor {
+    fn from(name: CompressorName) -> Self {
+        match name {
+            CompressorName::Snappy => Self::Snappy,
+            CompressorName::Zlib => Self::Zlib,
+            CompressorName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// How to compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deflation {
+    /// With what.
+    pub compressor: Compressor,
+    /// How hard zlib tries, 0 to 9. Opening does not depend on it.
+    pub zlib_level: u32,
+}
+
+impl From<Compressor> for Deflation {
+    /// As the server does it.
+    fn from(compressor: Compressor) -> Self {
+        Self { compressor, zlib_level: ZLIB_LEVEL }
     }
 }
 
@@ -108,21 +146,32 @@ pub fn inflated_bytes(body: &[u8], max_message_bytes: usize) -> Result<usize, De
 /// # Errors
 /// [`DecompressError`]; nothing larger than `max_message_bytes` is ever inflated.
 pub fn decompress(frame: &Frame, max_message_bytes: usize) -> Result<(Frame, Compressor), DecompressError> {
-    let (prefix, data) = read_prefix(frame.body(), max_message_bytes)?;
+    let (mut message, compressor) = open(frame.bytes(), max_message_bytes)?;
+    let inside = message.len().saturating_sub(HEADER_LEN);
+    match Frame::decode(&mut message, max_message_bytes) {
+        Ok(Some(inner)) => Ok((inner, compressor)),
+        Ok(None) | Err(FrameError::Length { .. }) => Err(DecompressError::Data(inside)),
+    }
+}
+
+/// As [`decompress`], for a whole message that is no frame.
+///
+/// # Errors
+/// As [`decompress`].
+pub fn open(wrapped: &[u8], max_message_bytes: usize) -> Result<(BytesMut, Compressor), DecompressError> {
+    let (_, body) = wrapped.split_at_checked(HEADER_LEN).ok_or(DecompressError::Truncated)?;
+    let (prefix, data) = read_prefix(body, max_message_bytes)?;
     let failed = || DecompressError::Data(prefix.uncompressed);
     // The buffer is as long as the data may become: that is the bound while inflating. Its pages come zeroed from the
     // system and take memory only as they are written, so that a false size costs nothing.
     let mut message = BytesMut::zeroed(HEADER_LEN.saturating_add(prefix.uncompressed));
-    let header = frame.header();
+    let header = MessageHeader::parse(wrapped, usize::MAX).ok().flatten().ok_or(DecompressError::Truncated)?;
     write_header(&mut message, header.request_id, header.response_to, prefix.op_code).ok_or_else(failed)?;
     let output = message.get_mut(HEADER_LEN..).ok_or_else(failed)?;
     if inflate(prefix.compressor, data, output) != Some(prefix.uncompressed) {
         return Err(failed());
     }
-    match Frame::decode(&mut message, max_message_bytes) {
-        Ok(Some(inner)) => Ok((inner, prefix.compressor)),
-        Ok(None) | Err(FrameError::Length { .. }) => Err(failed()),
-    }
+    Ok((message, prefix.compressor))
 }
 
 /// Bytes that [`compress`] takes from memory at most for a message of `length` bytes, whatever is in it.
@@ -138,11 +187,12 @@ pub fn compressed_bound(length: usize, compressor: Compressor) -> usize {
 
 /// Wraps a whole message into an OP_COMPRESSED with the same ids. What cannot be wrapped within `max_message_bytes`
 /// comes back as it is, since an uncompressed reply is always legal.
-pub fn compress(message: &[u8], compressor: Compressor, max_message_bytes: usize) -> BytesMut {
-    wrap(message, compressor).filter(|wrapped| wrapped.len() <= max_message_bytes).unwrap_or_else(|| message.into())
+pub fn compress(message: &[u8], how: impl Into<Deflation>, max_message_bytes: usize) -> BytesMut {
+    wrap(message, how.into()).filter(|wrapped| wrapped.len() <= max_message_bytes).unwrap_or_else(|| message.into())
 }
 
-fn wrap(message: &[u8], compressor: Compressor) -> Option<BytesMut> {
+fn wrap(message: &[u8], how: Deflation) -> Option<BytesMut> {
+    let compressor = how.compressor;
     let (header, body) = message.split_at_checked(HEADER_LEN)?;
     let (_, ids) = split_i32(header)?;
     let (request_id, ids) = split_i32(ids)?;
@@ -154,7 +204,7 @@ fn wrap(message: &[u8], compressor: Compressor) -> Option<BytesMut> {
     prefix.put_i32_le(op_code);
     prefix.put_i32_le(i32::try_from(body.len()).ok()?);
     prefix.put_u8(compressor.id());
-    let data = deflate(compressor, body, prefix)?;
+    let data = deflate(how, body, prefix)?;
     wrapped.truncate(HEADER_LEN.checked_add(PREFIX_LEN)?.checked_add(data)?);
     write_header(&mut wrapped, request_id, response_to, OpCode::Compressed)?;
     Some(wrapped)
@@ -193,21 +243,41 @@ fn inflate(compressor: Compressor, data: &[u8], output: &mut [u8]) -> Option<usi
             let status = zlib.decompress(data, output, FlushDecompress::Finish).ok()?;
             if status == Status::StreamEnd { usize::try_from(zlib.total_out()).ok() } else { None }
         }
+        Compressor::Zstd if output.len() <= KEPT_CONTEXT_BYTES => {
+            with_zstd(|_, opener| opener.decompress_to_buffer(data, output).ok())
+        }
         Compressor::Zstd => zstd::bulk::Decompressor::new().ok()?.decompress_to_buffer(data, output).ok(),
     }
 }
 
 /// How many bytes of `output` the compressed `body` fills; `None` when it does not fit.
-fn deflate(compressor: Compressor, body: &[u8], output: &mut [u8]) -> Option<usize> {
-    match compressor {
+fn deflate(how: Deflation, body: &[u8], output: &mut [u8]) -> Option<usize> {
+    match how.compressor {
         Compressor::Snappy => snap::raw::Encoder::new().compress(body, output).ok(),
         Compressor::Zlib => {
-            let mut zlib = Compress::new(Compression::new(ZLIB_LEVEL), true);
+            let mut zlib = Compress::new(Compression::new(how.zlib_level), true);
             let status = zlib.compress(body, output, FlushCompress::Finish).ok()?;
             if status == Status::StreamEnd { usize::try_from(zlib.total_out()).ok() } else { None }
         }
+        Compressor::Zstd if body.len() <= KEPT_CONTEXT_BYTES => {
+            with_zstd(|packer, _| packer.compress_to_buffer(body, output).ok())
+        }
         Compressor::Zstd => zstd::bulk::compress_to_buffer(body, output, zstd::DEFAULT_COMPRESSION_LEVEL).ok(),
     }
+}
+
+/// Works in the contexts of this thread.
+fn with_zstd<T>(
+    work: impl FnOnce(&mut zstd::bulk::Compressor<'static>, &mut zstd::bulk::Decompressor<'static>) -> Option<T>,
+) -> Option<T> {
+    ZSTD.with_borrow_mut(|kept| {
+        if kept.is_none() {
+            let packer = zstd::bulk::Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL).ok()?;
+            *kept = Some((packer, zstd::bulk::Decompressor::new().ok()?));
+        }
+        let (packer, opener) = kept.as_mut()?;
+        work(packer, opener)
+    })
 }
 
 #[cfg(test)]
@@ -233,7 +303,7 @@ mod tests {
 
     fn deflated(compressor: Compressor, body: &[u8]) -> Vec<u8> {
         let mut data = vec![0; compressed_bound(body.len(), compressor)];
-        let length = deflate(compressor, body, &mut data).unwrap();
+        let length = deflate(compressor.into(), body, &mut data).unwrap();
         data.truncate(length);
         data
     }
