@@ -455,6 +455,21 @@ mod tests {
     }
 
     #[test]
+    fn compressors_need_room_for_replies_in_both_forms() {
+        let with =
+            |limit: u64| with_uri(file(&format!("memory_limit_bytes = {limit}")), "mongodb://db/?compressors=zstd");
+        let least = 8 * limits::LARGEST_REPLY_BYTES;
+        loaded(&with(least));
+        let told = mistakes(&with(least - 4));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].contains("compressors: memory_limit_bytes is") && told[0].contains(&least.to_string()),
+            "{told:?}"
+        );
+        loaded(&with_uri(file("memory_limit_bytes = 42000000"), "mongodb://db"));
+    }
+
+    #[test]
     fn a_refused_value_is_not_blamed_twice() {
         assert_eq!(mistakes(&file("max_pool_size = 0\nmin_pool_size = 200")).len(), 1);
         assert_eq!(mistakes(&file("memory_limit_bytes = 1\nmax_message_bytes = 48000000")).len(), 1);

@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod scripted;
+pub mod tap;
 
 use bson::{Bson, Document, doc};
 use mongomux::config::Address;

@@ -183,10 +183,31 @@ pub async fn exchange(socket: &mut TcpStream, bytes: &[u8]) -> Document {
 
 /// The document of the next reply, OP_MSG or OP_REPLY, compressed or not.
 pub async fn next_document(socket: &mut TcpStream) -> Document {
-    let length = usize::try_from(socket.read_i32_le().await.unwrap()).unwrap();
-    let mut message = vec![0; length - 4];
-    socket.read_exact(&mut message).await.unwrap();
-    let (mut op_code, mut body) = ((&message[8..]).get_i32_le(), message.split_off(12));
+    document_of(&next_message(socket).await)
+}
+
+/// The next whole message.
+pub async fn next_message(socket: &mut TcpStream) -> Vec<u8> {
+    let length = socket.read_i32_le().await.unwrap();
+    let mut message = length.to_le_bytes().to_vec();
+    message.resize(usize::try_from(length).unwrap(), 0);
+    socket.read_exact(&mut message[4..]).await.unwrap();
+    message
+}
+
+/// Opcode of a message.
+pub fn op_code(message: &[u8]) -> i32 {
+    (&message[12..16]).get_i32_le()
+}
+
+/// How a message is compressed, if it is.
+pub fn compressor(message: &[u8]) -> Option<u8> {
+    (op_code(message) == OP_COMPRESSED).then(|| message[24])
+}
+
+/// The first document of an OP_MSG or OP_REPLY, compressed or not.
+pub fn document_of(message: &[u8]) -> Document {
+    let (mut op_code, mut body) = (op_code(message), message[16..].to_vec());
     if op_code == OP_COMPRESSED {
         let mut rest = &body[..];
         op_code = rest.get_i32_le();

@@ -377,3 +377,110 @@ async fn a_server_that_takes_nothing_is_silent_too() {
     assert_eq!(error.0.kind(), io::ErrorKind::TimedOut);
     assert!(!connection.is_between_messages());
 }
+
+/// A reply that is compressed with zstd, and the message inside.
+fn packed_reply(response_to: i32, bytes: usize) -> (Vec<u8>, Vec<u8>) {
+    let inside = reply(response_to, bytes);
+    (op_compressed::compress(&inside, Compressor::Zstd, 1_000_000).to_vec(), inside)
+}
+
+/// As [`asked`], where compression was agreed on.
+async fn asked_compressed(memory: &Arc<MemoryBudget>) -> (Connection, DuplexStream) {
+    let (mut connection, server) = asked(memory).await;
+    connection.compression = Some(Compressor::Zstd.into());
+    (connection, server)
+}
+
+#[tokio::test]
+async fn a_compressed_reply_split_at_every_byte_comes_out_in_both_forms() {
+    let memory = budget();
+    for (bytes, step) in [(30, 1), (200_000, 7)] {
+        let (packed, inside) = packed_reply(1, bytes);
+        for split in (0..packed.len()).step_by(step) {
+            for compressor in [None, Some(Compressor::Snappy), Some(Compressor::Zstd)] {
+                let (mut connection, mut server) = asked_compressed(&memory).await;
+                server.write_all(&packed[..split]).await.unwrap();
+                assert!(poll!(pin!(connection.receive())).is_pending(), "{split}");
+                assert!(!connection.is_between_messages() && connection.has_reply() == (split > 0));
+                server.write_all(&packed[split..]).await.unwrap();
+                receive(&mut connection).await.unwrap();
+                assert!(connection.reply() == inside && connection.is_between_messages());
+                assert_eq!(connection.received_bytes(), packed.len());
+                let both = packed.len() + inside.len();
+                assert_eq!(memory.used(), if both > CONNECTION_BUFFER_BYTES { both } else { 0 });
+                let as_it_came = connection.choose_form(compressor);
+                assert_eq!(as_it_came, compressor == Some(Compressor::Zstd));
+                let chosen = if as_it_came { &packed } else { &inside };
+                assert!(connection.reply() == chosen);
+                assert_eq!(memory.used(), if both > CONNECTION_BUFFER_BYTES { chosen.len() } else { 0 });
+                connection.clear_reply();
+                assert!(!connection.has_reply() && memory.used() == 0);
+                ask(&mut connection, &mut server).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_large_compressed_reply_may_be_dropped_while_it_is_opened() {
+    let memory = budget();
+    let (packed, inside) = packed_reply(1, 900_000);
+    for polls in 0..5 {
+        let (mut connection, mut server) = asked_compressed(&memory).await;
+        server.write_all(&packed).await.unwrap();
+        for _ in 0..polls {
+            // Whether it is done by then is up to the other thread.
+            if poll!(pin!(connection.receive())).is_ready() {
+                break;
+            }
+            assert!(connection.has_reply() && !connection.is_between_messages(), "no command may follow yet");
+        }
+        if !connection.is_between_messages() {
+            receive(&mut connection).await.unwrap();
+        }
+        assert!(connection.reply() == inside, "{polls}");
+        assert_eq!(memory.used(), packed.len() + inside.len());
+        drop(connection);
+        assert_eq!(memory.used(), 0);
+    }
+    // One that nobody waits for any more gives its memory back once the other thread is done.
+    let (mut connection, mut server) = asked_compressed(&memory).await;
+    server.write_all(&packed).await.unwrap();
+    // Whether it is done by then is up to the other thread once more.
+    drop(poll!(pin!(connection.receive())));
+    drop(connection);
+    let freed = async {
+        while memory.used() > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), freed).await.expect("the memory comes back");
+}
+
+#[tokio::test(start_paused = true)]
+async fn compressed_replies_that_make_no_sense_are_errors_before_their_bytes_are_read() {
+    let short = MemoryBudget::new(MemoryShares { requests: 1_000_000, replies: 150_000, small: 1_000 });
+    let head = |response_to: i32, op_code: i32, size: i32, id: u8| {
+        let parts = [80_000, 77, response_to, 2012, op_code, size].map(i32::to_le_bytes).concat();
+        [&parts[..], &[id]].concat()
+    };
+    for (what, head, memory) in [
+        ("another request", head(2, 2013, 100, 3), budget()),
+        ("more than a message may have", head(1, 2013, 1_000_000, 3), budget()),
+        ("less than nothing", head(1, 2013, -1, 3), budget()),
+        ("no known compressor", head(1, 2013, 100, 8), budget()),
+        ("one inside another", head(1, 2012, 100, 3), budget()),
+        ("more than replies may ever take", head(1, 2013, 70_000, 3), short),
+    ] {
+        let (mut connection, mut server) = asked_compressed(&memory).await;
+        server.write_all(&head).await.unwrap();
+        receive(&mut connection).await.expect_err(what);
+        assert!(!connection.is_between_messages() && memory.used() == 0, "{what}");
+    }
+    let (mut connection, mut server) = asked(&budget()).await;
+    server.write_all(&packed_reply(1, 30).0).await.unwrap();
+    assert!(
+        matches!(receive(&mut connection).await, Err(ReceiveError::Unexpected { op_code: 2012, .. })),
+        "not agreed"
+    );
+}
