@@ -13,6 +13,7 @@ pub mod execute;
 pub mod facade;
 pub mod held;
 pub mod listener;
+mod load_balanced;
 pub mod long_poll;
 mod pace;
 mod packing;

@@ -33,7 +33,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Remembers where a new cursor lives, and forgets one that has ended. An error means that the cursor cannot be
     /// continued: it was killed, and the client must not hear of it.
     pub(super) fn follow_cursor(
-        &self,
+        &mut self,
         exchange: &Exchange,
         server: &Server,
         inspected: &Inspected,
@@ -150,6 +150,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         cluster: Arc<Cluster>,
     ) -> Result<(), ReadEnd> {
         let ids = command.cursors_to_kill(&frame);
+        ids.iter().for_each(|id| self.cursors.ended(*id));
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
@@ -260,6 +261,11 @@ impl OpenCursor {
         // Without a collection there was no getMore for the server either, and killing it there changes nothing.
         let namespace = (command.database(frame).to_owned(), collection.unwrap_or_default().to_owned());
         Some(Box::new(Self { server: server.address.clone(), namespace, id }))
+    }
+
+    /// The server's number of it.
+    pub(super) fn id(&self) -> i64 {
+        self.id
     }
 
     /// The client will never read its reply: the batch is lost, and with it the position.

@@ -171,6 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             return Err(Failed::Client(end));
         }
+        self.delivered(undelivered, &exchange.cluster);
         Ok(Attempt::Delivered)
     }
 

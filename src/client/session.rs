@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
+use super::load_balanced::OpenCursors;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::transactions::OpenTransactions;
@@ -29,7 +30,7 @@ use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_comp
 pub struct Session<S> {
     pub(super) socket: ClientSocket<S>,
     pub(super) shared: Arc<ClientShared>,
-    state: ClientState,
+    pub(super) state: ClientState,
     /// What this client was told that we are, which it must never learn otherwise, and up to which wire version: a driver
     /// keeps to what the greeting of a socket said, so more than that is for new sockets.
     told: Option<(Shown, i32)>,
@@ -38,6 +39,8 @@ pub struct Session<S> {
     connection_id: i64,
     /// Those that it has used and that are open still.
     pub(super) transactions: OpenTransactions,
+    /// Those that end with it.
+    pub(super) cursors: OpenCursors,
 }
 
 /// What is to be done about a message.
@@ -79,7 +82,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let socket = ClientSocket::new(stream, shared.bounds.clone());
         let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
-        Self { socket, shared, state, told: None, peer, connection_id, transactions }
+        let cursors = OpenCursors::default();
+        Self { socket, shared, state, told: None, peer, connection_id, transactions, cursors }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -92,18 +96,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         S: 'static,
     {
         async move {
-            loop {
+            let reason = loop {
                 let next = self.socket.next().await;
                 let mut plan = self.plan(next);
                 let served = match &mut plan {
                     Plan::Execute(exchange) => self.execute(exchange).await,
                     Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
-                    Plan::End(reason) => return *reason,
+                    Plan::End(reason) => break *reason,
                 };
                 if let Err(end) = served {
-                    return self.closed(&end);
+                    break self.closed(&end);
                 }
-            }
+            };
+            self.end_what_was_pinned();
+            reason
         }
     }
 

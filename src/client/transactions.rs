@@ -56,6 +56,16 @@ impl OpenTransactions {
         self.shrink();
     }
 
+    /// Nobody can go on with any of them: they are aborted as soon as no statement is on its way.
+    pub(super) fn abort_all(&mut self) {
+        if let Some(uses) = &mut self.0 {
+            uses.transactions.abandon_all(&mut lock(&uses.cluster.pins), Instant::now());
+            uses.cluster.abort_orphans(Instant::now());
+            uses.of_others.abort_all();
+        }
+        self.shrink();
+    }
+
     /// Leaves out a cluster without any, so that there is nothing again once all have ended.
     fn shrink(&mut self) {
         if let Some(mut empty) = self.0.take_if(|uses| uses.transactions.is_empty()) {

@@ -254,6 +254,9 @@ pub const ORPHANED_TRANSACTION_GRACE: Duration = Duration::from_secs(5);
 /// Open transactions that one client's socket is remembered to use. A driver's socket serves one session after the other,
 /// so this is far beyond what is seen; those beyond it are left to the server's own limit.
 pub const MAX_TRANSACTIONS_PER_SOCKET: usize = 64;
+/// Cursors that are killed with the socket of a client that thinks of us as a load balancer. Drivers keep a socket to one
+/// cursor, or to those of one transaction.
+pub const MAX_CURSORS_PER_SOCKET: usize = 64;
 /// A transaction that is open for longer is worth a warning: servers end one 60 s after its start by default.
 pub const OVERDUE_TRANSACTION: Duration = Duration::from_secs(90);
 /// A connection that one command has had for longer is worth a warning: by then it is a report or an index build that

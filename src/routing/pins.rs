@@ -89,6 +89,8 @@ struct PinnedTransaction {
     open: bool,
     /// Sockets that have used it and are open, and commands that outlived theirs.
     sockets: u32,
+    /// Its client can only go on over a socket that is gone.
+    abandoned: bool,
     since: Instant,
     /// Also when a socket was gone.
     last_used: Instant,
@@ -96,7 +98,8 @@ struct PinnedTransaction {
 
 impl PinnedTransaction {
     fn is_orphan(&self, now: Instant) -> bool {
-        self.open && self.sockets == 0 && now.duration_since(self.last_used) >= ORPHANED_TRANSACTION_GRACE
+        let for_long = now.duration_since(self.last_used) >= ORPHANED_TRANSACTION_GRACE;
+        self.open && self.sockets == 0 && (self.abandoned || for_long)
     }
 
     fn end(&mut self, now: Instant) -> Ended {
@@ -214,7 +217,9 @@ impl Pins {
             }
         }
         let (number, serial) = (id.number, self.next_serial());
-        let pin = PinnedTransaction { number, serial, server, open: true, sockets: 0, since: now, last_used: now };
+        let (sockets, abandoned) = (0, false);
+        let pin =
+            PinnedTransaction { number, serial, server, open: true, sockets, abandoned, since: now, last_used: now };
         self.transactions.insert(id.session, pin);
         Ok(())
     }
@@ -244,6 +249,8 @@ impl Pins {
                 serial,
                 open: true,
                 sockets: 0,
+                // Not at once again: what kept it from being aborted may take a while.
+                abandoned: false,
                 last_used: now,
                 server: pin.server.clone(),
                 ..*pin
@@ -267,6 +274,14 @@ impl Pins {
         if let Some(pin) = self.open_transaction(id).filter(|pin| pin.serial == counted) {
             pin.sockets = pin.sockets.saturating_sub(1);
             pin.last_used = now;
+        }
+    }
+
+    /// As [`Pins::leave`], and no other socket will come: it is an orphan as soon as nobody uses it.
+    pub fn abandon(&mut self, id: TransactionId, counted: PinSerial, now: Instant) {
+        self.leave(id, counted, now);
+        if let Some(pin) = self.open_transaction(id).filter(|pin| pin.serial == counted) {
+            pin.abandoned = true;
         }
     }
 

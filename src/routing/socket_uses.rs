@@ -43,6 +43,11 @@ impl SocketUses {
         self.0.drain(..).for_each(|(id, serial)| pins.leave(id, serial, now));
     }
 
+    /// The socket is gone, and its client cannot go on over another one.
+    pub fn abandon_all(&mut self, pins: &mut Pins, now: Instant) {
+        self.0.drain(..).for_each(|(id, serial)| pins.abandon(id, serial, now));
+    }
+
     /// True when no transaction is remembered.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -95,6 +100,31 @@ mod tests {
         assert_eq!(pins.count(), (0, 0), "it counts no more");
         assert_eq!(orphans(&mut pins, gone + 2 * GRACE), [], "once");
         assert!(pins.transaction(id, gone + GRACE).is_some(), "a late commit goes where it can be answered");
+    }
+
+    #[test]
+    fn what_was_abandoned_is_orphaned_as_soon_as_nobody_uses_it_and_once() {
+        let (mut pins, now, id) = (Pins::default(), Instant::now(), transaction(1, 5));
+        let (mut socket, mut statement) = (SocketUses::default(), SocketUses::default());
+        pins.pin_transaction(id, server(), now).unwrap();
+        socket.uses(id, &mut pins, now);
+        statement.uses(id, &mut pins, now);
+        socket.abandon_all(&mut pins, now);
+        assert!(socket.is_empty());
+        assert_eq!(orphans(&mut pins, now + 10 * GRACE), [], "a statement is on its way");
+        statement.leave_all(&mut pins, now);
+        assert_eq!(orphans(&mut pins, now), [id]);
+        pins.reopen_transaction(id, now);
+        assert_eq!(orphans(&mut pins, now), [], "what kept it from being aborted may take a while");
+        assert_eq!(orphans(&mut pins, now + GRACE), [id]);
+        // Of an ended one, or of a later one of the session, nothing is left to abandon.
+        let next = transaction(1, 6);
+        pins.pin_transaction(next, server(), now).unwrap();
+        let mut socket = SocketUses::default();
+        socket.uses(next, &mut pins, now);
+        pins.end_transaction(next, now).unwrap();
+        socket.abandon_all(&mut pins, now);
+        assert_eq!(orphans(&mut pins, now + GRACE), []);
     }
 
     #[test]

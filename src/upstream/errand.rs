@@ -127,7 +127,7 @@ impl Cluster {
     }
 
     /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
-    pub(super) fn abort_orphans(self: &Arc<Self>, now: Instant) {
+    pub fn abort_orphans(self: &Arc<Self>, now: Instant) {
         let orphans = lock(&self.pins).take_orphans(MAX_BACKGROUND - self.errands(), now);
         if orphans.is_empty() {
             return;
