@@ -109,6 +109,7 @@ impl App {
             let behind = behind(&listener, &clusters);
             let offer = Offer {
                 presentation: behind.default().config.presentation,
+                shown_set: behind.default().config.shown_set.clone().map(Arc::new),
                 compressors: facade::compressors(&listener.compressors),
                 max_message_bytes: config.client.max_message_bytes,
                 service_id,

@@ -8,6 +8,7 @@ pub mod clusters;
 pub mod cursors;
 pub mod degraded;
 pub mod deliver;
+mod ends;
 pub mod exchange;
 pub mod execute;
 pub mod facade;
@@ -25,4 +26,5 @@ pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};
 pub use clusters::Clusters;
+pub use ends::Ends;
 pub use shared::ClientShared;

@@ -14,6 +14,7 @@ mod layers;
 pub mod limits;
 mod listeners;
 pub mod namespaces;
+mod presentation;
 pub mod profile;
 mod reader;
 pub mod shares;
@@ -77,6 +78,8 @@ pub struct ClusterConfig {
     pub upstream: uri::Upstream,
     /// Shape of what clients see.
     pub presentation: Presentation,
+    /// The replica set that they see, where they are to see one.
+    pub shown_set: Option<ShownSet>,
     /// Pool of each server.
     pub pool: PoolConfig,
     /// Bound over all servers of the cluster.
@@ -116,6 +119,17 @@ pub enum Presentation {
     Mongos,
     /// Always a standalone.
     Standalone,
+    /// Always a replica set of one member: for clients whose connection string names one.
+    ReplicaSet,
+}
+
+/// The replica set of one member that clients see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownSet {
+    /// What they have to ask for.
+    pub name: String,
+    /// The member's address, where it is not the one that each of them has dialled.
+    pub address: Option<Address>,
 }
 
 /// Who re-sends a command whose request was written whole and whose reply is missing.

@@ -18,7 +18,7 @@ pub use batch::Batch;
 pub use cloak::{Cloaked, StateChange, cloak};
 pub use errors::{ErrorReply, Labels, StateChangeKind};
 pub use facts::ReplyFacts;
-pub use hello::{ClientState, Compressors, Facts, Shown, hello};
+pub use hello::{ClientState, Compressors, Facts, Shown, Socket, hello};
 pub use matrix::{OperationKind, Situation, StateChangeAnswer, answer, answer_state_change};
 pub use metadata::{ClientMetadata, MetadataPool};
 pub use relay::{Inspected, MalformedReply, inspect};

@@ -7,7 +7,7 @@ use futures_util::future::select_all;
 use tokio::sync::watch;
 
 use super::clusters::Clusters;
-use crate::config::{CompressorName, Presentation};
+use crate::config::{CompressorName, Presentation, ShownSet};
 use crate::reply::{Compressors, Facts, Shown};
 use crate::tasks::Tasks;
 use crate::topology::{ServerKind, TopologyDescription};
@@ -17,10 +17,12 @@ use crate::wire::Compressor;
 const MAX_WIRE_VERSION: i32 = 25;
 
 /// What a hello says that no upstream tells.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Offer {
     /// What clients are to take us for.
     pub presentation: Presentation,
+    /// The set that they are shown, where they are shown one.
+    pub shown_set: Option<Arc<ShownSet>>,
     /// What they may compress with.
     pub compressors: Compressors,
     /// Largest message that they may send.
@@ -80,7 +82,7 @@ fn replace(known: &mut Option<Facts>, seen: Facts) -> bool {
 /// server of the first one is known.
 fn facts_of(topologies: &[Arc<TopologyDescription>], offer: &Offer) -> Option<Facts> {
     let topology = topologies.first()?;
-    let Offer { presentation, compressors, max_message_bytes, service_id } = *offer;
+    let Offer { presentation, compressors, max_message_bytes, service_id, ref shown_set } = *offer;
     let own = topology.wire_versions()?;
     let others = topologies.iter().skip(1).filter_map(|topology| topology.wire_versions());
     let (min_wire_version, max_wire_version) = others.fold(own, |all, it| (all.0.max(it.0), all.1.min(it.1)));
@@ -89,10 +91,20 @@ fn facts_of(topologies: &[Arc<TopologyDescription>], offer: &Offer) -> Option<Fa
         Presentation::Auto if standalone => Shown::Standalone,
         Presentation::Auto | Presentation::Mongos => Shown::Mongos,
         Presentation::Standalone => Shown::Standalone,
+        Presentation::ReplicaSet => Shown::ReplicaSet,
     };
     let max_wire_version = max_wire_version.min(MAX_WIRE_VERSION);
     let max_message_bytes = i32::try_from(max_message_bytes).unwrap_or(i32::MAX);
-    Some(Facts { presentation, min_wire_version, max_wire_version, service_id, compressors, max_message_bytes })
+    let shown_set = shown_set.clone();
+    Some(Facts {
+        presentation,
+        shown_set,
+        min_wire_version,
+        max_wire_version,
+        service_id,
+        compressors,
+        max_message_bytes,
+    })
 }
 
 #[cfg(test)]
@@ -113,7 +125,7 @@ mod tests {
 
     fn shown(servers: &[(ServerKind, i32)], presentation: Presentation) -> Option<(Shown, i32)> {
         let (compressors, service_id) = (Compressors::default(), ObjectId::from_bytes([0; 12]));
-        let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id };
+        let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id, shown_set: None };
         let facts = facts_of(&[Arc::new(topology(servers))], &offer)?;
         Some((facts.presentation, facts.max_wire_version))
     }
@@ -131,6 +143,8 @@ mod tests {
         );
         assert_eq!(shown(&[(RsPrimary, 99)], Presentation::Auto), Some((Shown::Mongos, MAX_WIRE_VERSION)));
         assert_eq!(shown(&[(RsPrimary, 17)], Presentation::Standalone), Some((Shown::Standalone, 17)));
+        assert_eq!(shown(&[(RsPrimary, 17)], Presentation::ReplicaSet), Some((Shown::ReplicaSet, 17)));
+        assert_eq!(shown(&[(ServerKind::Mongos, 17)], Presentation::ReplicaSet), Some((Shown::ReplicaSet, 17)));
         assert_eq!(shown(&[], Presentation::Mongos), None, "the wire version is not known by configuration");
     }
 
@@ -141,7 +155,7 @@ mod tests {
             let topologies: Vec<_> = clusters.iter().map(|server| Arc::new(topology(&[*server]))).collect();
             let (compressors, service_id) = (Compressors::default(), ObjectId::from_bytes([0; 12]));
             let presentation = Presentation::Auto;
-            let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id };
+            let offer = Offer { presentation, compressors, max_message_bytes: 48_000_000, service_id, shown_set: None };
             facts_of(&topologies, &offer).map(|facts| (facts.presentation, facts.max_wire_version))
         };
         assert_eq!(facts(&[(RsPrimary, 21), (RsPrimary, 17)]), Some((Shown::Mongos, 17)));

@@ -1,6 +1,7 @@
 //! Accepting clients. At the limit nobody is turned away: the next ones wait in the backlog of the system, because a
 //! driver that is closed right after it connected takes the server for dead.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -9,9 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
+use super::ends::Ends;
 use super::proxy_header;
 use super::session::Session;
 use super::shared::ClientShared;
+use crate::config::Address;
 use crate::telemetry::labels::{ClientClosed, ClientState};
 
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
@@ -24,10 +27,17 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
                 }
-                begin(stream, peer.to_string().into(), proxied, &shared, place);
+                // A socket without ends is one that is gone already.
+                if let Ok(local) = stream.local_addr() {
+                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, place);
+                }
             }
             Ok(Accepted::Unix(stream)) => {
-                begin(stream, "anonymous unix socket".into(), proxied, &shared, place);
+                let path = match socket.address() {
+                    Address::Unix(path) => path.clone(),
+                    Address::Tcp { .. } => PathBuf::new(),
+                };
+                begin(stream, Ends::Unix(path), proxied, &shared, place);
             }
             Err(error) => {
                 tracing::warn!(listener = %socket.address(), %error, "cannot accept");
@@ -37,34 +47,34 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
     }
 }
 
-fn begin<S>(stream: S, peer: Box<str>, proxied: bool, shared: &Arc<ClientShared>, place: OwnedSemaphorePermit)
+fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if proxied {
-        let session = after_header(stream, peer, shared.clone());
+        let session = after_header(stream, ends, shared.clone());
         start(session, shared, place);
     } else {
-        start(Session::new(stream, peer, shared.clone()).run(), shared, place);
+        start(Session::new(stream, ends, shared.clone()).run(), shared, place);
     }
 }
 
 /// A session that begins once a load balancer has told whose it is.
-async fn after_header<S>(mut stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> ClientClosed
+async fn after_header<S>(mut stream: S, ends: Ends, shared: Arc<ClientShared>) -> ClientClosed
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Boxed, as it is done with long before the client is.
     let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, proxy_header::take(&mut stream))).await;
-    let peer = match header {
-        Ok(Ok(told)) => told.map_or(peer, |client| client.to_string().into()),
+    let ends = match header {
+        Ok(Ok(told)) => told.map_or(ends, |told| Ends::Tcp { peer: told.source, local: told.destination }),
         Ok(Err(error)) => {
-            tracing::debug!(%peer, %error, "closing a connection that does not say whose it is");
+            tracing::debug!(peer = %ends, %error, "closing a connection that does not say whose it is");
             return ClientClosed::ProxyHeader;
         }
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
-    Session::new(stream, peer, shared).run().await
+    Session::new(stream, ends, shared).run().await
 }
 
 /// Runs a session in a task of its own, and counts it.

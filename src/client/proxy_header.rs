@@ -33,12 +33,21 @@ pub(super) enum HeaderError {
     Broken,
 }
 
+/// What a header tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    /// Where the client is.
+    pub(super) source: SocketAddr,
+    /// What it has dialled.
+    pub(super) destination: SocketAddr,
+}
+
 /// Takes the header off a stream. `None` when it names no address: the sender speaks for itself, as for a health check, or the
 /// client is on a unix socket there.
 ///
 /// # Errors
 /// [`HeaderError`]; the connection is to be closed.
-pub(super) async fn take(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, HeaderError> {
+pub(super) async fn take(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Told>, HeaderError> {
     let mut header = vec![0; FIXED_BYTES];
     stream.read_exact(&mut header).await?;
     if !header.starts_with(SIGNATURE) {
@@ -52,7 +61,7 @@ pub(super) async fn take(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option
     stream.read_exact(&mut header[FIXED_BYTES..]).await?;
     let only_v2 = ParseConfig { include_tlvs: false, allow_v1: false, allow_v2: true };
     let (parsed, _) = ProxyHeader::parse(&header, only_v2).map_err(|_| HeaderError::Broken)?;
-    Ok(parsed.proxied_address().map(|address| address.source))
+    Ok(parsed.proxied_address().map(|told| Told { source: told.source, destination: told.destination }))
 }
 
 #[cfg(test)]
@@ -61,8 +70,13 @@ mod tests {
 
     use super::*;
 
+    fn told(source: &str) -> Option<Told> {
+        let source: SocketAddr = source.parse().unwrap();
+        Some(Told { source, destination: SocketAddr::new(source.ip(), 27016) })
+    }
+
     fn encoded(source: &str) -> Vec<u8> {
-        let (source, destination) = (source.parse().unwrap(), source.parse().unwrap());
+        let Told { source, destination } = told(source).unwrap();
         let mut bytes = Vec::new();
         let header = ProxyHeader::with_address(ProxiedAddress::stream(source, destination));
         header.encode_v2(&mut bytes).unwrap();
@@ -70,7 +84,7 @@ mod tests {
     }
 
     /// What was read, and what was left.
-    async fn read(bytes: &[u8]) -> (Result<Option<SocketAddr>, HeaderError>, Vec<u8>) {
+    async fn read(bytes: &[u8]) -> (Result<Option<Told>, HeaderError>, Vec<u8>) {
         let mut rest = bytes;
         let taken = take(&mut rest).await;
         (taken, rest.to_vec())
@@ -82,7 +96,7 @@ mod tests {
             let mut bytes = encoded(source);
             bytes.extend_from_slice(b"behind");
             let (taken, rest) = read(&bytes).await;
-            assert_eq!((taken.unwrap(), rest.as_slice()), (Some(source.parse().unwrap()), &b"behind"[..]));
+            assert_eq!((taken.unwrap(), rest.as_slice()), (told(source), &b"behind"[..]));
         }
     }
 
@@ -101,7 +115,7 @@ mod tests {
         let length = u16::try_from(more.len() - FIXED_BYTES).unwrap();
         more[14..16].copy_from_slice(&length.to_be_bytes());
         let (taken, rest) = read(&more).await;
-        assert_eq!((taken.unwrap(), rest.len()), (Some("192.0.2.7:4711".parse().unwrap()), 0));
+        assert_eq!((taken.unwrap(), rest.len()), (told("192.0.2.7:4711"), 0));
     }
 
     #[tokio::test]

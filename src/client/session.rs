@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
 use super::shared::{BusyClient, ClientShared};
@@ -20,7 +21,7 @@ use crate::command::{Command, CommandError, Handling, LocalCommand};
 use crate::config::limits::COMPRESS_INLINE_BYTES;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
-use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, answer, hello};
+use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, Socket, answer, hello};
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
@@ -34,8 +35,7 @@ pub struct Session<S> {
     /// What this client was told that we are, which it must never learn otherwise, and up to which wire version: a driver
     /// keeps to what the greeting of a socket said, so more than that is for new sockets.
     told: Option<(Shown, i32)>,
-    /// The client's address in words.
-    peer: Box<str>,
+    ends: Box<Ends>,
     connection_id: i64,
     /// Those that it has used and that are open still.
     pub(super) transactions: OpenTransactions,
@@ -78,12 +78,13 @@ pub(super) struct ReplyTo {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
-    pub fn new(stream: S, peer: Box<str>, shared: Arc<ClientShared>) -> Self {
+    pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>) -> Self {
+        let ends = Box::new(ends);
         let socket = ClientSocket::new(stream, shared.bounds.clone());
         let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let cursors = OpenCursors::default();
-        Self { socket, shared, state, told: None, peer, connection_id, transactions, cursors }
+        Self { socket, shared, state, told: None, ends, connection_id, transactions, cursors }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -118,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             ReadEnd::Left => ClientClosed::ClientLeft,
             ReadEnd::Timeout(reason) | ReadEnd::Closed(reason) => *reason,
             ReadEnd::Frame(error) => {
-                tracing::debug!(peer = %self.peer, %error, "closing a client that does not speak the protocol");
+                tracing::debug!(peer = %self.ends, %error, "closing a client that does not speak the protocol");
                 ClientClosed::ProtocolError
             }
         }
@@ -207,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     async fn compressed(&mut self, frame: Frame, mut reservation: Reservation) -> Result<(), ReadEnd> {
         let limit = self.shared.limits.max_message_bytes;
         let protocol_error = |error: &dyn std::fmt::Display| {
-            tracing::debug!(peer = %self.peer, %error, "closing a client that sent a broken compressed message");
+            tracing::debug!(peer = %self.ends, %error, "closing a client that sent a broken compressed message");
             ReadEnd::Closed(ClientClosed::ProtocolError)
         };
         let inflated_bytes =
@@ -267,7 +268,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         local::check_api(document, name)?;
         match local {
             LocalCommand::ConnPoolStats => Ok(local::conn_pool_stats("mongomux", &self.pool_stats())),
-            LocalCommand::WhatsMyUri => Ok(local::whatsmyuri(&self.peer)),
+            LocalCommand::WhatsMyUri => Ok(local::whatsmyuri(&self.ends.to_string())),
             LocalCommand::ConnectionStatus => Ok(local::connection_status(document)),
             LocalCommand::GetNonce => Ok(local::getnonce(rand::random())),
             LocalCommand::SaslStart
@@ -279,7 +280,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     fn hello(&mut self, document: &[u8], name: &str, facts: &Facts) -> Result<RawDocumentBuf, ErrorReply> {
-        let reply = hello(document, name, facts, &mut self.state, self.connection_id, bson::DateTime::now())?;
+        let dialled = &self.ends.dialled();
+        let socket = Socket { connection_id: self.connection_id, dialled };
+        let reply = hello(document, name, facts, &mut self.state, socket, bson::DateTime::now())?;
         if let Some(metadata) = self.state.metadata.take() {
             self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
         }
@@ -423,7 +426,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         error: &ErrorReply,
         outcome: Outcome,
     ) -> Result<(), ReadEnd> {
-        tracing::debug!(peer = %self.peer, command = command.name(frame), error = %error.message, "answered with an error");
+        tracing::debug!(peer = %self.ends, command = command.name(frame), error = %error.message, "answered with an error");
         self.shared.metrics.commands[(CommandLabel::of(command.spec.name), outcome)].inc();
         self.reply(command, reply_to, &error.to_document()).await
     }

@@ -9,6 +9,7 @@ use super::file::{FileCluster, FileConfig, FileListener};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
 use super::limits::{self, Limit};
 use super::listeners::Listeners;
+use super::presentation::shown_set;
 use super::reader::{Found, Values};
 use super::shares::MemoryShares;
 use super::uri::{Upstream, UriOverrides};
@@ -152,10 +153,12 @@ impl Builder<'_> {
         let uri = self.uri_values(&upstream.overrides, place);
         let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
         let max_pool_size = layers.count(&limits::MAX_POOL_SIZE);
+        let shown_set = shown_set(&file, upstream.replica_set.as_deref(), self.errors);
         ClusterConfig {
             name,
             upstream,
-            presentation: file.presentation.unwrap_or(Presentation::Auto),
+            presentation: file.presentation.map_or(Presentation::Auto, |found| found.value),
+            shown_set,
             pool: PoolConfig {
                 max_pool_size,
                 min_pool_size: saturating_u32(self.below(&layers, &limits::MIN_POOL_SIZE, &limits::MAX_POOL_SIZE)),
@@ -321,6 +324,7 @@ impl Builder<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ShownSet;
     use super::super::system::Text;
     use super::*;
 
@@ -452,6 +456,34 @@ mod tests {
             mistakes(&with_uri(Sources::default(), "mongodb://db/?minPoolSize=11")),
             ["connection string: minPoolSize: found 11, expected at most max_pool_size, which is 10"]
         );
+    }
+
+    #[test]
+    fn a_shown_replica_set_has_a_name_that_is_known_at_the_start() {
+        let set = |text: &str, uri: &str| cluster(&with_uri(file(text), uri)).shown_set.unwrap();
+        let shown = "presentation = \"replica-set\"\n";
+        let named = format!("{shown}replica_set_name = \"other\"\nadvertised_address = \"Proxy.example:27016\"");
+        let address = Some(Address::tcp("proxy.example", 27016));
+        let expected = |name: &str, address| ShownSet { name: name.to_owned(), address };
+        assert_eq!(set(shown, "mongodb://db/?replicaSet=rs0"), expected("rs0", None));
+        assert_eq!(set(&named, "mongodb://db/?replicaSet=rs0"), expected("other", address.clone()));
+        assert_eq!(set(&named, "mongodb://db"), expected("other", address));
+        for (text, uri, word) in [
+            (
+                shown,
+                "mongodb://a,b",
+                "mongomux.toml:1: presentation: found \"replica-set\", which needs replica_set_name",
+            ),
+            (&format!("{shown}replica_set_name = \"\""), "mongodb://a", "replica_set_name: found a name of 0 bytes"),
+            (&format!("{shown}replica_set_name = \"{}\"", "x".repeat(129)), "mongodb://a", "of 129 bytes"),
+            (&format!("{named}\n").replace(":27016", ":0"), "mongodb://a", "advertised_address: found port 0"),
+            ("replica_set_name = \"a\"", "mongodb://a", "only with presentation = \"replica-set\""),
+            ("presentation = \"mongos\"\nadvertised_address = \"a:1\"", "mongodb://a", "only with presentation"),
+        ] {
+            let told = mistakes(&with_uri(file(text), uri));
+            assert!(told.len() == 1 && told[0].contains(word), "{text}: {told:?}");
+        }
+        assert_eq!(cluster(&file("presentation = \"mongos\"")).shown_set, None);
     }
 
     #[test]

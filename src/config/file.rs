@@ -36,7 +36,9 @@ pub(super) struct FileCluster {
     pub(super) prefix: String,
     pub(super) name: Option<Found<String>>,
     pub(super) upstream: Option<Found<String>>,
-    pub(super) presentation: Option<Presentation>,
+    pub(super) presentation: Option<Found<Presentation>>,
+    pub(super) replica_set_name: Option<Found<String>>,
+    pub(super) advertised_address: Option<Found<Address>>,
     pub(super) retry: Option<Retry>,
     pub(super) degraded_reads: Vec<Namespace>,
     /// Of its own listener.
@@ -67,6 +69,8 @@ const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
     "upstream",
     "presentation",
+    "replica_set_name",
+    "advertised_address",
     "retry",
     "degraded_reads",
     "auth",
@@ -241,8 +245,17 @@ impl Reader<'_> {
                     ("auto", Presentation::Auto),
                     ("mongos", Presentation::Mongos),
                     ("standalone", Presentation::Standalone),
+                    ("replica-set", Presentation::ReplicaSet),
                 ];
-                out.presentation = self.choice(&path, value, &choices);
+                out.presentation = self.choice(&path, value, &choices).map(|chosen| self.found(&path, value, chosen));
+            }
+            "replica_set_name" => {
+                let text = self.text_of(&path, value).map(str::to_owned);
+                out.replica_set_name = text.map(|text| self.found(&path, value, text));
+            }
+            "advertised_address" => {
+                let address = self.text_of(&path, value).and_then(|text| self.parsed(&path, value, text));
+                out.advertised_address = address.map(|address| self.found(&path, value, address));
             }
             "retry" => {
                 out.retry = self.choice(&path, value, &[("driver", Retry::Driver), ("proxy", Retry::Proxy)]);
@@ -410,7 +423,7 @@ mod tests {
         assert_eq!(
             mistakes("presentation = \"mongo\"\nretry = true\nprofile = \"huge\"\nadmin = \"9627\"\nlisten = []\n"),
             [
-                "mongomux.toml:1: presentation: found \"mongo\", expected \"auto\" or \"mongos\" or \"standalone\"",
+                "mongomux.toml:1: presentation: found \"mongo\", expected \"auto\" or \"mongos\" or \"standalone\" or \"replica-set\"",
                 "mongomux.toml:2: retry: found true, expected \"driver\" or \"proxy\"",
                 "mongomux.toml:3: profile: found `huge`, expected one of default, development, low, medium, high, production, \
                  high-availability, constrained, worker, serverless",

@@ -205,6 +205,8 @@ pub const MAX_DATABASE_ROUTES: usize = 256;
 pub const MAX_DATABASE_BYTES: usize = 63;
 /// Longest name of a cluster, bytes: it is part of log lines and metric labels.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
+/// Longest name of a replica set that is shown, bytes: far beyond what people write.
+pub const MAX_REPLICA_SET_NAME_BYTES: usize = 128;
 /// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.
 pub const MAX_DEGRADED_NAMESPACES: usize = 256;
 /// Longest namespace, bytes: the server's own limit.

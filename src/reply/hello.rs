@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use bson::oid::ObjectId;
 use bson::raw::{RawArrayBuf, RawDocumentBuf, cstr};
+use bson::{Timestamp, rawdoc};
 
 use super::errors::{self, ErrorReply};
 use super::local::check_api;
 use super::metadata::ClientMetadata;
+use crate::config::{Address, ShownSet};
 use crate::wire::document::{Element, Elements, kind};
 use crate::wire::{Compressor, MalformedDocument};
 
@@ -29,13 +31,23 @@ pub enum Shown {
     Mongos,
     /// In front of a standalone, which knows none of these.
     Standalone,
+    /// A replica set of one member, which is us: for clients whose connection string names one.
+    ReplicaSet,
 }
+
+/// Greater than what any real primary had; the same for all processes and times, so that to no driver any of us is a stale
+/// primary.
+const ELECTION_ID: ObjectId = ObjectId::from_bytes([0x7F, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 0, 0, 1]);
+/// See [`ELECTION_ID`].
+const SET_VERSION: i32 = 1;
 
 /// What a hello says about us; the same for all clients of a listener until the upstream changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// Must never change while a client socket is open: drivers drop a server of another type for good.
     pub presentation: Shown,
+    /// Name and address of the set that [`Shown::ReplicaSet`] shows.
+    pub shown_set: Option<Arc<ShownSet>>,
     /// Lowest wire version that is spoken.
     pub min_wire_version: i32,
     /// Highest wire version that all upstream members speak; at least 9, so that drivers rely on our labels.
@@ -102,6 +114,15 @@ impl FromIterator<Compressor> for Compressors {
     }
 }
 
+/// What is known of a client's socket without being told.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket<'a> {
+    /// Its number.
+    pub connection_id: i64,
+    /// The address that the client has dialled, as far as we can see.
+    pub dialled: &'a str,
+}
+
 /// The fields of a hello that change its answer.
 #[derive(Default)]
 struct Request<'a> {
@@ -146,7 +167,7 @@ pub fn hello(
     name: &str,
     facts: &Facts,
     state: &mut ClientState,
-    connection_id: i64,
+    socket: Socket<'_>,
     now: bson::DateTime,
 ) -> Result<RawDocumentBuf, ErrorReply> {
     check_api(document, name)?;
@@ -165,7 +186,7 @@ pub fn hello(
     state.compressors = agreed.unwrap_or(state.compressors);
     state.load_balanced |= request.load_balanced;
     state.backpressure |= request.backpressure;
-    Ok(reply(name, &request, facts, state.compressors, connection_id, now))
+    Ok(reply(name, &request, facts, state.compressors, socket, now))
 }
 
 fn reply(
@@ -173,12 +194,18 @@ fn reply(
     request: &Request<'_>,
     facts: &Facts,
     compressors: Compressors,
-    connection_id: i64,
+    socket: Socket<'_>,
     now: bson::DateTime,
 ) -> RawDocumentBuf {
     let mut reply = RawDocumentBuf::new();
     if request.hello_ok {
         reply.append(cstr!("helloOk"), true);
+    }
+    if let Some(set) = &facts.shown_set
+        && facts.presentation == Shown::ReplicaSet
+        && !request.load_balanced
+    {
+        show_set(&mut reply, set, socket.dialled, now);
     }
     reply.append(if name == "hello" { cstr!("isWritablePrimary") } else { cstr!("ismaster") }, true);
     // A load balancer has mongos behind it.
@@ -194,9 +221,9 @@ fn reply(
     reply.append(cstr!("maxWriteBatchSize"), MAX_WRITE_BATCH_SIZE);
     reply.append(cstr!("localTime"), now);
     reply.append(cstr!("logicalSessionTimeoutMinutes"), SESSION_TIMEOUT_MINUTES);
-    match i32::try_from(connection_id) {
+    match i32::try_from(socket.connection_id) {
         Ok(short) => reply.append(cstr!("connectionId"), short),
-        Err(_) => reply.append(cstr!("connectionId"), connection_id),
+        Err(_) => reply.append(cstr!("connectionId"), socket.connection_id),
     }
     reply.append(cstr!("minWireVersion"), facts.min_wire_version);
     reply.append(cstr!("maxWireVersion"), facts.max_wire_version);
@@ -206,6 +233,29 @@ fn reply(
     }
     reply.append(cstr!("ok"), 1.0);
     reply
+}
+
+/// A set whose only member and primary for ever is reached at the address that the client has dialled: any other would be one
+/// that it may not be able to reach.
+fn show_set(reply: &mut RawDocumentBuf, set: &ShownSet, dialled: &str, now: bson::DateTime) {
+    let advertised = set.address.as_ref().map(|address| match address {
+        Address::Tcp { .. } => address.to_string(),
+        Address::Unix(path) => path.display().to_string(),
+    });
+    let member = advertised.as_deref().unwrap_or(dialled);
+    reply.append(cstr!("setName"), set.name.as_str());
+    reply.append(cstr!("setVersion"), SET_VERSION);
+    reply.append(cstr!("hosts"), [member].into_iter().collect::<RawArrayBuf>());
+    reply.append(cstr!("primary"), member);
+    reply.append(cstr!("me"), member);
+    reply.append(cstr!("secondary"), false);
+    reply.append(cstr!("electionId"), ELECTION_ID);
+    let time = u32::try_from(now.timestamp_millis() / 1000).unwrap_or(u32::MAX);
+    let op_time = rawdoc! { "ts": Timestamp { time, increment: 1 }, "t": 1_i64 };
+    let last_write = rawdoc! {
+        "opTime": op_time.clone(), "lastWriteDate": now, "majorityOpTime": op_time, "majorityWriteDate": now,
+    };
+    reply.append(cstr!("lastWrite"), last_write);
 }
 
 fn check_types(request: &Request<'_>, name: &str) -> Result<(), ErrorReply> {
@@ -254,18 +304,30 @@ mod tests {
     use super::*;
 
     const NOW: bson::DateTime = bson::DateTime::from_millis(1_700_000_000_000);
+    const SOCKET: Socket<'_> = Socket { connection_id: 5, dialled: "10.0.0.1:27016" };
 
     fn facts(presentation: Shown) -> Facts {
         let compressors = [Compressor::Zlib, Compressor::Snappy, Compressor::Zstd].into_iter().collect();
         let service_id = ObjectId::from_bytes([9; 12]);
         let max_message_bytes = 48_000_000;
-        Facts { presentation, min_wire_version: 0, max_wire_version: 17, service_id, compressors, max_message_bytes }
+        let shown_set =
+            (presentation == Shown::ReplicaSet).then(|| Arc::new(ShownSet { name: "rs0".into(), address: None }));
+        let (min_wire_version, max_wire_version) = (0, 17);
+        Facts {
+            presentation,
+            shown_set,
+            min_wire_version,
+            max_wire_version,
+            service_id,
+            compressors,
+            max_message_bytes,
+        }
     }
 
     fn ask(request: Document, state: &mut ClientState) -> Result<Document, i32> {
         let name = request.keys().next().unwrap().clone();
         let document = request.to_vec().unwrap();
-        match hello(&document, &name, &facts(Shown::Mongos), state, 5, NOW) {
+        match hello(&document, &name, &facts(Shown::Mongos), state, SOCKET, NOW) {
             Ok(reply) => Ok(Document::try_from(reply).unwrap()),
             Err(error) => Err(error.code.number),
         }
@@ -298,9 +360,50 @@ mod tests {
     fn a_standalone_is_shown_without_msg() {
         let request = doc! {"hello": 1}.to_vec().unwrap();
         let standalone = facts(Shown::Standalone);
-        let reply = hello(&request, "hello", &standalone, &mut ClientState::default(), i64::MAX, NOW).unwrap();
+        let reply = hello(
+            &request,
+            "hello",
+            &standalone,
+            &mut ClientState::default(),
+            Socket { connection_id: i64::MAX, ..SOCKET },
+            NOW,
+        )
+        .unwrap();
         assert_eq!(reply.get("msg").unwrap(), None);
         assert_eq!(reply.get_i64("connectionId").unwrap(), i64::MAX);
+    }
+
+    #[test]
+    fn a_replica_set_of_one_member_is_shown_at_the_address_that_was_dialled() {
+        let mut shown = facts(Shown::ReplicaSet);
+        let ask = |request: Document, facts: &Facts| {
+            let reply = hello(&request.to_vec().unwrap(), "hello", facts, &mut ClientState::default(), SOCKET, NOW);
+            Document::try_from(reply.unwrap()).unwrap()
+        };
+        let reply = ask(doc! {"hello": 1}, &shown);
+        let op_time = doc! {"ts": Timestamp { time: 1_700_000_000, increment: 1 }, "t": 1_i64};
+        let expected = doc! {
+            "setName": "rs0", "setVersion": 1, "hosts": ["10.0.0.1:27016"], "primary": "10.0.0.1:27016",
+            "me": "10.0.0.1:27016", "secondary": false,
+            "electionId": ObjectId::parse_str("7fffffff0000000000000001").unwrap(),
+            "lastWrite": {"opTime": op_time.clone(), "lastWriteDate": NOW, "majorityOpTime": op_time, "majorityWriteDate": NOW},
+            "isWritablePrimary": true, "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000,
+            "maxWriteBatchSize": 100_000, "localTime": NOW, "logicalSessionTimeoutMinutes": 30, "connectionId": 5,
+            "minWireVersion": 0, "maxWireVersion": 17, "readOnly": false, "ok": 1.0,
+        };
+        assert_eq!(reply, expected);
+        let balanced = ask(doc! {"hello": 1, "loadBalanced": true}, &shown);
+        assert!(!balanced.contains_key("setName") && balanced.get_str("msg").unwrap() == "isdbgrid", "{balanced}");
+        for (address, told) in [
+            (Address::tcp("proxy", 1), "proxy:1"),
+            (Address::tcp("::1", 1), "[::1]:1"),
+            (Address::Unix("/p.sock".into()), "/p.sock"),
+        ] {
+            shown.shown_set = Some(Arc::new(ShownSet { name: "rs0".into(), address: Some(address) }));
+            let reply = ask(doc! {"hello": 1}, &shown);
+            assert_eq!((reply.get_str("me").unwrap(), reply.get_str("primary").unwrap()), (told, told));
+            assert_eq!(reply.get_array("hosts").unwrap(), &[bson::Bson::from(told)]);
+        }
     }
 
     #[test]
@@ -325,7 +428,7 @@ mod tests {
         let request = doc! {"hello": 1, "loadBalanced": true}.to_vec().unwrap();
         for presentation in [Shown::Mongos, Shown::Standalone] {
             let mut state = ClientState::default();
-            let reply = hello(&request, "hello", &facts(presentation), &mut state, 5, NOW).unwrap();
+            let reply = hello(&request, "hello", &facts(presentation), &mut state, SOCKET, NOW).unwrap();
             assert_eq!(reply.get_object_id("serviceId").unwrap(), ObjectId::from_bytes([9; 12]));
             assert_eq!(reply.get_str("msg").unwrap(), "isdbgrid");
             assert!(state.load_balanced);
@@ -350,7 +453,7 @@ mod tests {
         assert!(!listed(&["lz4"]).contains_key("compression") && !listed(&[]).contains_key("compression"));
         let none = Facts { compressors: Compressors::default(), ..facts(Shown::Mongos) };
         let request = doc! {"hello": 1, "compression": ["zlib"]}.to_vec().unwrap();
-        let reply = hello(&request, "hello", &none, &mut ClientState::default(), 5, NOW).unwrap();
+        let reply = hello(&request, "hello", &none, &mut ClientState::default(), SOCKET, NOW).unwrap();
         assert_eq!(reply.get("compression").unwrap(), None);
         assert_eq!(first(doc! {"hello": 1, "compression": "zlib"}), Err(14));
         assert_eq!(first(doc! {"hello": 1, "compression": [1]}), Err(14));
@@ -437,7 +540,7 @@ mod tests {
             for value in [0, 1, 0x7F, 0x80, 0xFF] {
                 let mut damaged = bytes.clone();
                 damaged[position] = value;
-                match hello(&damaged, "hello", &facts(Shown::Mongos), &mut ClientState::default(), 1, NOW) {
+                match hello(&damaged, "hello", &facts(Shown::Mongos), &mut ClientState::default(), SOCKET, NOW) {
                     Ok(reply) => assert_eq!(reply.get_f64("ok").unwrap(), 1.0),
                     Err(error) => assert!(RawDocument::from_bytes(error.to_document().as_bytes()).is_ok()),
                 }
