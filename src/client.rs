@@ -16,6 +16,7 @@ pub mod held;
 pub mod listener;
 mod load_balanced;
 pub mod long_poll;
+mod misfits;
 mod pace;
 mod packing;
 mod proxy_header;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
+use super::misfits::Doings;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::transactions::OpenTransactions;
@@ -34,9 +35,10 @@ pub struct Session<S> {
     pub(super) state: ClientState,
     /// What this client was told that we are, which it must never learn otherwise, and up to which wire version: a driver
     /// keeps to what the greeting of a socket said, so more than that is for new sockets.
-    told: Option<(Shown, i32)>,
-    ends: Box<Ends>,
+    pub(super) told: Option<(Shown, i32)>,
+    pub(super) ends: Box<Ends>,
     connection_id: i64,
+    pub(super) doings: Doings,
     /// Those that it has used and that are open still.
     pub(super) transactions: OpenTransactions,
     /// Those that end with it.
@@ -83,8 +85,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let socket = ClientSocket::new(stream, shared.bounds.clone());
         let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
-        let cursors = OpenCursors::default();
-        Self { socket, shared, state, told: None, ends, connection_id, transactions, cursors }
+        let (cursors, doings) = (OpenCursors::default(), Doings::default());
+        Self { socket, shared, state, told: None, ends, connection_id, doings, transactions, cursors }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -110,6 +112,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 }
             };
             self.end_what_was_pinned();
+            if reason == ClientClosed::ClientLeft {
+                self.left();
+            }
             reason
         }
     }
@@ -126,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// Decides about a message without waiting: almost all are commands for upstream.
-    fn plan(&self, next: Result<Incoming, ReadEnd>) -> Plan {
+    fn plan(&mut self, next: Result<Incoming, ReadEnd>) -> Plan {
         let (frame, reservation) = match next {
             Ok(Incoming::Message(frame, reservation)) => (frame, reservation),
             Ok(Incoming::TooMuch { head, needed_bytes }) => return Plan::aside(Aside::TooMuch { head, needed_bytes }),
@@ -140,7 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    fn plan_op_msg(&self, mut frame: Frame, reservation: Reservation, compressor: Option<Compressor>) -> Plan {
+    fn plan_op_msg(&mut self, mut frame: Frame, reservation: Reservation, compressor: Option<Compressor>) -> Plan {
         let reply_to = ReplyTo { request_id: frame.header().request_id, compressor };
         let mut command = match Command::parse(&mut frame) {
             Ok(command) => command,
@@ -149,6 +154,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if self.shared.clusters.are_several() {
             // No client of such a listener has learnt one here, and one of another cluster would do harm.
             command.take_out_cluster_time(&mut frame);
+        }
+        if command.spec.handling != Handling::Local(LocalCommand::Hello) && self.doings.command() {
+            lock(&self.shared.misfits).works(&self.state, &self.ends, Instant::now());
         }
         let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
         if passes
@@ -287,6 +295,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
         }
         self.told = Some((facts.presentation, facts.max_wire_version));
+        self.doings.hello(Instant::now());
         Ok(reply)
     }
 

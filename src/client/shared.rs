@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 
 use super::clusters::Clusters;
+use super::misfits::Misfits;
 use super::socket::SocketBounds;
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
@@ -28,6 +29,8 @@ pub struct ClientShared {
     pub facts: watch::Receiver<Option<Facts>>,
     /// Applications and drivers, each kept once.
     pub metadata: Mutex<MetadataPool>,
+    /// Who seems to look for something else than us.
+    pub(super) misfits: Mutex<Misfits>,
     /// Who is busy, for the drain.
     pub activity: Arc<Activity>,
 }
@@ -44,7 +47,8 @@ impl ClientShared {
         let (metrics, memory) = (cluster.metrics.clone(), cluster.memory.clone());
         let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
-        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata: Mutex::default(), activity })
+        let (metadata, misfits) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata, misfits, activity })
     }
 
     /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.
