@@ -64,7 +64,7 @@ impl Generator {
         if !waits && self.chance(3) {
             sent.flags |= 1 << 16;
         }
-        if self.chance(1) {
+        if self.chance(1) && !sent.body.contains_key("maxTimeMS") {
             (sent.flags, sent.barrier) = (sent.flags | 2, true);
         }
         if self.chance(4) {
@@ -146,8 +146,8 @@ impl Generator {
             }
             _ => drop(sent.body.insert("writeConcern", self.write_concern())),
         }
-        // What is what they said before is no longer known.
-        if sent.compare == Compare::BatchSize {
+        // Without its filter it lists all, in an order of the server's own.
+        if sent.body.contains_key("listCollections") {
             sent.compare = Compare::Only(&["ok", "code", "codeName"]);
         }
     }

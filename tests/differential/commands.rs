@@ -329,7 +329,8 @@ impl Generator {
         }
         self.as_sequence(&mut sent);
         // Drivers send unacknowledged writes that way, and any command may come that way.
-        if self.chance(8) {
+        // Such a write waits for a transaction without end, whatever its limit is.
+        if !transacted && self.chance(8) {
             sent.body.insert("writeConcern", doc! { "w": 0 });
             (sent.flags, sent.barrier) = (2, true);
         }
@@ -413,7 +414,7 @@ impl Generator {
             doc! { "key": { "b": -1, "a": 1 }, "name": "b_a", "partialFilterExpression": { "a": { "$gt": 1 } } },
             doc! { "key": { "b": "text" }, "name": "text" },
             doc! { "key": { "a": 1 }, "name": "unique", "unique": true },
-            doc! { "key": { "when": 1 }, "name": "ttl", "expireAfterSeconds": 1_000_000_000 },
+            doc! { "key": { "when": 1 }, "name": "ttl", "expireAfterSeconds": 2_000_000_000 },
             doc! { "key": { "a": "sideways" }, "name": "bad" },
             doc! { "key": { "a": 1 } },
             doc! { "key": { "b": "hashed" }, "name": "hashed" },
@@ -439,7 +440,7 @@ impl Generator {
             15 => (SCRATCH, doc! { "collMod": made, "validator": { "a": 1 } }),
             16 => (
                 DATABASE,
-                doc! { "collMod": collection, "index": { "name": "ttl", "expireAfterSeconds": 2_000_000_000 } },
+                doc! { "collMod": collection, "index": { "name": "ttl", "expireAfterSeconds": 2_100_000_000 } },
             ),
             17 => (SCRATCH, doc! { "insert": made, "documents": [self.document()] }),
             18 => (SCRATCH, doc! { "convertToCapped": made, "size": 1000 }),

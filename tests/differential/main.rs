@@ -19,7 +19,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use generate::{Generator, Sent};
 use mask::Masks;
 use peer::Peer;
@@ -119,6 +119,9 @@ impl Twins {
             }
             self.count(&sent, direct);
         }
+        if outcomes.iter().all(|outcome| outcome.replies.is_empty() && !outcome.closed) {
+            self.compare_contents(&sent).await;
+        }
         let difference = mask::difference(&self.masks, &outcomes, sent.compare);
         if closed {
             // A proxy aborts transactions whose sockets have gone, a server does not look at sockets.
@@ -126,6 +129,17 @@ impl Twins {
             self.both("admin", &tidy).await;
         }
         difference.map(|[direct, through]| format!("{}\n  direct  {direct}  through {through}", sent.describe()))
+    }
+
+    /// What a message without a reply has done shows in the collection that it names.
+    async fn compare_contents(&mut self, sent: &Sent) {
+        let database = sent.body.get_str("$db").unwrap_or_default();
+        let Some((_, Bson::String(collection))) = sent.body.iter().next() else { return };
+        let find = doc! { "find": collection, "batchSize": 10_000, "sort": { "$natural": 1 } };
+        let [direct, through] = &mut self.peers;
+        let contents = [direct.run(database, find.clone()).await, through.run(database, find).await];
+        let [direct, through] = [0, 1].map(|side: usize| self.masks[side].mask(&contents[side]).to_vec().unwrap());
+        assert!(direct == through, "{}\n  directly {}\n  through {}", sent.describe(), contents[0], contents[1]);
     }
 
     async fn both(&mut self, database: &str, command: &Document) {
