@@ -23,8 +23,8 @@ pub struct Command {
     pub unacknowledged: bool,
     /// Session and transaction.
     pub session: SessionFields,
-    /// `$readPreference`, when it is sound and not primary.
-    pub read_preference: Option<ReadPreference>,
+    /// `$readPreference`, when it is sound and not primary. Boxed, as most commands have none and every client has room for one.
+    pub read_preference: Option<Box<ReadPreference>>,
     /// There is one that makes no sense; the server says so.
     unsound_preference: bool,
     /// The first pipeline stage is `$changeStream`, or the cursor is tailable and awaits data.
@@ -368,7 +368,8 @@ impl Command {
         let document = element.as_document().and_then(|bytes| RawDocument::from_bytes(bytes).ok());
         let preference = document.and_then(ReadPreference::parse);
         self.unsound_preference = preference.is_none();
-        self.read_preference = preference.filter(|preference| preference.mode != ReadPreferenceMode::Primary);
+        let not_primary = preference.filter(|preference| preference.mode != ReadPreferenceMode::Primary);
+        self.read_preference = not_primary.map(Box::new);
     }
 
     fn read_pipeline(&mut self, pipeline: &Element<'_>) {
