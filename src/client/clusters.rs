@@ -91,14 +91,19 @@ impl Clusters {
         if let Some(id) = command.session.transaction() {
             // Where it was started. Its end is told on `admin`, whatever it was about.
             let runs_in = self.all().find(|cluster| lock(&cluster.pins).transaction(id, now).is_some());
+            // The results of a bulkWrite are a cursor on `admin`.
+            let on_cursor = matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors);
+            let follows = ends_transaction || database == "admin" && on_cursor;
             return match runs_in {
-                Some(runs_in) if ends_transaction || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
+                Some(runs_in) if follows || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
                 Some(runs_in) => Err(errors::second_cluster(&runs_in.config.name, about, &cluster.config.name)),
                 None if command.spec.name == "commitTransaction" => Err(errors::commit_of_unknown_cluster()),
+                // Nothing of it was ever sent, or its server has forgotten it as well.
+                None if ends_transaction => Err(errors::transaction_of_no_cluster()),
                 None => Ok(cluster),
             };
         }
-        // The results of a bulkWrite are a cursor on `admin` as well.
+        // As above, outside of a transaction.
         if database == "admin" && matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors) {
             let id = match command.spec.handling {
                 Handling::GetMore => command.cursor_id(frame),

@@ -76,7 +76,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             match attempt {
                 Ok(Attempt::Delivered) => return Ok(()),
                 Ok(Attempt::Again(Duration::ZERO)) => {}
-                Ok(Attempt::Again(pause)) => Box::pin(tokio::time::sleep(pause)).await,
+                Ok(Attempt::Again(pause)) => {
+                    // Others need it meanwhile.
+                    exchange.place = None;
+                    Box::pin(tokio::time::sleep(pause)).await;
+                }
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refused(exchange, refusal)).await,
                 Err(Failed::Client(end)) => return Err(end),
             }

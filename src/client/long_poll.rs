@@ -9,11 +9,12 @@ use tokio::time::Instant;
 
 use super::acquire::Refusal;
 use super::catch_up::CatchUp;
+use super::cursors::OpenCursor;
 use super::exchange::Exchange;
 use super::session::Session;
 use crate::command::Command;
-use crate::reply::{Batch, errors};
-use crate::upstream::long_polls::Woken;
+use crate::reply::{Batch, Situation, errors};
+use crate::upstream::long_polls::{CEILING, Woken};
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Place, Server};
 use crate::wire::Frame;
@@ -38,6 +39,17 @@ pub(super) struct LongPoll {
     until: Instant,
     batch_size: Option<i64>,
     catch_up: CatchUp,
+    /// When it last asked, or began.
+    asked: Instant,
+    /// How long the server may wait on the question that it has now.
+    wait: Duration,
+    /// How long it has waited here for something to be written.
+    waited: Duration,
+}
+
+/// All places were taken for too long.
+struct NoPlace {
+    waited: Duration,
 }
 
 impl LongPoll {
@@ -58,7 +70,8 @@ impl LongPoll {
         let server = cluster.server(&address)?;
         server.long_polls.begun(now);
         let batch_size = find(document, b"batchSize").and_then(|size| size.as_number());
-        Some(Box::new(Self { cursor, server, until: now + wait, batch_size, catch_up }))
+        let (until, wait, waited) = (now + wait, Duration::ZERO, Duration::ZERO);
+        Some(Box::new(Self { cursor, server, until, batch_size, catch_up, asked: now, wait, waited }))
     }
 
     /// A place to ask from at once, where there is something to ask for.
@@ -67,9 +80,17 @@ impl LongPoll {
     }
 
     fn waits_here(&self, now: Instant) -> bool {
+        now < self.look_by() && (now < self.catch_up.not_before() || !self.is_due(now))
+    }
+
+    /// When it asks whatever it knows.
+    fn look_by(&self) -> Instant {
+        self.until.min(self.asked + CEILING)
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
         let polls = &self.server.long_polls;
-        let may_ask = now >= self.until || now >= self.catch_up.not_before() && self.catch_up.is_due(polls.newest());
-        polls.slice(now).is_none() && !may_ask
+        polls.slice(now).is_some() || self.catch_up.is_due(polls.newest())
     }
 
     /// How long the server may wait when it is asked now.
@@ -78,7 +99,9 @@ impl LongPoll {
         self.catch_up.asks(polls.newest());
         let none = if wire_version >= TAKES_NO_WAIT { Duration::ZERO } else { LEAST_WAIT };
         let remaining = self.until.saturating_duration_since(now);
-        polls.slice(now).map_or(none, |slice| slice.min(remaining)).max(none)
+        self.wait = polls.slice(now).map_or(none, |slice| slice.min(remaining)).max(none);
+        self.asked = now;
+        self.wait
     }
 
     /// True when its reply brought nothing and there is time left: the client does not hear of it.
@@ -88,7 +111,9 @@ impl LongPoll {
         if goes_on {
             let polls = &self.server.long_polls;
             let in_vain = self.catch_up.nothing_came(&batch, polls.longest_pause() * 2, now);
-            self.catch_up.rest_until(now + polls.pause(in_vain));
+            // A server that has waited as it was told to may be asked again at once.
+            let waited = self.wait > LEAST_WAIT && now.duration_since(self.asked) >= self.wait / 2;
+            self.catch_up.rest_until(if waited { now } else { now + polls.pause(in_vain) });
         }
         goes_on
     }
@@ -104,23 +129,34 @@ impl LongPoll {
         Batch::read(reply_document(reply)?.1, self.batch_size)
     }
 
-    /// Waits until there is something to ask for, and a place to ask from.
+    /// Waits until there is something to ask for, and a place to ask from. `None` when the server is to say what has become
+    /// of its cursor.
     ///
     /// # Cancel safety
     /// Safe: whoever is dropped leaves every line.
-    async fn turn(&mut self, cluster: &Cluster) -> Option<Place> {
+    async fn turn(&mut self, cluster: &Cluster) -> Result<Option<Place>, NoPlace> {
         let server = self.server.clone();
         let polls = &server.long_polls;
-        while self.waits_here(Instant::now()) {
-            let (catch_up, not_before) = (self.catch_up, self.catch_up.not_before());
-            match polls.until_due(|newest| catch_up.is_due(newest), not_before, self.until).await {
-                Woken::Due => break,
-                // The server says the rest.
-                Woken::Disturbed if !self.is_sound(cluster) => return None,
-                Woken::Disturbed => {}
+        let parked = Instant::now();
+        let mut sound = true;
+        while sound && self.waits_here(Instant::now()) {
+            let (not_before, look_by) = (self.catch_up.not_before(), self.look_by());
+            let woken = polls.until_due(|_| self.is_due(Instant::now()), not_before, look_by).await;
+            sound = woken == Woken::Due || self.is_sound(cluster);
+        }
+        self.waited += parked.elapsed();
+        let queued = Instant::now();
+        let (mut place, in_vain) = (std::pin::pin!(polls.enter()), cluster.config.wait_queue_timeout);
+        let mut limit = std::pin::pin!(tokio::time::sleep_until(queued + in_vain));
+        while sound {
+            // Nothing is lost when an arm loses: the place in the line is kept, and the limit.
+            tokio::select! {
+                place = &mut place => return Ok(Some(place)),
+                () = polls.disturbance() => sound = self.is_sound(cluster),
+                () = &mut limit => return Err(NoPlace { waited: queued.elapsed() }),
             }
         }
-        Some(polls.enter().await)
+        Ok(None)
     }
 
     /// Its cursor and its server are what they were.
@@ -134,23 +170,42 @@ impl LongPoll {
 
 impl Drop for LongPoll {
     fn drop(&mut self) {
-        self.server.long_polls.ended();
+        self.server.long_polls.ended(Instant::now());
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// Waits for the turn of a command that waits for data, as long as its client does.
+    /// Waits for the turn of a command that waits for data, as long as its client does. What ends the wait for good ends its
+    /// cursor: nobody comes back to it.
     pub(super) async fn await_turn(&mut self, exchange: &mut Exchange) -> Result<(), Refusal> {
         let Some(poll) = &mut exchange.poll else { return Ok(()) };
-        let cluster = exchange.cluster.clone();
+        let (cluster, server) = (exchange.cluster.clone(), poll.server.clone());
         // Nothing is lost when an arm loses: whoever is dropped leaves every line, the socket keeps its bytes.
-        tokio::select! {
-            place = poll.turn(&cluster) => {
-                exchange.place = place;
-                Ok(())
-            }
-            () = self.socket.left() => Err(Refusal::Left),
-            () = self.shared.activity.long_polls_end() => Err(Refusal::Reply(errors::cursor_not_found(poll.cursor))),
+        let refusal = tokio::select! {
+            turn = poll.turn(&cluster) => match turn {
+                Ok(place) => {
+                    exchange.place = place;
+                    exchange.upstream += std::mem::take(&mut poll.waited);
+                    return Ok(());
+                }
+                Err(NoPlace { waited }) => return Err(no_place(&cluster, &server, waited).into()),
+            },
+            () = self.socket.left() => Refusal::Left,
+            () = self.shared.activity.long_polls_end() => Refusal::Reply(errors::cursor_not_found(poll.cursor)),
+        };
+        if let Some(cursor) = OpenCursor::of_get_more(&server, exchange) {
+            cursor.kill(&cluster);
         }
+        Err(refusal)
+    }
+}
+
+fn no_place(cluster: &Cluster, server: &Server, waited: Duration) -> Situation {
+    let connections = server.pool.snapshot().max_pool_size;
+    Situation::QueueTimeout {
+        server: (*server.address).clone(),
+        waited,
+        connections,
+        waiting: cluster.admission.waiting(),
     }
 }

@@ -365,6 +365,12 @@ pub fn commit_of_unknown_cluster() -> ErrorReply {
     ErrorReply::new(code::MAX_TIME_MS_EXPIRED, message)
 }
 
+/// The abort of a transaction that none of several clusters is known to have. Drivers ignore it.
+pub fn transaction_of_no_cluster() -> ErrorReply {
+    let message = "the proxy does not know the transaction: nothing of it was sent, or the proxy was restarted since";
+    ErrorReply::new(code::NO_SUCH_TRANSACTION, message)
+}
+
 /// An argument of the wrong BSON type; `path` names it.
 pub fn type_mismatch(path: &str, expected: &str) -> ErrorReply {
     ErrorReply::new(code::TYPE_MISMATCH, &format!("field '{path}' is the wrong type, expected {expected}"))

@@ -469,7 +469,8 @@ impl Cluster {
         });
         self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
         let address = Arc::new(address.clone());
-        let in_flight = self.config.max_in_flight.unwrap_or(u32::MAX).min(self.config.pool.max_pool_size);
+        let bounds = [self.config.max_in_flight, self.config.max_upstream_connections];
+        let in_flight = bounds.into_iter().flatten().fold(self.config.pool.max_pool_size, u32::min);
         let (long_polls, settling) = (LongPolls::new(in_flight, self.somebody_parks.clone()), Settling::new(in_flight));
         let (cancels, operations, seen) = (Cancels::new(Instant::now()), AtomicU32::new(0), Mutex::default());
         let long_polls = Arc::new(long_polls);

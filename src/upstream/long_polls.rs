@@ -23,7 +23,7 @@ const SLICE: Duration = Duration::from_millis(500);
 const CROWD_LINGERS: Duration = Duration::from_secs(10);
 
 /// Whoever waits here asks this often in any case, so that nothing depends on what replies tell.
-const CEILING: Duration = Duration::from_secs(1);
+pub const CEILING: Duration = Duration::from_secs(1);
 
 /// Who asked in vain asks again after this at the earliest, doubling while it goes on in vain, ...
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -54,7 +54,10 @@ pub struct LongPolls {
     looking: AtomicBool,
     /// How often whoever waits was told to look around.
     disturbed: AtomicU64,
+    /// Something was written.
     news: Notify,
+    /// There is a reason to look around.
+    around: Notify,
     somebody_parks: Arc<Notify>,
 }
 
@@ -89,6 +92,7 @@ impl LongPolls {
             looking: AtomicBool::new(false),
             disturbed: AtomicU64::new(0),
             news: Notify::new(),
+            around: Notify::new(),
             somebody_parks,
         }
     }
@@ -108,20 +112,27 @@ impl LongPolls {
 
     /// One more is under way, until [`LongPolls::ended`].
     pub fn begun(&self, now: Instant) {
-        let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
-        if under_way > self.places {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.crowds(now);
+    }
+
+    /// One has ended.
+    pub fn ended(&self, now: Instant) {
+        self.crowds(now);
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn crowds(&self, now: Instant) {
+        if self.under_way.load(Ordering::Relaxed) > self.places {
             self.crowded_until.store(self.millis(now + CROWD_LINGERS), Ordering::Relaxed);
         }
     }
 
-    /// One has ended.
-    pub fn ended(&self) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-
     /// How long one may wait on the server now; `None` in a crowd.
     pub fn slice(&self, now: Instant) -> Option<Duration> {
-        let crowd = self.only_connection || self.millis(now) < self.crowded_until.load(Ordering::Relaxed);
+        let crowd = self.only_connection
+            || self.under_way.load(Ordering::Relaxed) > self.places
+            || self.millis(now) < self.crowded_until.load(Ordering::Relaxed);
         (!crowd).then_some(SLICE)
     }
 
@@ -156,7 +167,15 @@ impl LongPolls {
     /// A cursor or the server is not what it was: whoever waits here looks around.
     pub fn disturb(&self) {
         self.disturbed.fetch_add(1, Ordering::AcqRel);
-        self.news.notify_waiters();
+        self.around.notify_waiters();
+    }
+
+    /// Resolves with the next [`LongPolls::disturb`].
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn disturbance(&self) {
+        self.around.notified().await;
     }
 
     /// True if somebody waits here and no reply has told of a time since the last call.
@@ -175,7 +194,7 @@ impl LongPolls {
     }
 
     /// Waits until the server is worth to be asked: when `is_due` says so of the newest time, though not before
-    /// `not_before`; at `until` at the latest, and after a second.
+    /// `not_before`; at `until` at the latest.
     ///
     /// # Cancel safety
     /// Safe: nothing is held but a count that drops with the future.
@@ -187,22 +206,30 @@ impl LongPolls {
     ) -> Woken {
         let _parked = Parked::new(self);
         let disturbed = self.disturbed.load(Ordering::Acquire);
-        let until = until.min(Instant::now() + CEILING);
         loop {
-            let mut news = std::pin::pin!(self.news.notified());
-            // Listens from here on, so that what comes after the look is heard.
-            news.as_mut().enable();
+            // Listen from here on, so that what comes after the look is heard.
+            let (mut news, mut around) = (std::pin::pin!(self.news.notified()), std::pin::pin!(self.around.notified()));
+            around.as_mut().enable();
             if self.disturbed.load(Ordering::Acquire) != disturbed {
                 return Woken::Disturbed;
             }
             let now = Instant::now();
-            if now >= until || now >= not_before && is_due(self.newest()) {
+            if now >= until {
                 return Woken::Due;
             }
-            let look = if now < not_before { not_before.min(until) } else { until };
-            // Nothing is lost when an arm loses: either only makes us look again.
+            // Who makes a pause is not woken by what is written meanwhile.
+            let resting = now < not_before;
+            if !resting {
+                news.as_mut().enable();
+                if is_due(self.newest()) {
+                    return Woken::Due;
+                }
+            }
+            let look = if resting { not_before.min(until) } else { until };
+            // Nothing is lost when an arm loses: each only makes us look again.
             tokio::select! {
-                () = news => {}
+                () = news, if !resting => {}
+                () = around => {}
                 () = tokio::time::sleep_until(look) => {}
             }
         }
@@ -282,8 +309,11 @@ mod tests {
         assert_eq!(slice(), Some(SLICE));
         polls.begun(Instant::now());
         assert_eq!(slice(), None);
+        // However long they wait.
+        advance(CROWD_LINGERS * 2).await;
+        assert_eq!(slice(), None);
         // One that comes back at once is not missed, ...
-        polls.ended();
+        polls.ended(Instant::now());
         assert_eq!(slice(), None);
         advance(CROWD_LINGERS).await;
         // ... one that stays away is.
@@ -328,8 +358,14 @@ mod tests {
         // Its own time is over.
         assert_eq!(wait(6, 0).await, Woken::Due);
         assert_eq!(began.elapsed(), ms(800));
-        polls.until_due(later_than(6), began, began + ms(60_000)).await;
-        assert_eq!(began.elapsed(), ms(800) + CEILING);
+        // What is written during a pause counts after it.
+        let pause = ms(900);
+        let mut resting = Box::pin(polls.until_due(later_than(6), began + pause, began + ms(60_000)));
+        assert!((&mut resting).now_or_never().is_none());
+        polls.heard(Timestamp(7));
+        assert!((&mut resting).now_or_never().is_none());
+        assert_eq!(resting.await, Woken::Due);
+        assert_eq!(began.elapsed(), pause);
     }
 
     #[tokio::test(start_paused = true)]
