@@ -110,6 +110,12 @@ impl Twins {
         };
         let outcomes = [direct.clone(), through.clone()];
         let closed = outcomes.iter().any(|outcome| outcome.closed);
+        if closed {
+            // Where only one side may close, the other's socket would remember what it was told before.
+            for peer in &mut self.peers {
+                peer.replace(sent.socket).await;
+            }
+        }
         let replies = outcomes.each_ref().map(|outcome| outcome.replies.first().map(|it| mask::document(&it.document)));
         if let [Some(direct), Some(through)] = &replies {
             if let Some(ids) = self.generator.observe(&sent, [direct, through]) {

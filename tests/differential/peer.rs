@@ -47,7 +47,7 @@ impl Peer {
     }
 
     /// Sends `message` over one of the sockets and takes its one reply; with `barrier`, all that comes before the answer to
-    /// a ping sent behind it. A socket that was closed is replaced.
+    /// a ping sent behind it. A socket that was closed is to be replaced.
     ///
     /// # Errors
     /// It hangs.
@@ -77,11 +77,12 @@ impl Peer {
                 }
             }
         };
-        let outcome = timeout(PATIENCE, exchange).await?;
-        if outcome.closed {
-            self.sockets[socket] = raw::connect(&self.address).await;
-        }
-        Ok(outcome)
+        timeout(PATIENCE, exchange).await
+    }
+
+    /// Another socket in the place of this one.
+    pub async fn replace(&mut self, socket: usize) {
+        self.sockets[socket] = raw::connect(&self.address).await;
     }
 
     /// Runs a command that is not part of the comparison.
