@@ -10,12 +10,13 @@ use mongodb::Client;
 use mongodb::error::ErrorKind;
 use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
 use mongomux::config::Address;
+use mongomux::config::limits::MAX_CURSORS_PER_SOCKET;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
 use support::hold::eventually;
 use support::program::Program;
 use support::proxy::proxy;
-use support::{new_lsid, raw};
+use support::{first_batch, new_lsid, raw};
 use tokio::time::Duration;
 
 /// Long enough for a driver that finds its server, short for one that does not.
@@ -168,6 +169,14 @@ async fn twenty(address: &Address) {
     support::connect(address).await.command("test", insert).await.unwrap();
 }
 
+/// It begins a transaction of its own.
+fn first_statement() -> Document {
+    doc! {
+        "insert": "many", "documents": [{ "in": "a transaction" }], "lsid": new_lsid(), "txnNumber": 1_i64,
+        "startTransaction": true, "autocommit": false,
+    }
+}
+
 /// A socket with two open cursors and an open transaction on it.
 async fn with_open_things(address: &Address, load_balanced: bool) -> WireClient {
     let mut client = WireClient::connect(address).await.unwrap();
@@ -178,11 +187,7 @@ async fn with_open_things(address: &Address, load_balanced: bool) -> WireClient 
         let more = doc! { "getMore": id, "collection": "many", "batchSize": 1 };
         client.command("test", more).await.unwrap();
     }
-    let insert = doc! {
-        "insert": "many", "documents": [{ "in": "a transaction" }], "lsid": new_lsid(), "txnNumber": 1_i64,
-        "startTransaction": true, "autocommit": false,
-    };
-    client.command("test", insert).await.unwrap();
+    client.command("test", first_statement()).await.unwrap();
     client
 }
 
@@ -195,11 +200,9 @@ async fn what_is_pinned_to_a_socket_ends_with_it_at_once_and_nothing_else_does()
     let plain = with_open_things(proxy.address(), false).await;
     let staying = with_open_things(proxy.address(), true).await;
     let leaving = with_open_things(proxy.address(), true).await;
-    // One that has ended and one that its client has killed are nobody's any more.
-    let mut tidy = WireClient::connect(proxy.address()).await.unwrap();
-    tidy.command("admin", doc! { "hello": 1, "loadBalanced": true }).await.unwrap();
-    let found = tidy.command("test", doc! { "find": "many", "batchSize": 1 }).await.unwrap();
-    let id = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    // One that its client has killed is nobody's any more.
+    let mut tidy = balanced(proxy.address()).await;
+    let id = open_cursor(&mut tidy, "many").await;
     tidy.command("test", doc! { "killCursors": "many", "cursors": [id] }).await.unwrap();
     drop(tidy);
     assert_eq!(open_on(server).await, (6, 3));
@@ -213,6 +216,79 @@ async fn what_is_pinned_to_a_socket_ends_with_it_at_once_and_nothing_else_does()
     eventually("the rest of what was pinned", async || open_on(server).await.0 == 2).await;
 }
 
+/// A socket of a client that takes us for a load balancer.
+async fn balanced(address: &Address) -> WireClient {
+    let mut client = WireClient::connect(address).await.unwrap();
+    client.command("admin", doc! { "hello": 1, "loadBalanced": true }).await.unwrap();
+    client
+}
+
+/// The id of a cursor that is left open, of at least two documents.
+async fn open_cursor(client: &mut WireClient, collection: &str) -> i64 {
+    let found = client.command("test", doc! { "find": collection, "batchSize": 1 }).await.unwrap();
+    found.get_document("cursor").unwrap().get_i64("id").unwrap()
+}
+
+/// What the server was told to kill since it keeps a profile, one entry for each command.
+async fn killed_on(server: &Mongod) -> Vec<(String, Vec<i64>)> {
+    let kills = doc! { "find": "system.profile", "filter": { "command.killCursors": { "$exists": true } } };
+    let found = support::client(server).await.command("test", kills).await.unwrap();
+    let killed = first_batch(&found).into_iter().map(|entry| {
+        let command = entry.get_document("command").unwrap();
+        let ids = command.get_array("cursors").unwrap().iter().map(|id| id.as_i64().unwrap());
+        (command.get_str("killCursors").unwrap().to_owned(), ids.collect())
+    });
+    let mut killed: Vec<_> = killed.collect();
+    killed.sort();
+    killed
+}
+
+#[tokio::test]
+async fn cursors_that_have_ended_are_forgotten_and_the_others_killed_together() {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), "").await;
+    twenty(proxy.address()).await;
+    let mut client = balanced(proxy.address()).await;
+    let insert = doc! { "insert": "more", "documents": [{ "_id": 1 }, { "_id": 2 }] };
+    client.command("test", insert).await.unwrap();
+    for _ in 0..=MAX_CURSORS_PER_SOCKET {
+        let id = open_cursor(&mut client, "many").await;
+        let rest = client.command("test", doc! { "getMore": id, "collection": "many" }).await.unwrap();
+        assert_eq!(rest.get_document("cursor").unwrap().get_i64("id").unwrap(), 0);
+    }
+    support::client(server).await.command("test", doc! { "profile": 2 }).await.unwrap();
+    let mut many = vec![open_cursor(&mut client, "many").await, open_cursor(&mut client, "many").await];
+    let more = open_cursor(&mut client, "more").await;
+    drop(client);
+    eventually("all is ended", async || open_on(server).await.0 == 0).await;
+    let mut killed = killed_on(server).await;
+    killed.iter_mut().for_each(|(_, ids)| ids.sort_unstable());
+    many.sort_unstable();
+    assert_eq!(killed, [("many".to_owned(), many), ("more".to_owned(), vec![more])]);
+}
+
+/// As many errands as may be under way, and what holds locks is not left out.
+#[tokio::test]
+async fn a_pinned_transaction_is_aborted_before_any_cursor_is_killed() {
+    let deployment = support::replica_set(1).await;
+    let proxy = proxy(&deployment.uri(), "").await;
+    let mut client = balanced(proxy.address()).await;
+    client.command("test", first_statement()).await.unwrap();
+    for n in 0..MAX_CURSORS_PER_SOCKET {
+        let collection = format!("many_{n}");
+        let insert = doc! { "insert": &collection, "documents": [{ "_id": 1 }, { "_id": 2 }] };
+        client.command("test", insert).await.unwrap();
+        open_cursor(&mut client, &collection).await;
+    }
+    let pins = async || proxy.clusters()[0].pins.lock().unwrap().count();
+    assert_eq!(pins().await, (MAX_CURSORS_PER_SOCKET, 1));
+    drop(client);
+    // All of it is begun at once.
+    eventually("its end is noticed", async || pins().await.0 == 0).await;
+    assert_eq!(pins().await.1, 0, "a transaction that is left for later");
+}
+
 /// The client leaves while a statement of its transaction is on the server.
 #[tokio::test]
 async fn a_pinned_transaction_ends_once_its_last_statement_is_done() {
@@ -223,12 +299,7 @@ async fn a_pinned_transaction_ends_once_its_last_statement_is_done() {
     let mut client = with_open_things(proxy.address(), true).await;
     let block = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 700, "appName": "mongomux" };
     support::fail_command(server, 1, block).await;
-    let lsid = new_lsid();
-    let insert = doc! {
-        "insert": "many", "documents": [{ "blocked": true }], "lsid": &lsid, "txnNumber": 1_i64, "startTransaction": true,
-        "autocommit": false,
-    };
-    client.send(&Request::new("test", insert)).await.unwrap();
+    client.send(&Request::new("test", first_statement())).await.unwrap();
     eventually("it is there", async || proxy.clusters()[0].pins.lock().unwrap().count().1 == 2).await;
     drop(client);
     eventually("all is ended", async || open_on(server).await == (0, 0)).await;

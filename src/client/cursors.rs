@@ -50,7 +50,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if exchange.command.spec.handling == Handling::GetMore {
             let ended = facts.cursor_id == Some(0) || facts.code.is_some_and(errors::cursor_is_gone);
             match exchange.command.cursor_id(&exchange.frame) {
-                Some(id) if ended => unpin_cursor(&exchange.cluster, &server.address, id),
+                Some(id) if ended => {
+                    self.cursors.ended(id);
+                    unpin_cursor(&exchange.cluster, &server.address, id);
+                }
                 Some(id) if exchange.cursor_unknown && facts.ok => self.adopt_cursor(id, exchange, server, reply),
                 _ => {}
             }
@@ -66,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let error = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
-            kill_in_background(&exchange.cluster, server.address.clone(), namespace, id);
+            kill_in_background(&exchange.cluster, server.address.clone(), namespace, &[id]);
         }
         let why = error.to_string();
         Some(match error {
@@ -92,12 +95,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// The reply to a command that was sent whole will never come: what it may have left behind is cleaned up.
-    pub(super) fn lost_reply(&self, exchange: &Exchange, operation: &Operation) {
+    pub(super) fn lost_reply(&mut self, exchange: &Exchange, operation: &Operation) {
         // The batch may have been consumed: nobody knows where the cursor stands.
-        if let Some(cursor) = OpenCursor::of_get_more(operation.server(), exchange) {
-            cursor.kill(&exchange.cluster);
-        }
+        self.kill_lost(OpenCursor::of_get_more(operation.server(), exchange), &exchange.cluster);
         abort_lost_transaction(exchange, &operation.server().address);
+    }
+
+    /// A cursor that the client cannot go on with any more.
+    pub(super) fn kill_lost(&mut self, cursor: Option<Box<OpenCursor>>, cluster: &Arc<Cluster>) {
+        if let Some(cursor) = cursor {
+            self.cursors.ended(cursor.id());
+            cursor.kill(cluster);
+        }
     }
 
     /// `endSessions`: answered at once and passed on when there is time, so that a thousand clients that leave together
@@ -271,7 +280,20 @@ impl OpenCursor {
     /// The client will never read its reply: the batch is lost, and with it the position.
     pub(super) fn kill(self, cluster: &Arc<Cluster>) {
         unpin_cursor(cluster, &self.server, self.id);
-        kill_in_background(cluster, self.server, self.namespace, self.id);
+        kill_in_background(cluster, self.server, self.namespace, &[self.id]);
+    }
+}
+
+/// Kills cursors of one cluster with one command for each collection and server: errands are bounded, and a socket may have
+/// left as many as there may be.
+pub(super) fn kill_together(cluster: &Arc<Cluster>, cursors: impl IntoIterator<Item = OpenCursor>) {
+    let mut together: HashMap<_, Vec<i64>> = HashMap::new();
+    for OpenCursor { server, namespace, id } in cursors {
+        unpin_cursor(cluster, &server, id);
+        together.entry((server, namespace)).or_default().push(id);
+    }
+    for ((server, namespace), ids) in together {
+        kill_in_background(cluster, server, namespace, &ids);
     }
 }
 
@@ -298,10 +320,11 @@ fn unpin_cursor(cluster: &Cluster, server: &Address, id: i64) {
     }
 }
 
-/// Kills a cursor that nobody can continue.
-fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), id: i64) {
+/// Kills cursors that nobody can continue.
+fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), ids: &[i64]) {
     let (database, collection) = namespace;
-    let command = rawdoc! {"killCursors": collection, "cursors": [id], "$db": database};
+    let ids: RawArrayBuf = ids.iter().copied().map(RawBson::Int64).collect();
+    let command = rawdoc! {"killCursors": collection, "cursors": ids, "$db": database};
     cluster.run_in_background(Errand::Server(server), command);
 }
 

@@ -159,10 +159,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),
             Verdict::Nothing => {
                 // The client will never know the id of a new one.
-                if exchange.command.spec.handling != Handling::GetMore
-                    && let Some(cursor) = undelivered.take()
-                {
-                    cursor.kill(&exchange.cluster);
+                if exchange.command.spec.handling != Handling::GetMore {
+                    self.kill_lost(undelivered.take(), &exchange.cluster);
                 }
                 Ok(())
             }
@@ -170,9 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         self.observe(exchange.label, exchange.started, exchange.upstream);
         if let Err(end) = delivered {
-            if let Some(cursor) = undelivered {
-                cursor.kill(&exchange.cluster);
-            }
+            self.kill_lost(undelivered, &exchange.cluster);
             return Err(Failed::Client(end));
         }
         self.delivered(undelivered, &exchange.cluster);
@@ -253,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         config.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
     }
 
-    fn too_slow(&self, exchange: &Exchange, operation: &Operation, sent: Instant, limit: Duration) -> Situation {
+    fn too_slow(&mut self, exchange: &Exchange, operation: &Operation, sent: Instant, limit: Duration) -> Situation {
         let server = operation.server();
         tracing::info!(server = %server.address, command = exchange.command.spec.name, ?limit, "no answer in time");
         server.command_ended(Outcome::Failure(breaker::Failure::Timeout));
@@ -263,7 +259,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     fn no_reply(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         operation: &Operation,
         connection: &PooledConnection,
@@ -345,9 +341,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             match self.make_ready(exchange.reply_to, &server.address, rewritten, connection) {
                 Ok(compressor) => Verdict::Reply(compressor),
                 Err(situation) => {
-                    if let Some(cursor) = undelivered.take() {
-                        cursor.kill(&exchange.cluster);
-                    }
+                    self.kill_lost(undelivered.take(), &exchange.cluster);
                     return Err(situation.into());
                 }
             }
@@ -358,7 +352,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// The server says that it is not what we took it for. `None` for the reply itself, cloaked.
     fn state_changed(
-        &self,
+        &mut self,
         exchange: &mut Exchange,
         operation: &Operation,
         change: StateChange,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::cursors::OpenCursor;
+use super::cursors::{OpenCursor, kill_together};
 use super::session::Session;
 use crate::config::limits::MAX_CURSORS_PER_SOCKET;
 use crate::upstream::Cluster;
@@ -32,7 +32,12 @@ impl OpenCursors {
     }
 
     fn kill_all(&mut self) {
-        self.0.take().into_iter().flat_map(|held| held.0).for_each(|(cluster, cursor)| cursor.kill(&cluster));
+        let mut rest = self.0.take().map_or_else(Vec::new, |held| held.0);
+        while let Some((cluster, _)) = rest.first() {
+            let cluster = cluster.clone();
+            let of_cluster = rest.extract_if(.., |(its, _)| Arc::ptr_eq(its, &cluster));
+            kill_together(&cluster, of_cluster.map(|(_, cursor)| cursor));
+        }
     }
 }
 
@@ -48,9 +53,10 @@ impl<S> Session<S> {
 
     /// The socket is closed.
     pub(super) fn end_what_was_pinned(&mut self) {
-        self.cursors.kill_all();
+        // First what holds locks: errands are bounded, and cursors may need many.
         if self.state.load_balanced {
             self.transactions.abort_all();
         }
+        self.cursors.kill_all();
     }
 }
