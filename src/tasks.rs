@@ -1,17 +1,25 @@
-//! The one place that spawns, so that every task hears of the end and is awaited at the end.
+//! The one place that spawns, so that every task hears of the end and is awaited at the end. And the one bound on work that
+//! takes the processor for long, see [`compute`].
 //!
 //! A task costs what tokio takes, and a counted guard of 24 bytes beside its future: client sessions are tasks, and there
 //! are thousands of them. So there is no list of tasks here, and nobody is aborted: a task ends itself when it hears
 //! [`Tasks::cancelled`]. The tasks inside the `mongodb` crate are its own and end with its client.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
+
+/// One for each thread that the machine runs at once. More at a time would take turns and finish no earlier, and the thread of
+/// all clients would be one among hundreds.
+static PROCESSORS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))));
 
 /// A handle to the program's tasks; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -118,8 +126,38 @@ impl Drop for Guard {
     }
 }
 
+/// Work that is done elsewhere, and its result. Dropped before its turn the work is never begun, and what it holds is given
+/// back; once begun, it is done to its end.
+pub type Computing<T> = AbortOnDropHandle<T>;
+
+/// Does work that others should not wait for on a thread that may block, in the order in which it came, and no more at once
+/// than there are processors. It goes on whether or not somebody polls for its result, so that nobody holds up the others.
+pub fn compute<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Computing<T> {
+    compute_on(PROCESSORS.clone(), work)
+}
+
+fn compute_on<T: Send + 'static>(
+    processors: Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Computing<T> {
+    let in_turn = async move {
+        let processor = processors.acquire_owned().await.expect("the semaphore is never closed");
+        let working = tokio::task::spawn_blocking(move || {
+            let result = work();
+            // Not before: whoever asked for it may have gone, the processor is taken all the same.
+            drop(processor);
+            result
+        });
+        working.await.expect("it does not panic, and is not aborted once it has begun")
+    };
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns, and who waits for the result is a task")]
+    AbortOnDropHandle::new(tokio::spawn(in_turn))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -151,6 +189,50 @@ mod tests {
         let tasks = Tasks::new();
         tasks.spawn("fails", async { panic!("on purpose") });
         assert_eq!(tasks.join_all(Duration::from_secs(5)).await, 0);
+    }
+
+    #[tokio::test]
+    async fn work_waits_for_a_processor_and_keeps_it_until_it_is_done() {
+        let processors = Arc::new(Semaphore::new(2));
+        let begin = || {
+            let (go_on, told) = mpsc::channel::<()>();
+            let (say, begun) = tokio::sync::oneshot::channel();
+            let work = move || {
+                say.send(()).unwrap();
+                told.recv().unwrap();
+                "done"
+            };
+            (compute_on(processors.clone(), work), begun, go_on)
+        };
+        let (first, begun, first_goes_on) = begin();
+        begun.await.unwrap();
+        assert_eq!(processors.available_permits(), 1);
+        let (second, begun, second_goes_on) = begin();
+        begun.await.unwrap();
+        assert_eq!(processors.available_permits(), 0);
+        let (third, third_begun, third_goes_on) = begin();
+        let (never, never_begun, _never_goes_on) = begin();
+        tokio::task::yield_now().await;
+        // Nobody waits for these any more: what has begun keeps its processor, what has not gives all back.
+        drop((first, never));
+        assert!(never_begun.await.is_err(), "it is not begun");
+        assert_eq!(processors.available_permits(), 0);
+        first_goes_on.send(()).unwrap();
+        third_begun.await.unwrap();
+        assert_eq!(processors.available_permits(), 0);
+        for (work, goes_on) in [(second, second_goes_on), (third, third_goes_on)] {
+            goes_on.send(()).unwrap();
+            assert_eq!(work.await.unwrap(), "done");
+        }
+        assert_eq!(processors.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn work_that_panics_gives_its_processor_back() {
+        let processors = Arc::new(Semaphore::new(1));
+        let failed = compute_on(processors.clone(), || panic!("on purpose"));
+        assert!(failed.await.is_err());
+        assert_eq!(compute_on(processors, || 5).await.unwrap(), 5);
     }
 
     #[test]

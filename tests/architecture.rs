@@ -106,10 +106,7 @@ const HOLDS_JOIN_SETS: &[&str] = &["sandbox/census.rs", "sandbox/load.rs"];
 
 /// Where work goes to a thread that may block, and why: it burns CPU for longer than other clients should wait.
 const SPAWNS_BLOCKING: &[(&str, &str)] = &[
-    ("client/session.rs", "inflating large requests"),
-    ("client/packing.rs", "deflating large requests"),
-    ("client/deliver.rs", "deflating large replies"),
-    ("upstream/opening.rs", "inflating large replies"),
+    ("tasks.rs", "inflating and deflating large messages, within one bound"),
     ("upstream/handshake.rs", "deriving keys takes thousands of hash rounds"),
     ("sandbox", "the trial unpacks, starts and waits for processes"),
 ];

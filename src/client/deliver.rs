@@ -10,8 +10,9 @@ use super::session::{ReplyTo, Session};
 use super::socket::ReadEnd;
 use crate::admission::Reservation;
 use crate::config::Address;
-use crate::config::limits::{COMPRESS_INLINE_BYTES, CONNECTION_BUFFER_BYTES};
+use crate::config::limits::CONNECTION_BUFFER_BYTES;
 use crate::reply::{Situation, cluster_time};
+use crate::tasks::compute;
 use crate::telemetry::labels::Side;
 use crate::upstream::{PooledConnection, Reply};
 use crate::wire::{Compressor, encode, op_compressed};
@@ -57,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         compressor: Option<Compressor>,
     ) -> Result<(), ReadEnd> {
         match compressor {
-            Some(compressor) if connection.reply().len() > COMPRESS_INLINE_BYTES => {
+            Some(compressor) if op_compressed::takes_long_to_compress(connection.reply().len(), compressor) => {
                 return Box::pin(self.deliver_compressed(connection, compressor)).await;
             }
             Some(compressor) => self.compress_reply(compressor, &mut connection),
@@ -94,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.shared.bounds.memory.try_reply(op_compressed::compressed_bound(length, compressor))
     }
 
-    /// Compresses a large reply on a thread that may block, after its connection has gone back.
+    /// Compresses a large reply while others go on, after its connection has gone back.
     async fn deliver_compressed(
         &mut self,
         mut connection: PooledConnection,
@@ -106,8 +107,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Some(mut room) = self.room_for_compressed(message.len(), compressor) {
             let limit = self.shared.limits.max_message_bytes;
             let compress = move || op_compressed::compress(&message, compressor, limit);
-            let compressed = tokio::task::spawn_blocking(compress).await;
-            message = compressed.expect("compressing does not panic, and blocking tasks are not aborted");
+            let compressed = compute(compress).await;
+            message = compressed.expect("compressing does not panic, and is not aborted while it is waited for");
             room.shrink_to(message.len());
             reservation = Some(room);
         }

@@ -9,7 +9,7 @@ use super::exchange::Exchange;
 use super::shared::ClientShared;
 use crate::admission::Reservation;
 use crate::command::Compressing;
-use crate::config::limits::COMPRESS_INLINE_BYTES;
+use crate::tasks::compute;
 use crate::upstream::Connection;
 use crate::wire::{Compressor, Deflation, Frame, OpCode, op_compressed};
 
@@ -62,19 +62,20 @@ impl Exchange {
         }
         let bound = op_compressed::compressed_bound(length, how.compressor);
         let room = shared.bounds.memory.try_request(bound)?;
-        if length > COMPRESS_INLINE_BYTES {
+        if op_compressed::takes_long_to_compress(length, how.compressor) {
             return Some((how, room));
         }
         self.form = pack(&self.frame, how, room, shared.limits.max_message_bytes);
         None
     }
 
-    /// Compresses a large request on a thread that may block.
+    /// Compresses a large request while others go on.
     pub(super) async fn pack_elsewhere(&mut self, how: Deflation, room: Reservation, shared: &ClientShared) {
         let limit = shared.limits.max_message_bytes;
         let frame = std::mem::replace(&mut self.frame, Frame::build(0, 0, OpCode::Msg, &[]));
-        let packed = tokio::task::spawn_blocking(move || (pack(&frame, how, room, limit), frame)).await;
-        (self.form, self.frame) = packed.expect("compressing does not panic, and blocking tasks are not aborted");
+        let packed = compute(move || (pack(&frame, how, room, limit), frame)).await;
+        (self.form, self.frame) =
+            packed.expect("compressing does not panic, and is not aborted while it is waited for");
     }
 }
 

@@ -19,10 +19,10 @@ use super::transactions::OpenTransactions;
 use crate::admission::Reservation;
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
-use crate::config::limits::COMPRESS_INLINE_BYTES;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, Socket, answer, hello};
+use crate::tasks::compute;
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
@@ -221,12 +221,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let inflated_bytes =
             op_compressed::inflated_bytes(frame.body(), limit).map_err(|error| protocol_error(&error))?;
+        let takes_long = op_compressed::takes_long_to_open(frame.bytes().len(), inflated_bytes);
         let inflate = move || op_compressed::decompress(&frame, limit).map(|inside| (frame, inside));
-        let inflated = if inflated_bytes <= COMPRESS_INLINE_BYTES {
-            inflate()
-        } else {
-            tokio::task::spawn_blocking(inflate).await.map_err(|error| protocol_error(&error))?
-        };
+        let inflated =
+            if takes_long { compute(inflate).await.map_err(|error| protocol_error(&error))? } else { inflate() };
         let (came, (mut frame, compressor)) = inflated.map_err(|error| protocol_error(&error))?;
         if self.shared.goes_on_as_it_came(compressor) {
             frame.keep_wrapped(came, compressor);

@@ -324,7 +324,7 @@ impl Connection {
                         return Ok(());
                     };
                     let (message, room) = (std::mem::take(&mut self.buffer), self.reservation.take());
-                    if !opening::takes_long(inside) {
+                    if !op_compressed::takes_long_to_open(expected.length, inside) {
                         return self.opened(opening::open(message, room, self.max_message_bytes));
                     }
                     self.opening = Some(opening::start(message, room, self.max_message_bytes));

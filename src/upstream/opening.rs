@@ -1,14 +1,13 @@
-//! Opening a compressed reply that came whole: at once, or on a thread that may block while the connection waits for it.
+//! Opening a compressed reply that came whole: at once, or elsewhere while the connection waits for it.
 
 use bytes::BytesMut;
-use tokio::task::JoinHandle;
 
 use crate::admission::Reservation;
-use crate::config::limits::COMPRESS_INLINE_BYTES;
+use crate::tasks::{Computing, compute};
 use crate::wire::{Compressor, DecompressError, op_compressed};
 
-/// A reply that is being opened. Dropping it leaves the thread its work, and the memory with it until that is done.
-pub(super) type Opening = JoinHandle<Opened>;
+/// A reply that is being opened. Dropped in the middle of the work it leaves the memory with it until that is done.
+pub(super) type Opening = Computing<Opened>;
 
 /// What became of a compressed reply, with the memory for both of its forms.
 pub(super) struct Opened {
@@ -20,11 +19,6 @@ pub(super) struct Opened {
     pub(super) inside: Result<(BytesMut, Compressor), DecompressError>,
 }
 
-/// True for a message of `inside` bytes that others should not wait for.
-pub(super) fn takes_long(inside: usize) -> bool {
-    inside > COMPRESS_INLINE_BYTES
-}
-
 /// Opens it here and now.
 pub(super) fn open(message: BytesMut, room: Option<Reservation>, max_message_bytes: usize) -> Opened {
     let inside = op_compressed::open(&message, max_message_bytes);
@@ -33,5 +27,5 @@ pub(super) fn open(message: BytesMut, room: Option<Reservation>, max_message_byt
 
 /// Opens it elsewhere.
 pub(super) fn start(message: BytesMut, room: Option<Reservation>, max_message_bytes: usize) -> Opening {
-    tokio::task::spawn_blocking(move || open(message, room, max_message_bytes))
+    compute(move || open(message, room, max_message_bytes))
 }

@@ -12,6 +12,7 @@ use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, 
 use super::frame::{Frame, FrameError};
 use super::header::{HEADER_LEN, MessageHeader, OpCode, split_i32};
 use crate::config::CompressorName;
+use crate::config::limits::{COMPRESS_INLINE_BYTES, ZLIB_INLINE_BYTES};
 
 /// Bytes between the header of an OP_COMPRESSED and the compressed ones: opcode, size, compressor.
 pub const PREFIX_LEN: usize = 9;
@@ -139,6 +140,21 @@ struct Prefix {
 pub fn inflated_bytes(body: &[u8], max_message_bytes: usize) -> Result<usize, DecompressError> {
     let (prefix, _) = read_prefix(body, max_message_bytes)?;
     Ok(HEADER_LEN.saturating_add(prefix.uncompressed))
+}
+
+/// True for a message of `length` bytes, with `inside` in it, that is opened for so long that others should not wait for it.
+/// What is damaged may be long and promise little.
+pub fn takes_long_to_open(length: usize, inside: usize) -> bool {
+    length.max(inside) > COMPRESS_INLINE_BYTES
+}
+
+/// True for a message of `length` bytes that is compressed for so long that others should not wait for it.
+pub fn takes_long_to_compress(length: usize, compressor: Compressor) -> bool {
+    let inline = match compressor {
+        Compressor::Zlib => ZLIB_INLINE_BYTES,
+        Compressor::Snappy | Compressor::Zstd => COMPRESS_INLINE_BYTES,
+    };
+    length > inline
 }
 
 /// Opens an OP_COMPRESSED: the message inside, with the ids of the outer one, and the compressor for the reply.
@@ -285,6 +301,16 @@ mod tests {
     use super::*;
 
     const LIMIT: usize = 48_000_000;
+
+    #[test]
+    fn either_form_may_make_a_message_long_and_zlib_is_slow() {
+        assert!(!takes_long_to_open(65_536, 65_536));
+        assert!(takes_long_to_open(65_537, 30) && takes_long_to_open(30, 65_537));
+        assert!(takes_long_to_compress(8_193, Compressor::Zlib) && !takes_long_to_compress(8_192, Compressor::Zlib));
+        for fast in [Compressor::Snappy, Compressor::Zstd] {
+            assert!(takes_long_to_compress(65_537, fast) && !takes_long_to_compress(65_536, fast));
+        }
+    }
 
     fn bodies() -> Vec<Vec<u8>> {
         let mut noise = 1_u32;

@@ -30,7 +30,7 @@ async fn ask(connection: &mut Connection, server: &mut DuplexStream) {
 
 /// Takes the reply; one that does not come fails instead of hanging.
 async fn receive(connection: &mut Connection) -> Result<(), ReceiveError> {
-    tokio::time::timeout(Duration::from_secs(1), connection.receive()).await.expect("neither a reply nor an error")
+    tokio::time::timeout(Duration::from_secs(10), connection.receive()).await.expect("neither a reply nor an error")
 }
 
 /// A reply to request `response_to` of about `bytes` bytes.
