@@ -154,6 +154,44 @@ async fn who_looks_for_something_else_is_named_once_with_what_to_change() {
     assert_eq!(told.len(), 1, "{told:#?}");
 }
 
+/// In the set that is shown `localhost` is 127.0.0.1: drivers leave the former at once, whenever they start.
+#[tokio::test]
+async fn the_healthy_are_not_named_for_hasty_ends_beside_others() {
+    let deployment = support::replica_set(1).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), SHOWN).unwrap();
+    let mut program = Program::run(&["--config", file.path().to_str().unwrap(), &deployment.uri()]);
+    let address = program.address().await;
+    let port = address.to_string().rsplit(':').next().unwrap().to_owned();
+    let mut started = Vec::new();
+    for _ in 0..4 {
+        let mut options =
+            ClientOptions::parse(format!("mongodb://localhost:{port}/?minPoolSize=1&replicaSet=apps")).await.unwrap();
+        options.app_name = Some("moves on".to_owned());
+        let client = Client::with_options(options).unwrap();
+        client.warm_connection_pool().await;
+        started.push(client);
+    }
+    // A socket that has worked, and whoever looks now and then whether we are there.
+    let mut pooled = greet(&address, "pooled").await;
+    pooled.command("admin", doc! { "ping": 1 }).await.unwrap();
+    for _ in 0..4 {
+        drop(greet(&address, "pooled").await);
+    }
+    for _ in 0..3 {
+        let misfit = driver(&format!("mongodb://{address}/?replicaSet=other"), "misfit").await;
+        assert!(is_selection_error(&ping(&misfit).await.unwrap_err()));
+        misfit.shutdown().immediate(true).await;
+    }
+    let line = program.line("hangs up").await;
+    for word in ["misfit", "times=3", "shown=ReplicaSet", "set=\"apps\"", "the name of the set"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    program.terminate();
+    let (_, log, _) = program.ended().await;
+    assert_eq!(log.lines().filter(|line| line.contains("hangs up")).count(), 1, "{log}");
+}
+
 /// Cursors and transactions that are open on the server.
 async fn open_on(server: &Mongod) -> (i64, i64) {
     let status = support::client(server).await.command("admin", doc! { "serverStatus": 1 }).await.unwrap();

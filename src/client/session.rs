@@ -293,7 +293,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
         }
         self.told = Some((facts.presentation, facts.max_wire_version));
-        self.doings.hello(Instant::now());
+        self.greeted();
         Ok(reply)
     }
 
