@@ -35,10 +35,10 @@ pub enum Shown {
     ReplicaSet,
 }
 
-/// Greater than what any real primary had; the same for all processes and times, so that to no driver any of us is a stale
-/// primary.
-const ELECTION_ID: ObjectId = ObjectId::from_bytes([0x7F, 0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 0, 0, 1]);
-/// See [`ELECTION_ID`].
+/// The same for all processes and times, so that to no driver one of us is a stale primary. Servers write their term behind
+/// these first four bytes: this is the greatest of that form, which no real primary reaches.
+const ELECTION_ID: ObjectId = ObjectId::from_bytes([0x7F, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]);
+/// As [`ELECTION_ID`]. Drivers compare it first below wire version 17, later only where the other one is equal.
 const SET_VERSION: i32 = 1;
 
 /// What a hello says about us; the same for all clients of a listener until the upstream changes.
@@ -385,7 +385,7 @@ mod tests {
         let expected = doc! {
             "setName": "rs0", "setVersion": 1, "hosts": ["10.0.0.1:27016"], "primary": "10.0.0.1:27016",
             "me": "10.0.0.1:27016", "secondary": false,
-            "electionId": ObjectId::parse_str("7fffffff0000000000000001").unwrap(),
+            "electionId": ObjectId::parse_str("7fffffffffffffffffffffff").unwrap(),
             "lastWrite": {"opTime": op_time.clone(), "lastWriteDate": NOW, "majorityOpTime": op_time, "majorityWriteDate": NOW},
             "isWritablePrimary": true, "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000,
             "maxWriteBatchSize": 100_000, "localTime": NOW, "logicalSessionTimeoutMinutes": 30, "connectionId": 5,
