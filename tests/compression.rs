@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use bson::{Bson, Document, doc};
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
 use mongomux::tasks::Tasks;
-use support::hold::eventually;
+use support::hold::{eventually, hold_finds};
 use support::proxy::{Proxy, proxy};
 use support::raw::{self, compressor};
 use support::tap::Tap;
@@ -112,6 +112,35 @@ async fn every_pair_of_compressors_carries_the_same_and_what_is_alike_goes_on_as
             assert!(hello.get_array("compression").map_or(true, |list| list.is_empty()), "{hello}");
         }
         assert!(!tap.monitoring().is_empty());
+    }
+}
+
+/// Whatever way a command takes, it has one client.
+#[tokio::test]
+async fn the_client_of_a_command_is_busy_once() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), "").await;
+    let clients =
+        || ["active", "idle"].map(|state| proxy.metric(&format!("mongomux_client_connections{{state=\"{state}\"}}")));
+    let block = doc! {
+        "failCommands": ["killCursors"], "blockConnection": true, "blockTimeMS": 1_000, "appName": "mongomux",
+    };
+    support::fail_command(server, 0, block).await;
+    for command in [doc! { "find": "held" }, doc! { "killCursors": "held", "cursors": [5_i64] }] {
+        for compressor in NAMES.map(id) {
+            let hold = hold_finds(server, "test.held").await;
+            let mut socket = raw::connect(proxy.address()).await;
+            let mut message = command.clone();
+            message.insert("$db", "test");
+            socket.write_all(&request(message, compressor)).await.unwrap();
+            eventually("it is under way", async || clients()[0] > 0.0).await;
+            assert_eq!(clients(), [1.0, 0.0], "{command} with {compressor:?}");
+            hold.release().await;
+            scripted::read_message(&mut socket).await.expect("a reply");
+            drop(socket);
+            eventually("its client has left", async || clients() == [0.0, 0.0]).await;
+        }
     }
 }
 
