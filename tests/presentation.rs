@@ -306,6 +306,26 @@ async fn cursors_that_have_ended_are_forgotten_and_the_others_killed_together() 
     assert_eq!(killed, [("many".to_owned(), many), ("more".to_owned(), vec![more])]);
 }
 
+#[tokio::test]
+async fn a_cursor_that_was_killed_with_a_lost_reply_is_not_killed_again() {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), "").await;
+    twenty(proxy.address()).await;
+    support::client(server).await.command("test", doc! { "profile": 2 }).await.unwrap();
+    let mut client = balanced(proxy.address()).await;
+    let (lost, other) = (open_cursor(&mut client, "many").await, open_cursor(&mut client, "many").await);
+    let close = doc! { "failCommands": ["getMore"], "closeConnection": true, "appName": "mongomux" };
+    support::fail_command(server, 1, close).await;
+    client.command("test", doc! { "getMore": lost, "collection": "many" }).await.unwrap_err();
+    eventually("the cursor is killed", async || open_on(server).await.0 == 1).await;
+    drop(client);
+    eventually("all is ended", async || open_on(server).await.0 == 0).await;
+    let mut killed = [("many".to_owned(), vec![lost]), ("many".to_owned(), vec![other])];
+    killed.sort();
+    assert_eq!(killed_on(server).await, killed);
+}
+
 /// As many errands as may be under way, and what holds locks is not left out.
 #[tokio::test]
 async fn a_pinned_transaction_is_aborted_before_any_cursor_is_killed() {
