@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::exchange::Exchange;
 use super::session::{ReplyTo, Session};
-use super::shared::BusyClient;
 use super::socket::ReadEnd;
 use super::transactions::abort_lost_transaction;
 use crate::admission::{Lane, Reservation};
@@ -138,7 +137,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         frame: Frame,
         reply_to: ReplyTo,
         reservation: Reservation,
-        busy: BusyClient,
     ) -> Result<(), ReadEnd> {
         let clusters = &self.shared.clusters;
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(&frame).to_vec()) {
@@ -147,7 +145,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         }
         let cluster = clusters.default().clone();
-        drop(busy);
         let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
         self.execute(&mut exchange).await
     }
@@ -160,14 +157,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         reply_to: ReplyTo,
         reservation: Reservation,
         cluster: Arc<Cluster>,
-        busy: BusyClient,
     ) -> Result<(), ReadEnd> {
         let ids = command.cursors_to_kill(&frame);
         ids.iter().for_each(|id| self.cursors.ended(*id));
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
-            drop(busy);
             let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
             return self.execute(&mut exchange).await;
         }

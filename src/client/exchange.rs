@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::long_poll::LongPoll;
 use super::packing::Form;
 use super::session::ReplyTo;
-use super::shared::{BusyClient, ClientShared, InFlight};
+use super::shared::{ClientShared, InFlight};
 use crate::admission::mode::Bearing;
 use crate::admission::{Lane, Reservation};
 use crate::command::{Command, Effect, Handling};
@@ -50,7 +50,7 @@ pub(super) struct Exchange {
     /// Its place in the share of the pool that it is kept to, while it is upstream.
     pub(super) place: Option<Place>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
-    _held: (Reservation, InFlight, BusyClient),
+    _held: (Reservation, InFlight),
 }
 
 impl Exchange {
@@ -88,7 +88,7 @@ impl Exchange {
             poll,
             cursor_unknown,
             place: None,
-            _held: (reservation, in_flight, BusyClient::new(shared)),
+            _held: (reservation, in_flight),
         }
     }
 

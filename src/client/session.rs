@@ -102,6 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let reason = loop {
                 let next = self.socket.next().await;
                 let mut plan = self.plan(next);
+                let _busy = BusyClient::new(&self.shared);
                 let served = match &mut plan {
                     Plan::Execute(exchange) => self.execute(exchange).await,
                     Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
@@ -174,15 +175,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// What is not the common case.
     async fn aside(&mut self, aside: Option<Box<Aside>>) -> Result<(), ReadEnd> {
         let Some(aside) = aside else { return Ok(()) };
-        // What becomes an exchange is counted there, and not here as well.
-        let busy = BusyClient::new(&self.shared);
         match *aside {
             Aside::TooMuch { head, needed_bytes } => self.too_much(&head, needed_bytes).await,
-            Aside::Compressed(frame, reservation) => self.compressed(frame, reservation, busy).await,
+            Aside::Compressed(frame, reservation) => self.compressed(frame, reservation).await,
             Aside::Legacy(frame, _held) => self.legacy(&frame, None).await,
             Aside::Bad(frame, reply_to, error, _held) => self.bad_command(&frame, reply_to, &error).await,
             Aside::Command(command, frame, reply_to, reservation) => {
-                self.command(command, frame, reply_to, reservation, busy).await
+                self.command(command, frame, reply_to, reservation).await
             }
         }
     }
@@ -193,7 +192,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         frame: Frame,
         reply_to: ReplyTo,
         reservation: Reservation,
-        busy: BusyClient,
     ) -> Result<(), ReadEnd> {
         if self.kind_changed() {
             return Err(ReadEnd::Closed(ClientClosed::Proxy));
@@ -201,11 +199,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match command.spec.handling {
             Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
             Handling::Pass if self.shared.clusters.all_have_to_hear(&command) && command.refusal(&frame).is_none() => {
-                self.tell_all(command, frame, reply_to, reservation, busy).await
+                self.tell_all(command, frame, reply_to, reservation).await
             }
             Handling::EndSessions => self.end_sessions(&command, &frame, reply_to).await,
             Handling::KillCursors => match self.shared.clusters.of(&command, &frame).cloned() {
-                Ok(cluster) => self.kill_cursors(command, frame, reply_to, reservation, cluster, busy).await,
+                Ok(cluster) => self.kill_cursors(command, frame, reply_to, reservation, cluster).await,
                 Err(error) => self.error(&command, &frame, reply_to, &error, Outcome::Refused).await,
             },
             Handling::Refuse | Handling::Internal | Handling::Pass | Handling::GetMore | Handling::EndTransaction => {
@@ -215,12 +213,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// A compressed message; its memory is enough for both forms.
-    async fn compressed(
-        &mut self,
-        frame: Frame,
-        mut reservation: Reservation,
-        busy: BusyClient,
-    ) -> Result<(), ReadEnd> {
+    async fn compressed(&mut self, frame: Frame, mut reservation: Reservation) -> Result<(), ReadEnd> {
         let limit = self.shared.limits.max_message_bytes;
         let protocol_error = |error: &dyn std::fmt::Display| {
             tracing::debug!(peer = %self.ends, %error, "closing a client that sent a broken compressed message");
@@ -242,7 +235,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if frame.header().op_code != OpCode::Msg {
             return self.legacy(&frame, Some(compressor)).await;
         }
-        drop(busy);
         match self.plan_op_msg(frame, reservation, Some(compressor)) {
             Plan::Execute(mut exchange) => self.execute(&mut exchange).await,
             // Boxed, as one aside may lead to another, though never to a third: what is inside is no OP_COMPRESSED.
