@@ -124,6 +124,27 @@ async fn who_waits_too_long_is_told_so_and_nothing_is_sent() {
 }
 
 #[tokio::test]
+async fn a_cursor_can_always_be_killed() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let documents: Vec<Document> = (0..10).map(|id| doc! { "_id": id }).collect();
+    support::client(server).await.command("test", doc! { "insert": "c", "documents": documents }).await.unwrap();
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_size = 1")).await;
+    let mut client = connect(proxy.address()).await;
+    let found = client.command("test", doc! { "find": "c", "batchSize": 2 }).await.unwrap();
+    let id = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let blocked = Blocked::start(server, &proxy, 1).await;
+    assert_overloaded(&connect(proxy.address()).await.reply("test", insert(99)).await.unwrap());
+
+    let kill = Request::new("test", doc! { "killCursors": "c", "cursors": [id] });
+    let killing = client.send(&kill).await.unwrap();
+    eventually("it waits like the other one", async || proxy.waiting() == 2).await;
+    blocked.release().await;
+    let killed = client.receive(killing).await.unwrap().document().unwrap();
+    assert_eq!(killed.get_array("cursorsKilled").unwrap().len(), 1, "{killed}");
+}
+
+#[tokio::test]
 async fn a_commit_is_never_shed() {
     let deployment = support::replica_set(1).await;
     let server = &deployment.members()[0];

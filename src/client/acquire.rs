@@ -9,6 +9,7 @@ use super::degraded::{self, Found};
 use super::exchange::{Exchange, Share};
 use super::held;
 use crate::admission::{AdmitError, Permit};
+use crate::command::Handling;
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
 use crate::routing::{Lost, Route, route};
@@ -174,7 +175,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
     }
 }
 
-/// The permission to wait. Commit and abort always get it: they free what others wait for. An unacknowledged write cannot
+/// The permission to wait. Commit, abort and killCursors always get it: they free what others wait for. An unacknowledged write cannot
 /// be refused, so its client waits for the permission, too.
 async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
     let admission = &exchange.cluster.admission;
@@ -185,6 +186,7 @@ async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
     };
     match exchange.kind {
         OperationKind::CommitOrAbort => Ok(admission.admit_always()),
+        _ if exchange.command.spec.handling == Handling::KillCursors => Ok(admission.admit_always()),
         OperationKind::Unacknowledged => {
             let until = exchange.checked_out_by(&exchange.cluster.config);
             admission.admit_until(until).await.map_err(full)
