@@ -63,13 +63,7 @@ struct Round {
 }
 
 fn main() -> ExitCode {
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let wrong = runtime.block_on(measure());
-    for what in &wrong {
-        println!("WRONG: {what}");
-    }
-    ExitCode::from(u8::from(!wrong.is_empty()))
+    support::bench::run(measure())
 }
 
 fn setting(name: &str, default: u64) -> u64 {

@@ -52,13 +52,7 @@ const FIRST_SUCCESS: Duration = Duration::from_millis(250);
 const RECOVERY: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let wrong = runtime.block_on(measure());
-    for what in &wrong {
-        println!("WRONG: {what}");
-    }
-    ExitCode::from(u8::from(!wrong.is_empty()))
+    support::bench::run(measure())
 }
 
 /// Returns what is wrong.

@@ -148,7 +148,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
         let queued = Instant::now();
         let until = exchange.checked_out_by(&cluster.config);
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
-            return Err(waited_in_vain(exchange, operation, queued).into());
+            return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
         }
         match pool.check_out(exchange.lane, until).await {
             Ok(connection) => {
@@ -169,14 +169,14 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
                 cluster.reconcile(&cluster.topology());
             }
             Err(CheckOutError::Timeout) => {
-                return Err(waited_in_vain(exchange, operation, queued).into());
+                return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
             }
         }
     }
 }
 
-/// The permission to wait. Commit, abort and killCursors always get it: they free what others wait for. An unacknowledged write cannot
-/// be refused, so its client waits for the permission, too.
+/// The permission to wait. Commit, abort and killCursors always get it: they free what others wait for. An unacknowledged
+/// write cannot be refused, so its client waits for the permission, too.
 async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
     let admission = &exchange.cluster.admission;
     let full = |AdmitError::QueueFull { waiting }: AdmitError| {
@@ -222,19 +222,19 @@ fn no_server(error: SelectError, waited: Duration) -> Situation {
 }
 
 /// No connection in time: the command's own time is over, all connections are busy, or none can be made.
-fn waited_in_vain(exchange: &Exchange, operation: &Operation, queued: Instant) -> Situation {
+pub(super) fn waited_in_vain(exchange: &Exchange, server: &Server, waited: Duration) -> Situation {
     if let Some(expired) = exchange.expired() {
         return expired;
     }
-    let snapshot = operation.server().pool.snapshot();
-    let server = (*operation.server().address).clone();
+    let snapshot = server.pool.snapshot();
+    let server = (*server.address).clone();
     match snapshot.last_connect_error {
         Some(why) if snapshot.counts.available + snapshot.counts.in_use == 0 => {
             Situation::ConnectFailed { server, why }
         }
         _ => Situation::QueueTimeout {
             server,
-            waited: queued.elapsed(),
+            waited,
             connections: snapshot.max_pool_size,
             waiting: exchange.cluster.admission.waiting(),
         },

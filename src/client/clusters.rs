@@ -75,6 +75,9 @@ impl Clusters {
         let database = command.database(frame);
         let of_database = |name: &str| routes.databases.destination(name).unwrap_or(&self.default);
         let ends_transaction = command.spec.handling == Handling::EndTransaction;
+        // The results of a bulkWrite are a cursor on `admin`, whatever they are about.
+        let on_cursor = matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors);
+        let on_results = database == "admin" && on_cursor;
         let now = Instant::now();
         let (about, cluster) = match command.named_databases(frame).split_first() {
             None => (database, of_database(database)),
@@ -91,11 +94,8 @@ impl Clusters {
         if let Some(id) = command.session.transaction() {
             // Where it was started. Its end is told on `admin`, whatever it was about.
             let runs_in = self.all().find(|cluster| lock(&cluster.pins).transaction(id, now).is_some());
-            // The results of a bulkWrite are a cursor on `admin`.
-            let on_cursor = matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors);
-            let follows = ends_transaction || database == "admin" && on_cursor;
             return match runs_in {
-                Some(runs_in) if follows || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
+                Some(runs_in) if ends_transaction || on_results || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
                 Some(runs_in) => Err(errors::second_cluster(&runs_in.config.name, about, &cluster.config.name)),
                 None if command.spec.name == "commitTransaction" => Err(errors::commit_of_unknown_cluster()),
                 // Nothing of it was ever sent, or its server has forgotten it as well.
@@ -103,8 +103,7 @@ impl Clusters {
                 None => Ok(cluster),
             };
         }
-        // As above, outside of a transaction.
-        if database == "admin" && matches!(command.spec.handling, Handling::GetMore | Handling::KillCursors) {
+        if on_results {
             let id = match command.spec.handling {
                 Handling::GetMore => command.cursor_id(frame),
                 _ => command.cursors_to_kill(frame).first().copied(),

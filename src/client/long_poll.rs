@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::acquire::Refusal;
+use super::acquire::{Refusal, waited_in_vain};
 use super::catch_up::CatchUp;
 use super::cursors::OpenCursor;
 use super::exchange::Exchange;
 use super::session::Session;
 use crate::command::Command;
-use crate::reply::{Batch, Situation, errors};
+use crate::reply::{Batch, errors};
 use crate::upstream::long_polls::{CEILING, Woken};
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Place, Server};
@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     exchange.upstream += std::mem::take(&mut poll.waited);
                     return Ok(());
                 }
-                Err(NoPlace { waited }) => return Err(no_place(&cluster, &server, waited).into()),
+                Err(NoPlace { waited }) => return Err(waited_in_vain(exchange, &server, waited).into()),
             },
             () = self.socket.left() => Refusal::Left,
             () = self.shared.activity.long_polls_end() => Refusal::Reply(errors::cursor_not_found(poll.cursor)),
@@ -197,15 +197,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             cursor.kill(&cluster);
         }
         Err(refusal)
-    }
-}
-
-fn no_place(cluster: &Cluster, server: &Server, waited: Duration) -> Situation {
-    let connections = server.pool.snapshot().max_pool_size;
-    Situation::QueueTimeout {
-        server: (*server.address).clone(),
-        waited,
-        connections,
-        waiting: cluster.admission.waiting(),
     }
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of tests fails the test that way")]
 #![allow(dead_code, reason = "every test file uses its own part of this one")]
 
+pub mod bench;
 pub mod bystanders;
 pub mod counts;
 pub mod echo;
