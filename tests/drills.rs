@@ -199,8 +199,17 @@ async fn all_members_are_killed_and_come_back() {
         let everybody = Load::default().sockets();
         let elected = scene
             .elects(async |scene| {
-                try_join_all(scene.deployment.members_mut().map(Mongod::kill)).await.unwrap();
+                // Whoever meets one death sends again, once, and must not meet another then: the others die when nothing is
+                // on its way to them, since everybody waits for a primary and none can be elected.
+                let primary = scene.deployment.await_primary().await.unwrap();
+                for secondary in [(primary + 1) % 3, (primary + 2) % 3] {
+                    let mut admin = support::client(&scene.deployment.members()[secondary]).await;
+                    admin.command("admin", doc! { "replSetFreeze": 600 }).await.unwrap();
+                }
+                scene.deployment.member(primary).kill().await.unwrap();
                 eventually("everybody waits", async || scene.proxy.waiting() == everybody).await;
+                let others = scene.deployment.members_mut().enumerate().filter(|(index, _)| *index != primary);
+                try_join_all(others.map(|(_, member)| member.kill())).await.unwrap();
                 try_join_all(scene.deployment.members_mut().map(Mongod::restart)).await.unwrap();
             })
             .await;
