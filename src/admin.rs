@@ -370,7 +370,10 @@ mod tests {
         let admin = admin(&fixture);
         let pool = fixture.cluster.servers()[0].pool.clone();
         let _buffered = fixture.memory.try_reply(77).unwrap();
-        let mut held = vec![pool.try_check_out().unwrap().unwrap(), pool.try_check_out().unwrap().unwrap()];
+        let mut held = vec![
+            pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap(),
+            pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap(),
+        ];
         let (status, headers, body) = ask_with(&admin, false, Method::GET, "/metrics", &[]).await;
         assert_eq!((status, headers[header::CONTENT_TYPE].to_str().unwrap()), (StatusCode::OK, METRICS_TYPE));
         let has = |body: &str, line: &str| assert!(body.lines().any(|it| it == line), "missing: {line}\n{body}");

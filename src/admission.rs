@@ -2,13 +2,18 @@
 //! them together.
 
 pub mod admit;
+pub mod claim;
+pub mod fair_line;
 pub mod memory;
 pub mod mode;
 pub mod queue;
+pub mod shares;
 pub mod switch;
+pub mod tenant_use;
 
 pub use admit::{Admission, AdmitError, Permit};
+pub use claim::{Claim, Lane, Level, Tenant, Ticket};
 pub use memory::{MemoryBudget, Reservation};
 pub use mode::Mode;
-pub use queue::{Lane, Ticket, WaitQueue};
+pub use queue::WaitQueue;
 pub use switch::ModeSwitch;

@@ -1,5 +1,8 @@
-//! The wait queue of one server, by lane. First come, first served, except that statements of open transactions go
-//! first: they hold locks that others wait for.
+//! The wait queue of one server, by lane.
+//!
+//! Statements of open transactions go first: they hold locks that others wait for. Who waits for data takes turns with all
+//! others. Among the others levels go one after the other and tenants by their shares, each in order of arrival; what the
+//! proxy does for itself comes last. Whoever comes last by a rule comes all the same, after it was passed over a few times.
 //!
 //! How long anybody may wait is the caller's business, who calls [`WaitQueue::remove`]; how many is `admit`'s.
 
@@ -7,93 +10,174 @@ use std::collections::BTreeMap;
 
 use tokio::time::Instant;
 
-use crate::telemetry::labels::Label;
+use super::claim::{Claim, Entry, Lane, Level, Ticket};
+use super::fair_line::{FairLine, Pick};
 
-pub use crate::telemetry::labels::Lane;
+/// Whoever comes last by a rule is passed over so many times at most: it gets about a tenth of what there is.
+const PASSED_OVER: u32 = 9;
 
-const LANES: usize = <Lane as Label>::ALL.len();
+const LEVELS: usize = Level::ALL.len();
 
-/// A place in the queue. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket {
-    lane: Lane,
-    sequence: u64,
-}
+/// First come, first served.
+type Line<T> = BTreeMap<u64, Entry<T>>;
 
 /// Who waits for a connection of one server.
 #[derive(Debug)]
 pub struct WaitQueue<T> {
-    /// Per lane in order of arrival; sequence numbers are of the whole queue, so lanes can be compared.
-    lanes: [BTreeMap<u64, (Instant, T)>; LANES],
+    transactions: Line<T>,
+    long_polls: Line<T>,
+    background: Line<T>,
+    regular: [FairLine<T>; LEVELS],
     next_sequence: u64,
     /// The last one taken was of [`Lane::Await`].
     long_poll_went: bool,
+    /// How often each level, and after them the background, was passed over since it went.
+    passed_over: [u32; LEVELS + 1],
 }
 
 impl<T> WaitQueue<T> {
     /// An empty queue.
     pub fn new() -> Self {
-        Self { lanes: Default::default(), next_sequence: 0, long_poll_went: false }
+        Self {
+            transactions: Line::new(),
+            long_polls: Line::new(),
+            background: Line::new(),
+            regular: Default::default(),
+            next_sequence: 0,
+            long_poll_went: false,
+            passed_over: [0; LEVELS + 1],
+        }
     }
 
     /// Joins at the end.
-    pub fn push(&mut self, lane: Lane, now: Instant, waiter: T) -> Ticket {
-        let ticket = Ticket { lane, sequence: self.next_sequence };
+    pub fn push(&mut self, claim: Claim, since: Instant, waiter: T) -> Ticket {
+        let ticket = Ticket { claim, sequence: self.next_sequence };
         self.next_sequence += 1;
-        self.rejoin(ticket, now, waiter);
+        self.rejoin(ticket, since, waiter);
         ticket
     }
 
     /// Takes the place again that [`WaitQueue::pop`] has ended: what the waiter got was of no use.
     pub fn rejoin(&mut self, ticket: Ticket, since: Instant, waiter: T) {
-        self.lanes[ticket.lane as usize].insert(ticket.sequence, (since, waiter));
+        let Ticket { claim, sequence } = ticket;
+        let entry = Entry { claim, since, waiter };
+        match self.plain(claim.lane) {
+            Some(line) => {
+                let replaced = line.insert(sequence, entry);
+                debug_assert!(replaced.is_none(), "no place is used twice");
+            }
+            None => self.regular[claim.level as usize].insert(sequence, entry),
+        }
     }
 
-    /// Takes whoever is next.
-    pub fn pop(&mut self) -> Option<(Ticket, T)> {
-        let first = |lane: Lane| self.lanes[lane as usize].first_key_value().map(|(sequence, _)| (*sequence, lane));
-        let others = || Lane::ALL.iter().filter(|lane| **lane != Lane::Await).filter_map(|lane| first(*lane)).min();
-        let turns =
-            || if self.long_poll_went { others().or(first(Lane::Await)) } else { first(Lane::Await).or_else(others) };
-        let (sequence, lane) = first(Lane::Transaction).or_else(turns)?;
-        self.long_poll_went = lane == Lane::Await;
-        let ticket = Ticket { lane, sequence };
-        self.remove(ticket).map(|waiter| (ticket, waiter))
+    /// Takes whoever is next of those whose lane may have one more, by `allowed`.
+    pub fn pop(&mut self, allowed: impl Fn(Lane) -> bool, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
+        if allowed(Lane::Transaction)
+            && let Some(next) = self.pop_first(Lane::Transaction)
+        {
+            return Some(next);
+        }
+        let polls = !self.long_polls.is_empty() && allowed(Lane::Await);
+        if polls && !self.long_poll_went {
+            self.long_poll_went = true;
+            return self.pop_first(Lane::Await);
+        }
+        let other = self.pop_other(allowed(Lane::Regular), allowed(Lane::Background), pick);
+        if other.is_some() {
+            self.long_poll_went = false;
+            return other;
+        }
+        if polls { self.pop_first(Lane::Await) } else { None }
+    }
+
+    /// Of the levels of [`Lane::Regular`] and then of [`Lane::Background`], but for whom they have passed over too often.
+    fn pop_other(&mut self, regular: bool, background: bool, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
+        let overdue = (0..=LEVELS).rev().find(|place| self.passed_over[*place] >= PASSED_OVER);
+        let (place, next) = overdue.into_iter().chain(0..=LEVELS).find_map(|place| {
+            let next = match self.regular.get_mut(place) {
+                Some(line) if regular => line.pop(pick),
+                None if background => self.pop_first(Lane::Background),
+                _ => None,
+            };
+            next.map(|next| (place, next))
+        })?;
+        self.passed_over[place] = 0;
+        for later in place + 1..=LEVELS {
+            let waits = self.regular.get(later).map_or(!self.background.is_empty(), |line| !line.is_empty());
+            self.passed_over[later] = if waits { self.passed_over[later] + 1 } else { 0 };
+        }
+        Some(next)
+    }
+
+    fn pop_first(&mut self, lane: Lane) -> Option<(Ticket, Entry<T>)> {
+        let (sequence, entry) = self.plain(lane)?.pop_first()?;
+        Some((Ticket { claim: entry.claim, sequence }, entry))
     }
 
     /// Leaves the queue; `None` if that ticket is not waiting any more.
-    pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
-        self.lanes[ticket.lane as usize].remove(&ticket.sequence).map(|(_, waiter)| waiter)
+    pub fn remove(&mut self, ticket: Ticket) -> Option<Entry<T>> {
+        match self.plain(ticket.claim.lane) {
+            Some(line) => line.remove(&ticket.sequence),
+            None => self.regular[ticket.claim.level as usize].remove(ticket),
+        }
     }
 
     /// The waiter with that ticket, if it still waits.
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
-        self.lanes[ticket.lane as usize].get_mut(&ticket.sequence).map(|(_, waiter)| waiter)
+        let entry = match ticket.claim.lane {
+            Lane::Regular => self.regular[ticket.claim.level as usize].get_mut(ticket),
+            lane => self.plain(lane)?.get_mut(&ticket.sequence),
+        };
+        entry.map(|entry| &mut entry.waiter)
     }
 
     /// Empties the queue.
     pub fn drain(&mut self) -> Vec<T> {
-        self.lanes.iter_mut().flat_map(|lane| std::mem::take(lane).into_values()).map(|(_, waiter)| waiter).collect()
+        let plain = [&mut self.transactions, &mut self.long_polls, &mut self.background];
+        let plain = plain.into_iter().flat_map(|line| std::mem::take(line).into_values()).map(|entry| entry.waiter);
+        plain.chain(self.regular.iter_mut().flat_map(FairLine::drain)).collect()
     }
 
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.lanes.iter().map(BTreeMap::len).sum()
+        [Lane::Transaction, Lane::Regular, Lane::Await, Lane::Background].map(|lane| self.lane_len(lane)).iter().sum()
     }
 
     /// How many wait in one lane.
     pub fn lane_len(&self, lane: Lane) -> usize {
-        self.lanes[lane as usize].len()
+        match lane {
+            Lane::Transaction => self.transactions.len(),
+            Lane::Regular => self.regular.iter().map(FairLine::len).sum(),
+            Lane::Await => self.long_polls.len(),
+            Lane::Background => self.background.len(),
+        }
     }
 
     /// True when nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.lanes.iter().all(BTreeMap::is_empty)
+        self.len() == 0
     }
 
     /// When the one who has waited longest joined.
     pub fn oldest(&self) -> Option<Instant> {
-        self.lanes.iter().filter_map(|lane| lane.first_key_value()).map(|(_, (since, _))| *since).min()
+        let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
+        let plain = plain.filter_map(|line| line.first_key_value()).map(|(_, entry)| entry.since);
+        plain.chain(self.regular.iter().filter_map(FairLine::oldest)).min()
+    }
+
+    /// Waiting commands of each tenant that has some in [`Lane::Regular`].
+    pub fn tenants(&self) -> impl Iterator<Item = (u16, usize)> {
+        self.regular.iter().flat_map(FairLine::waiting)
+    }
+
+    /// The line of a lane that knows neither levels nor tenants.
+    fn plain(&mut self, lane: Lane) -> Option<&mut Line<T>> {
+        match lane {
+            Lane::Transaction => Some(&mut self.transactions),
+            Lane::Regular => None,
+            Lane::Await => Some(&mut self.long_polls),
+            Lane::Background => Some(&mut self.background),
+        }
     }
 }
 
@@ -107,18 +191,29 @@ impl<T> Default for WaitQueue<T> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::claim::Tenant;
+    use super::super::tenant_use::TenantTable;
     use super::*;
+    use crate::telemetry::labels::Label as _;
+
+    fn pop(queue: &mut WaitQueue<u32>) -> Option<u32> {
+        let pick = Pick { may_lock: true, newest_first: false, tenants: &TenantTable::default() };
+        queue.pop(|_| true, pick).map(|(_, entry)| entry.waiter)
+    }
+
+    fn order(queue: &mut WaitQueue<u32>) -> Vec<u32> {
+        std::iter::from_fn(|| pop(queue)).collect()
+    }
 
     #[test]
-    fn transactions_go_first_and_all_others_in_order() {
+    fn transactions_go_first_and_the_proxy_itself_last() {
         let mut queue = WaitQueue::new();
         let now = Instant::now();
         for (lane, waiter) in [(Lane::Background, 1), (Lane::Regular, 2), (Lane::Background, 3), (Lane::Transaction, 4)]
         {
-            queue.push(lane, now, waiter);
+            queue.push(lane.into(), now, waiter);
         }
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, waiter)| waiter).collect();
-        assert_eq!(order, [4, 1, 2, 3]);
+        assert_eq!(order(&mut queue), [4, 2, 1, 3]);
     }
 
     #[test]
@@ -126,62 +221,94 @@ mod tests {
         let mut queue = WaitQueue::new();
         let now = Instant::now();
         for waiter in 1..=4 {
-            queue.push(Lane::Regular, now, waiter);
+            queue.push(Lane::Regular.into(), now, waiter);
         }
         for waiter in 11..=12 {
-            queue.push(Lane::Await, now, waiter);
+            queue.push(Lane::Await.into(), now, waiter);
         }
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|(_, waiter)| waiter).collect();
-        assert_eq!(order, [11, 1, 12, 2, 3, 4]);
+        assert_eq!(order(&mut queue), [11, 1, 12, 2, 3, 4]);
+    }
+
+    #[test]
+    fn levels_go_in_their_order_and_none_is_left_out() {
+        let mut queue = WaitQueue::new();
+        for _ in 0..100 {
+            for level in Level::ALL {
+                queue.push(Claim { level, ..Lane::Regular.into() }, Instant::now(), level as u32);
+            }
+            queue.push(Lane::Background.into(), Instant::now(), 3);
+        }
+        let first: Vec<u32> = (0..100).map(|_| pop(&mut queue).unwrap()).collect();
+        let count = |what| first.iter().filter(|waiter| **waiter == what).count();
+        assert_eq!((count(0), count(1), count(2), count(3)), (73, 8, 9, 10), "{first:?}");
+        assert_eq!(first[..9], [0; 9]);
     }
 
     #[test]
     fn who_rejoins_has_its_old_place() {
         let mut queue = WaitQueue::new();
         let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
-        let first = queue.push(Lane::Regular, early, 1);
-        let second = queue.push(Lane::Background, late, 2);
-        assert_eq!(queue.pop(), Some((first, 1)));
+        let first = queue.push(Lane::Regular.into(), early, 1);
+        queue.push(Lane::Regular.into(), late, 2);
+        assert_eq!(pop(&mut queue), Some(1));
         assert_eq!(queue.oldest(), Some(late));
         queue.rejoin(first, early, 3);
         assert_eq!((queue.oldest(), queue.len()), (Some(early), 2));
-        assert_eq!((queue.pop(), queue.pop()), (Some((first, 3)), Some((second, 2))));
+        assert_eq!(order(&mut queue), [3, 2]);
     }
 
     proptest! {
-        /// Against a plain list of who waits.
+        /// Against a plain list: whatever the rules, nobody is lost or served twice, each tenant's commands of one lane and
+        /// level go in order, and nobody goes whose lane may not.
         #[test]
-        fn behaves_like_a_list(operations in prop::collection::vec((0_u8..3, 0_usize..4, 0_usize..20), 1..200)) {
+        fn behaves_like_a_list(
+            operations in prop::collection::vec((0_u8..4, 0_usize..4, 0_usize..20, 0_u8..16), 1..300)
+        ) {
             let mut queue = WaitQueue::new();
             let mut model: Vec<(Ticket, u32)> = Vec::new();
-            let mut long_poll_went = false;
-            let now = Instant::now();
-            for (step, (operation, lane, index)) in operations.into_iter().enumerate() {
+            let (now, tenants) = (Instant::now(), TenantTable::default());
+            for (step, (operation, lane, index, mask)) in operations.into_iter().enumerate() {
                 let waiter = u32::try_from(step).unwrap();
                 match operation {
-                    0 => {
-                        let ticket = queue.push(Lane::ALL[lane], now, waiter);
+                    0 | 1 => {
+                        let tenant = Tenant { id: u16::try_from(index % 3).unwrap(), ..Tenant::COMMON };
+                        let (level, locks) = (Level::ALL[index / 3 % 3], index % 2 == 1);
+                        let ticket = queue.push(Claim { lane: Lane::ALL[lane], level, locks, tenant }, now, waiter);
                         model.push((ticket, waiter));
                     }
-                    1 => {
-                        let first = |wanted: &dyn Fn(Lane) -> bool| model.iter().position(|(ticket, _)| wanted(ticket.lane));
-                        let turn = first(&|lane| (lane == Lane::Await) != long_poll_went);
-                        let next = first(&|lane| lane == Lane::Transaction).or(turn).or(first(&|_| true));
-                        let expected = next.map(|next| model.remove(next));
-                        if let Some((ticket, _)) = expected {
-                            long_poll_went = ticket.lane == Lane::Await;
-                        }
-                        prop_assert_eq!(queue.pop(), expected);
+                    2 => {
+                        let allowed = |lane: Lane| mask & (1 << lane.index()) != 0;
+                        let may_lock = index % 2 == 0;
+                        let may = |claim: Claim| allowed(claim.lane) && (may_lock || !claim.locks || claim.lane != Lane::Regular);
+                        let pick = Pick { may_lock, newest_first: false, tenants: &tenants };
+                        let Some((ticket, entry)) = queue.pop(allowed, pick) else {
+                            prop_assert!(!model.iter().any(|(ticket, _)| may(ticket.claim)), "somebody may go");
+                            continue;
+                        };
+                        prop_assert!(may(ticket.claim));
+                        let first = model.iter().position(|(other, _)| {
+                            let same = other.claim.lane == ticket.claim.lane;
+                            let apart = other.claim.level == ticket.claim.level && other.claim.tenant == ticket.claim.tenant;
+                            same && may(other.claim) && (ticket.claim.lane != Lane::Regular || apart)
+                        });
+                        prop_assert_eq!(model.remove(first.unwrap()), (ticket, entry.waiter));
+                        let transaction = model.iter().any(|(other, _)| other.claim.lane == Lane::Transaction);
+                        prop_assert!(ticket.claim.lane == Lane::Transaction || !(transaction && allowed(Lane::Transaction)));
                     }
                     _ if index < model.len() => {
                         let (ticket, waiter) = model.remove(index);
-                        prop_assert_eq!(queue.remove(ticket), Some(waiter));
+                        prop_assert_eq!(queue.get_mut(ticket), Some(&mut waiter.clone()));
+                        prop_assert_eq!(queue.remove(ticket).map(|entry| entry.waiter), Some(waiter));
                         prop_assert_eq!(queue.remove(ticket), None);
                     }
                     _ => {}
                 }
                 prop_assert_eq!(queue.len(), model.len());
                 prop_assert_eq!(queue.is_empty(), model.is_empty());
+                for lane in Lane::ALL {
+                    let waiting = model.iter().filter(|(ticket, _)| ticket.claim.lane == *lane).count();
+                    prop_assert_eq!(queue.lane_len(*lane), waiting);
+                }
             }
         }
     }

@@ -45,7 +45,7 @@ pub(super) fn acquire_now(exchange: &mut Exchange) -> Result<Option<(Operation, 
     if !try_enter(exchange, operation.server()) {
         return Ok(None);
     }
-    match operation.server().pool.try_check_out() {
+    match operation.server().pool.try_check_out(exchange.claim) {
         Ok(Some(connection)) => {
             exchange.cluster.metrics.wait_queue_seconds.observe(0.0);
             degraded::stand_in(exchange, &found);
@@ -150,7 +150,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
             return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
         }
-        match pool.check_out(exchange.lane, until).await {
+        match pool.check_out(exchange.claim, until).await {
             Ok(connection) => {
                 exchange.cluster.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
                 degraded::stand_in(exchange, &found);

@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) fn lost_reply(&mut self, exchange: &Exchange, operation: &Operation) {
         // The batch may have been consumed: nobody knows where the cursor stands.
         self.kill_lost(OpenCursor::of_get_more(operation.server(), exchange), &exchange.cluster);
-        abort_lost_transaction(exchange, &operation.server().address);
+        abort_lost_transaction(exchange);
     }
 
     /// A cursor that the client cannot go on with any more.

@@ -10,7 +10,7 @@ use super::packing::Form;
 use super::session::ReplyTo;
 use super::shared::{ClientShared, InFlight};
 use crate::admission::mode::Bearing;
-use crate::admission::{Lane, Reservation};
+use crate::admission::{Claim, Lane, Reservation};
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
 use crate::reply::{Attempted, OperationKind, Situation};
@@ -30,7 +30,8 @@ pub(super) struct Exchange {
     pub(super) reply_to: ReplyTo,
     pub(super) kind: OperationKind,
     pub(super) label: CommandLabel,
-    pub(super) lane: Lane,
+    /// What it asks a pool with.
+    pub(super) claim: Claim,
     pub(super) started: Instant,
     /// `maxTimeMS` after arrival.
     pub(super) deadline: Option<Instant>,
@@ -64,7 +65,8 @@ impl Exchange {
     ) -> Self {
         command.clear_flags(&mut frame);
         let started = Instant::now();
-        let (kind, lane, cursor_unknown) = classify(&command, &frame, &cluster, started);
+        let (kind, claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
+        let lane = claim.lane;
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
         let deadline = command.max_time().map(|time| started + time);
@@ -77,7 +79,7 @@ impl Exchange {
             form: Form::Plain,
             reply_to,
             kind,
-            lane,
+            claim,
             started,
             deadline,
             unsent_since: started,
@@ -96,7 +98,7 @@ impl Exchange {
     pub(super) fn needs_place(&self, server: &Server) -> Option<Share> {
         if self.place.is_some() {
             None
-        } else if self.lane == Lane::Await {
+        } else if self.claim.lane == Lane::Await {
             Some(Share::LongPolls)
         } else if server.settling.in_progress() && self.awaits_majority() {
             Some(Share::Settling)
@@ -165,7 +167,7 @@ pub(super) enum Share {
 }
 
 /// What the command is to its driver once it fails, and with whom it waits.
-fn classify(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -> (OperationKind, Lane, bool) {
+fn classify(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -> (OperationKind, Claim, bool) {
     let get_more = command.spec.handling == Handling::GetMore;
     let cursor = if get_more { command.cursor_id(frame) } else { None };
     let pinned =
@@ -195,5 +197,7 @@ fn classify(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -
         _ if command.spec.handling == Handling::KillCursors => Lane::Transaction,
         _ => Lane::Regular,
     };
-    (kind, lane, cursor.is_some() && pinned.is_none())
+    let writes = matches!(kind, OperationKind::Write | OperationKind::RetryableWrite | OperationKind::Unacknowledged);
+    let locks = writes && matches!(command.effect(), Effect::Write | Effect::Other);
+    (kind, Claim { locks, ..lane.into() }, cursor.is_some() && pinned.is_none())
 }

@@ -25,6 +25,7 @@ use crate::reply::{
     Labels, OperationKind, ReplyFacts, Situation, StateChange, StateChangeAnswer, StateChangeKind, answer,
     answer_state_change, inspect, retry,
 };
+use crate::routing::pins::Room;
 use crate::telemetry::labels::{self, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::pool::lock;
@@ -111,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let sent = Instant::now();
         // Whoever waits for data is meant to take long.
-        if exchange.lane != Lane::Await {
+        if exchange.claim.lane != Lane::Await {
             connection.in_use().begin(Some(exchange.label), sent);
         }
         let limit = self.limit(exchange, sent);
@@ -140,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Failed::Client(ReadEnd::Left));
             }
             limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
-            () = long_polls_end(&self.shared, exchange.lane) => {
+            () = long_polls_end(&self.shared, exchange.claim.lane) => {
                 self.lost_reply(exchange, &operation);
                 let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
                 return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
@@ -197,7 +198,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             && let Some(transaction) = exchange.command.session.transaction()
         {
             let address = operation.server().address.clone();
-            let pinned = lock(&exchange.cluster.pins).pin_transaction(transaction, address, Instant::now());
+            let pinned = {
+                let mut pins = lock(&exchange.cluster.pins);
+                let pinned = pins.pin_transaction(transaction, address, Instant::now());
+                // Before its connection goes to anybody else.
+                pinned.map(|()| pins.keep_room(transaction, || Room::new(operation.server().pool.transaction_begun())))
+            };
             pinned.map_err(|error| {
                 Failed::Refused(Refusal::Reply(errors::too_many_pins("transaction", &error.to_string())))
             })?;

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 use super::exchange::Exchange;
 use super::session::Session;
 use crate::command::{Handling, TransactionId};
-use crate::config::Address;
 use crate::reply::errors;
 use crate::reply::facts::ReplyFacts;
 use crate::reply::{Labels, OperationKind};
 use crate::routing::SocketUses;
+use crate::routing::pins::Ended;
 use crate::upstream::Cluster;
 use crate::upstream::pool::lock;
 
@@ -106,23 +106,23 @@ pub(super) fn ends_transaction(handling: Handling, facts: &ReplyFacts) -> bool {
         || facts.code.is_some_and(errors::transaction_is_gone)
 }
 
-/// Notes that a transaction has ended. True if it was open.
-pub(super) fn end_transaction(cluster: &Cluster, id: TransactionId) -> bool {
+/// Notes that a transaction has ended. `None` if it was not open.
+pub(super) fn end_transaction(cluster: &Cluster, id: TransactionId) -> Option<Ended> {
     let ended = lock(&cluster.pins).end_transaction(id, Instant::now());
     if let Some(ended) = &ended {
         cluster.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
     }
-    ended.is_some()
+    ended
 }
 
 /// The reply to a statement will never come. Its client is told that the transaction is lost, and what is left of it on
 /// the server holds locks: it is aborted, once. Where the client does so itself, or begins the next transaction, the
 /// server tells ours that it comes too late.
-pub(super) fn abort_lost_transaction(exchange: &Exchange, server: &Arc<Address>) {
+pub(super) fn abort_lost_transaction(exchange: &Exchange) {
     if exchange.kind == OperationKind::InTransaction
         && let Some(id) = exchange.command.session.transaction()
-        && end_transaction(&exchange.cluster, id)
+        && let Some(ended) = end_transaction(&exchange.cluster, id)
     {
-        exchange.cluster.abort_in_background(id, server.clone());
+        exchange.cluster.abort_in_background(id, ended);
     }
 }

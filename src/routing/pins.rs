@@ -77,6 +77,22 @@ impl PinnedCursor {
     }
 }
 
+/// What a server keeps free for an open transaction, as long as this lives.
+pub struct Room(#[expect(dead_code, reason = "is given back when it is dropped")] Box<dyn Send + Sync>);
+
+impl Room {
+    /// Kept by whatever `kept` does when it is dropped.
+    pub fn new(kept: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(kept))
+    }
+}
+
+impl std::fmt::Debug for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Room").finish_non_exhaustive()
+    }
+}
+
 /// Tells the pin of a transaction from earlier and later ones of the same session, whatever their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PinSerial(u64);
@@ -94,6 +110,8 @@ struct PinnedTransaction {
     since: Instant,
     /// Also when a socket was gone.
     last_used: Instant,
+    /// While it is open.
+    room: Option<Room>,
 }
 
 impl PinnedTransaction {
@@ -105,17 +123,19 @@ impl PinnedTransaction {
     fn end(&mut self, now: Instant) -> Ended {
         self.open = false;
         self.last_used = now;
-        Ended { server: self.server.clone(), open_for: now.duration_since(self.since) }
+        Ended { server: self.server.clone(), open_for: now.duration_since(self.since), room: self.room.take() }
     }
 }
 
 /// A transaction that was open until now.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Ended {
     /// Where it ran.
     pub server: Arc<Address>,
     /// How long it was open.
     pub open_for: Duration,
+    /// What was kept free for it: for its abort, where that is still to come.
+    pub room: Option<Room>,
 }
 
 /// How many of something, and the age of the oldest.
@@ -218,10 +238,26 @@ impl Pins {
         }
         let (number, serial) = (id.number, self.next_serial());
         let (sockets, abandoned) = (0, false);
-        let pin =
-            PinnedTransaction { number, serial, server, open: true, sockets, abandoned, since: now, last_used: now };
+        let pin = PinnedTransaction {
+            number,
+            serial,
+            server,
+            open: true,
+            sockets,
+            abandoned,
+            since: now,
+            last_used: now,
+            room: None,
+        };
         self.transactions.insert(id.session, pin);
         Ok(())
+    }
+
+    /// Keeps what `room` takes on the server as long as the transaction is open, in place of what was kept before.
+    pub fn keep_room(&mut self, id: TransactionId, room: impl FnOnce() -> Room) {
+        if let Some(pin) = self.open_transaction(id) {
+            pin.room = Some(room());
+        }
     }
 
     /// Where a transaction runs or ran; using it keeps it.
@@ -237,9 +273,9 @@ impl Pins {
         Some(self.open_transaction(id)?.end(now))
     }
 
-    /// A transaction that was taken for ended may be open still, and nobody's: it is an orphan from now on. Not for ever:
-    /// what is older than any server keeps a transaction has ended.
-    pub fn reopen_transaction(&mut self, id: TransactionId, now: Instant) {
+    /// A transaction that was taken for ended may be open still, and nobody's: it is an orphan from now on, and
+    /// what was kept for it stays. Not for ever: what is older than any server keeps a transaction has ended.
+    pub fn reopen_transaction(&mut self, id: TransactionId, room: Option<Room>, now: Instant) {
         let serial = self.next_serial();
         if let Some(pin) = self.transactions.get_mut(&id.session)
             && pin.number == id.number
@@ -253,6 +289,7 @@ impl Pins {
                 abandoned: false,
                 last_used: now,
                 server: pin.server.clone(),
+                room,
                 ..*pin
             };
         }

@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(orphans(&mut pins, now + 10 * GRACE), [], "a statement is on its way");
         statement.leave_all(&mut pins, now);
         assert_eq!(orphans(&mut pins, now), [id]);
-        pins.reopen_transaction(id, now);
+        pins.reopen_transaction(id, None, now);
         assert_eq!(orphans(&mut pins, now), [], "what kept it from being aborted may take a while");
         assert_eq!(orphans(&mut pins, now + GRACE), [id]);
         // Of an ended one, or of a later one of the session, nothing is left to abandon.
@@ -151,19 +151,19 @@ mod tests {
         while pins.end_transaction(id, now).is_some() {
             aborts += 1;
             now += 10 * SECOND;
-            pins.reopen_transaction(id, now);
+            pins.reopen_transaction(id, None, now);
             assert_eq!(orphans(&mut pins, now), []);
         }
         assert_eq!(aborts, 12, "two minutes long");
         pins.pin_transaction(transaction(1, 6), server(), now).unwrap();
-        pins.reopen_transaction(id, now);
+        pins.reopen_transaction(id, None, now);
         assert_eq!(orphans(&mut pins, now + GRACE), [transaction(1, 6)], "the next one of its session has replaced it");
 
         // Whoever comes back to it counts again, whatever was counted before.
         pins.pin_transaction(id, server(), now).unwrap();
         socket.uses(id, &mut pins, now);
         pins.end_transaction(id, now).unwrap();
-        pins.reopen_transaction(id, now);
+        pins.reopen_transaction(id, None, now);
         socket.uses(id, &mut pins, now);
         assert_eq!(orphans(&mut pins, now + 10 * GRACE), []);
     }

@@ -11,6 +11,9 @@ use futures_util::FutureExt as _;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
+/// The most that a semaphore takes on any platform.
+const UNLIMITED: u32 = u32::MAX >> 3;
+
 /// Places for connections to all servers of a cluster.
 #[derive(Debug)]
 pub struct ClusterBound {
@@ -25,8 +28,7 @@ pub struct ClusterBound {
 impl ClusterBound {
     /// Allows `limit` connections; `None` leaves it to the pools.
     pub fn new(limit: Option<u32>) -> Arc<Self> {
-        // The most that a semaphore takes on any platform.
-        let limit = limit.unwrap_or(u32::MAX).min(u32::MAX >> 3);
+        let limit = limit.unwrap_or(UNLIMITED).min(UNLIMITED);
         let places = Arc::new(Semaphore::new(limit as usize));
         Arc::new(Self { places, limit, starved: Notify::new(), owed: AtomicBool::new(false) })
     }
@@ -35,6 +37,11 @@ impl ClusterBound {
     pub fn open(&self) -> u32 {
         let free = u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX);
         self.limit.saturating_sub(free)
+    }
+
+    /// Free places; `None` where there is no bound.
+    pub(super) fn spare(&self) -> Option<u32> {
+        (self.limit < UNLIMITED).then(|| u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX))
     }
 
     /// Takes a place if there is one and nobody is in line.

@@ -19,7 +19,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::in_use::InUse;
 use super::opening::{self, Opening};
-use crate::admission::{MemoryBudget, Reservation};
+use crate::admission::{Claim, MemoryBudget, Reservation};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
 use crate::topology::description::Hello;
 use crate::wire::{
@@ -129,6 +129,8 @@ pub struct Connection {
     pub generation: u64,
     /// When it was last given back.
     pub last_used: Instant,
+    /// For what and when it was checked out; `None` while it is available.
+    pub(super) taken: Option<(Claim, Instant)>,
     /// When it is to be replaced.
     pub expires: Instant,
     /// Longest silence of the server in the middle of a message; `None` for no limit.
@@ -192,6 +194,7 @@ impl Connection {
             id: 0,
             generation: 0,
             last_used: now,
+            taken: None,
             expires: now + Duration::from_secs(u64::from(u32::MAX)),
             socket_timeout: None,
             compression: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bson::raw::{RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
 use bson::{Binary, rawdoc};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
@@ -16,6 +16,7 @@ use super::pool::lock;
 use crate::admission::Lane;
 use crate::command::TransactionId;
 use crate::config::Address;
+use crate::routing::pins::Ended;
 use crate::telemetry::labels::CommandLabel;
 use crate::topology::Criteria;
 use crate::wire::{encode, op_msg};
@@ -46,6 +47,13 @@ pub struct Background(Arc<Semaphore>);
 impl Default for Background {
     fn default() -> Self {
         Self(Arc::new(Semaphore::new(MAX_BACKGROUND)))
+    }
+}
+
+impl Background {
+    /// `None` when as many errands are under way as may be.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().try_acquire_owned().ok()
     }
 }
 
@@ -86,18 +94,20 @@ impl Cluster {
 
     /// Runs a command of our own that nobody waits for.
     pub fn run_in_background(self: &Arc<Self>, errand: Errand, command: RawDocumentBuf) {
+        let Some(permit) = self.background.permit() else {
+            return tracing::debug!("too many clean-up commands under way, one is left out");
+        };
         let cluster = self.clone();
-        let started = self.in_background(async move {
+        self.in_background(permit, async move {
             cluster.run(errand, Lane::Background, &command).await;
         });
-        if !started {
-            tracing::debug!("too many clean-up commands under way, one is left out");
-        }
     }
 
-    /// False when as many errands are under way as may be.
-    fn in_background(self: &Arc<Self>, errand: impl Future<Output = ()> + Send + 'static) -> bool {
-        let Ok(permit) = self.background.0.clone().try_acquire_owned() else { return false };
+    fn in_background(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        errand: impl Future<Output = ()> + Send + 'static,
+    ) {
         let cluster = self.clone();
         self.tasks.spawn("errand", async move {
             // Nothing is lost at the end of the program: servers clean up by themselves.
@@ -107,23 +117,23 @@ impl Cluster {
             }
             drop(permit);
         });
-        true
     }
 
     /// Aborts a transaction that nobody goes on with and that counts as ended, on its server. Harmless where it has ended
     /// indeed: the server says so. Where it says nothing yet, the transaction is open again, and an orphan.
-    pub fn abort_in_background(self: &Arc<Self>, id: TransactionId, server: Arc<Address>) {
+    pub fn abort_in_background(self: &Arc<Self>, id: TransactionId, ended: Ended) {
+        let Ended { server, room, .. } = ended;
+        let Some(permit) = self.background.permit() else {
+            return lock(&self.pins).reopen_transaction(id, room, Instant::now());
+        };
         let cluster = self.clone();
-        let started = self.in_background(async move {
-            // Before others, like an abort of a client: it frees locks.
+        self.in_background(permit, async move {
+            // Before others, like an abort of a client: it frees locks. What was kept for the transaction is kept for it.
             let reply = cluster.run(Errand::Server(server), Lane::Transaction, &abort_transaction(id)).await;
             if reply.is_none_or(|reply| reply.get_i32("code").is_ok_and(|code| code == MAX_TIME_MS_EXPIRED)) {
-                lock(&cluster.pins).reopen_transaction(id, Instant::now());
+                lock(&cluster.pins).reopen_transaction(id, room, Instant::now());
             }
         });
-        if !started {
-            lock(&self.pins).reopen_transaction(id, Instant::now());
-        }
     }
 
     /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
@@ -136,7 +146,7 @@ impl Cluster {
         tracing::info!(count = orphans.len(), oldest_ms, "aborting open transactions whose clients have gone");
         for (id, ended) in orphans {
             self.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
-            self.abort_in_background(id, ended.server);
+            self.abort_in_background(id, ended);
         }
     }
 }

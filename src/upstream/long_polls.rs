@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use crate::admission::shares::half_of;
 use crate::wire::Timestamp;
 
 /// How long one waits on the server before it looks whether there is a crowd now. Also how long the connection of a client
@@ -247,11 +248,6 @@ impl Drop for Looking {
     fn drop(&mut self) {
         self.0.looking.store(false, Ordering::Release);
     }
-}
-
-/// The share of a pool for commands that their server makes wait: one at least, as they have to come round.
-pub(super) fn half_of(max_in_flight: u32) -> u32 {
-    (max_in_flight / 2).max(1)
 }
 
 /// Counts one that waits here.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, Server};
 use super::maintain;
+use crate::admission::Lane;
 
 /// A write that nobody told us of is noticed after this on average. A ping costs a server some 30 µs.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -31,7 +32,7 @@ pub(super) async fn run(cluster: Arc<Cluster>) {
 /// by themselves.
 fn look(cluster: &Arc<Cluster>, server: Arc<Server>) {
     let Some(looking) = server.long_polls.start_looking() else { return };
-    let Ok(Some(mut connection)) = server.pool.try_check_out() else { return };
+    let Ok(Some(mut connection)) = server.pool.try_check_out(Lane::Background) else { return };
     let cluster = cluster.clone();
     cluster.tasks.clone().spawn("look for writes", async move {
         let generation = connection.generation;

@@ -266,7 +266,8 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
         }
     }
     place.taken = true;
-    pool.give_back(connection, State::connected);
+    let now = Instant::now();
+    pool.give_back(connection, |state, connection, generation| state.connected(connection, generation, now));
     if purpose == Purpose::Replacement {
         retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| now >= connection.expires);
     }

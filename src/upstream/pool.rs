@@ -17,8 +17,8 @@ use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
 use super::in_use::{InUse, Use};
-use super::pool_state::{CheckOut, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting};
-use crate::admission::{Lane, Ticket};
+use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
+use crate::admission::{Claim, Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
@@ -155,12 +155,13 @@ impl Pool {
     ///
     /// # Errors
     /// [`CheckOutError::Cleared`] or [`CheckOutError::Closed`].
-    pub fn try_check_out(&self) -> Result<Option<PooledConnection>, CheckOutError> {
+    pub fn try_check_out(&self, claim: impl Into<Claim>) -> Result<Option<PooledConnection>, CheckOutError> {
+        let claim = claim.into();
         loop {
-            let taken = self.0.state().check_out();
+            let taken = self.0.state().check_out(claim);
             match taken {
                 CheckOut::Now(connection) => {
-                    if let Some(connection) = self.vet(connection) {
+                    if let Some(connection) = self.vet(connection, claim) {
                         return Ok(Some(connection));
                     }
                 }
@@ -177,18 +178,23 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the queue, and passes on what was handed to it meanwhile.
-    pub async fn check_out(&self, lane: Lane, deadline: Instant) -> Result<PooledConnection, CheckOutError> {
+    pub async fn check_out(
+        &self,
+        claim: impl Into<Claim>,
+        deadline: Instant,
+    ) -> Result<PooledConnection, CheckOutError> {
+        let claim = claim.into();
         let since = Instant::now();
         let ticket = loop {
             let mut state = self.0.state();
-            let taken = match state.check_out() {
+            let taken = match state.check_out(claim) {
                 CheckOut::Now(connection) => connection,
                 // Under the same lock as the look, so that no connection comes back unnoticed in between.
-                CheckOut::Wait => break state.enqueue(lane, since, Waker::noop().clone()),
+                CheckOut::Wait => break state.enqueue(claim, since, Waker::noop().clone()),
                 CheckOut::Unavailable(status) => return Err(unavailable(status)),
             };
             drop(state);
-            if let Some(connection) = self.vet(taken) {
+            if let Some(connection) = self.vet(taken, claim) {
                 return Ok(connection);
             }
         };
@@ -196,13 +202,20 @@ impl Pool {
         loop {
             self.0.work.notify_one();
             let handed = tokio::time::timeout_at(deadline, turn.wait()).await.map_err(|_| CheckOutError::Timeout)??;
-            if let Some(connection) = self.vet(handed) {
+            if let Some(connection) = self.vet(handed, claim) {
                 return Ok(connection);
             }
             // Whose connection died on the way does not start over at the end of the queue.
-            let woken = self.0.state().rejoin(ticket, since, Waker::noop().clone()).map_err(unavailable)?;
+            let (now, waker) = (Instant::now(), Waker::noop().clone());
+            let woken = self.0.state().rejoin(ticket, since, now, waker).map_err(unavailable)?;
             woken.into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// A transaction begins on the server.
+    pub fn transaction_begun(&self) -> OpenTransaction {
+        self.0.state().transaction_begun();
+        OpenTransaction(self.clone())
     }
 
     /// Lets check-outs pass; the server is known to be up.
@@ -326,10 +339,10 @@ impl Pool {
     pub(super) fn give_back(
         &self,
         connection: Box<Connection>,
-        by: fn(&mut State, Box<Connection>, u64) -> Option<Waker>,
+        by: impl FnOnce(&mut State, Box<Connection>, u64) -> Woken<Waker>,
     ) {
         let generation = connection.generation;
-        let (waker, stale) = {
+        let (woken, stale) = {
             let mut state = self.0.state();
             let reason = match state.status() {
                 PoolStatus::Closed => ConnectionClosed::PoolClosed,
@@ -338,7 +351,7 @@ impl Pool {
             let stale = (generation != state.generation()).then_some(reason);
             (by(&mut state, connection, generation), stale)
         };
-        waker.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(Waker::wake);
         if let Some(reason) = stale {
             self.0.parts.server_metrics.connections_closed[reason].inc();
             self.0.work.notify_one();
@@ -376,16 +389,16 @@ impl Pool {
     }
 
     /// Wraps a connection that was just taken for a command, or discards it because it has died meanwhile.
-    fn vet(&self, connection: Box<Connection>) -> Option<PooledConnection> {
-        let guard = self.guard_alive(connection)?;
+    fn vet(&self, connection: Box<Connection>, claim: Claim) -> Option<PooledConnection> {
+        let guard = self.guard_alive(connection, claim)?;
         if !self.0.used.load(Ordering::Relaxed) {
             self.0.used.store(true, Ordering::Relaxed);
         }
         Some(guard)
     }
 
-    fn guard_alive(&self, connection: Box<Connection>) -> Option<PooledConnection> {
-        let mut guard = PooledConnection { connection: Some(connection), pool: self.clone() };
+    fn guard_alive(&self, connection: Box<Connection>, claim: Claim) -> Option<PooledConnection> {
+        let mut guard = PooledConnection::new(connection, claim, self);
         if guard.is_alive() {
             return Some(guard);
         }
@@ -397,7 +410,7 @@ impl Pool {
     pub(super) fn borrow_available(&self) -> Option<PooledConnection> {
         loop {
             let connection = self.0.state().borrow_available()?;
-            if let Some(guard) = self.guard_alive(connection) {
+            if let Some(guard) = self.guard_alive(connection, Lane::Background.into()) {
                 guard.in_use().begin(None, Instant::now());
                 return Some(guard);
             }
@@ -413,7 +426,11 @@ impl std::fmt::Debug for Pool {
 
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
+        let mut state = lock(&self.state);
+        if let Some(spare) = self.parts.cluster_bound.spare() {
+            state.set_spare(spare);
+        }
+        state
     }
 
     /// True for a pool that lost its server and is not warm again.
@@ -493,8 +510,19 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let handed = self.pool.0.state().leave(self.ticket);
         if let Some(connection) = handed {
-            drop(PooledConnection { connection: Some(connection), pool: self.pool.clone() });
+            drop(PooledConnection::new(connection, self.ticket.claim, self.pool));
         }
+    }
+}
+
+/// A transaction that is open on the server of a pool: one of its connections is kept for such ones, as far as there are
+/// several. Dropping it says that the transaction has ended.
+pub struct OpenTransaction(Pool);
+
+impl Drop for OpenTransaction {
+    fn drop(&mut self) {
+        let woken = self.0.0.state().transaction_ended(Instant::now());
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -505,20 +533,32 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
+    fn new(mut connection: Box<Connection>, claim: Claim, pool: &Pool) -> Self {
+        connection.taken = Some((claim, Instant::now()));
+        Self { connection: Some(connection), pool: pool.clone() }
+    }
+
     /// Gives the connection up.
     pub fn discard(mut self, reason: ConnectionClosed) {
         if let Some(connection) = self.connection.take() {
-            self.give_up(connection, reason);
+            self.give_up(connection, reason, Instant::now());
         }
     }
 
-    fn give_up(&self, connection: Box<Connection>, reason: ConnectionClosed) {
+    fn give_up(&self, mut connection: Box<Connection>, reason: ConnectionClosed, now: Instant) {
         connection.in_use().end();
+        let held = held(&mut connection, now);
         self.pool.0.parts.server_metrics.connections_closed[reason].inc();
-        let waker = self.pool.0.state().discard(connection);
-        waker.into_iter().for_each(Waker::wake);
+        let woken = self.pool.0.state().discard(connection, held, now);
+        woken.into_iter().for_each(Waker::wake);
         self.pool.0.work.notify_one();
     }
+}
+
+/// What a connection that comes back was taken for.
+fn held(connection: &mut Connection, now: Instant) -> Held {
+    let (claim, since) = connection.taken.take().expect("it was told when the guard was made");
+    Held { claim, time: Some(now.duration_since(since)) }
 }
 
 impl Deref for PooledConnection {
@@ -538,20 +578,22 @@ impl DerefMut for PooledConnection {
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
-        if !connection.is_between_messages() {
-            return self.give_up(connection, ConnectionClosed::Error);
-        }
         let now = Instant::now();
+        if !connection.is_between_messages() {
+            return self.give_up(connection, ConnectionClosed::Error, now);
+        }
         if now >= connection.expires && !self.pool.replaces_first() {
-            return self.give_up(connection, ConnectionClosed::Lifetime);
+            return self.give_up(connection, ConnectionClosed::Lifetime, now);
         }
         if self.pool.owes_place() {
-            return self.give_up(connection, ConnectionClosed::Idle);
+            return self.give_up(connection, ConnectionClosed::Idle, now);
         }
         connection.in_use().end();
         connection.clear_reply();
         connection.last_used = now;
-        self.pool.give_back(connection, State::check_in);
+        let held = held(&mut connection, now);
+        self.pool
+            .give_back(connection, |state, connection, generation| state.check_in(connection, generation, held, now));
     }
 }
 

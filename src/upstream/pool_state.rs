@@ -11,11 +11,20 @@
 //!
 //! Invariant: available + in use + pending + closing <= `max_pool_size`. A connection keeps its place while it is
 //! closing, until the server has noticed or a second has passed: a server that hangs must not collect connections.
+//! Who gets a free one is decided by the lanes' shares (`admission::shares`) and the order of the wait queue: nobody waits for
+//! whom they leave a connection.
+//!
 //! Words and states are those of the CMAP specification ("connection-monitoring-and-pooling").
 
+use std::time::Duration;
+
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::admission::{Lane, Ticket, WaitQueue};
+use crate::admission::fair_line::Pick;
+use crate::admission::shares::{InUse, Shares};
+use crate::admission::tenant_use::TenantTable;
+use crate::admission::{Claim, Lane, Ticket, WaitQueue};
 
 /// Whether the pool gives out connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +72,21 @@ pub enum Waiting<C> {
     Evicted(PoolStatus),
 }
 
+/// What a connection was in use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Whose it was.
+    pub claim: Claim,
+    /// For how long, if by a command.
+    pub time: Option<Duration>,
+}
+
+impl From<Claim> for Held {
+    fn from(claim: Claim) -> Self {
+        Self { claim, time: None }
+    }
+}
+
 /// How full a pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolCounts {
@@ -91,7 +115,7 @@ pub struct PoolState<C, W> {
     generation: u64,
     /// The one used last is last, and taken first: the others may become idle.
     available: Vec<C>,
-    in_use: u32,
+    in_use: InUse,
     pending: u32,
     closing: u32,
     /// To be closed by the maintenance task; counted in `closing`.
@@ -99,7 +123,15 @@ pub struct PoolState<C, W> {
     queue: WaitQueue<W>,
     /// Handed to waiters that were not polled since; counted in `in_use`.
     handed: Vec<(Ticket, C)>,
+    tenants: TenantTable,
+    /// On the server.
+    open_transactions: u32,
+    /// Connections that a bound over several pools leaves for this one, beside those that it has.
+    spare: u32,
 }
+
+/// Who is to be woken: mostly nobody or one.
+pub type Woken<W> = SmallVec<[W; 1]>;
 
 impl<C, W> PoolState<C, W> {
     /// An empty pool, paused.
@@ -109,12 +141,15 @@ impl<C, W> PoolState<C, W> {
             status: PoolStatus::Paused,
             generation: 0,
             available: Vec::new(),
-            in_use: 0,
+            in_use: InUse::default(),
             pending: 0,
             closing: 0,
             discarded: Vec::new(),
             queue: WaitQueue::new(),
             handed: Vec::new(),
+            tenants: TenantTable::default(),
+            open_transactions: 0,
+            spare: u32::MAX,
         }
     }
 
@@ -142,52 +177,95 @@ impl<C, W> PoolState<C, W> {
     pub fn counts(&self) -> PoolCounts {
         PoolCounts {
             available: count(self.available.len()),
-            in_use: self.in_use,
+            in_use: self.in_use.total(),
             pending: self.pending,
             closing: self.closing,
         }
     }
 
-    /// Takes an available connection, unless somebody waits already.
-    pub fn check_out(&mut self) -> CheckOut<C> {
+    /// What each tenant has.
+    pub fn tenants(&self) -> &TenantTable {
+        &self.tenants
+    }
+
+    /// Takes an available connection, unless its lane or its tenant has all that it may have. Nobody is overtaken: as long as
+    /// one is available, those who wait are those who may not have it.
+    pub fn check_out(&mut self, claim: Claim) -> CheckOut<C> {
         if self.status != PoolStatus::Ready {
             return CheckOut::Unavailable(self.status);
         }
-        if !self.queue.is_empty() || self.in_use >= self.bounds.max_in_flight {
+        if self.available.is_empty() || !self.may_begin(claim) {
             return CheckOut::Wait;
         }
         match self.available.pop() {
             Some(connection) => {
-                self.in_use += 1;
+                self.begin(claim, Duration::ZERO);
                 CheckOut::Now(connection)
             }
             None => CheckOut::Wait,
         }
     }
 
+    fn begin(&mut self, claim: Claim, waited: Duration) {
+        self.in_use.begin(claim.lane);
+        // What the proxy does for itself is nobody's.
+        if claim.lane != Lane::Background {
+            self.tenants.begin(claim.tenant, waited);
+        }
+    }
+
+    fn may_begin(&self, claim: Claim) -> bool {
+        let shares = self.shares();
+        shares.allow(claim.lane, &self.in_use)
+            && (claim.lane != Lane::Regular
+                || (!claim.locks || shares.allow_locks()) && self.tenants.has_room(claim.tenant))
+    }
+
+    fn shares(&self) -> Shares {
+        let reach = self.counts().total().saturating_add(self.spare);
+        Shares { limit: self.bounds.max_in_flight, reach, open_transactions: self.open_transactions }
+    }
+
     /// Takes an available connection for the pool's own use (a probe or a ping), whatever the status.
     pub fn borrow_available(&mut self) -> Option<C> {
         let connection = self.available.pop()?;
-        self.in_use += 1;
+        self.begin(Lane::Background.into(), Duration::ZERO);
         Some(connection)
     }
 
     /// Joins the queue.
-    pub fn enqueue(&mut self, lane: Lane, now: Instant, waker: W) -> Ticket {
+    pub fn enqueue(&mut self, claim: Claim, now: Instant, waker: W) -> Ticket {
         debug_assert!(self.status == PoolStatus::Ready, "nobody waits for a pool that gives out nothing");
-        self.queue.push(lane, now, waker)
+        self.queue.push(claim, now, waker)
     }
 
     /// Joins the queue again at the old place, `since` then: what was handed over had died. Returns who is to be woken.
     ///
     /// # Errors
     /// The status, when that is not [`PoolStatus::Ready`] any more.
-    pub fn rejoin(&mut self, ticket: Ticket, since: Instant, waker: W) -> Result<Option<W>, PoolStatus> {
+    pub fn rejoin(&mut self, ticket: Ticket, since: Instant, now: Instant, waker: W) -> Result<Woken<W>, PoolStatus> {
         if self.status != PoolStatus::Ready {
             return Err(self.status);
         }
         self.queue.rejoin(ticket, since, waker);
-        Ok(self.hand_over())
+        Ok(self.hand_over(now))
+    }
+
+    /// A transaction is open on the server from now on, until [`PoolState::transaction_ended`].
+    pub fn transaction_begun(&mut self) {
+        self.open_transactions += 1;
+    }
+
+    /// One less is open. Returns who is to be woken: what was kept for it is for all.
+    pub fn transaction_ended(&mut self, now: Instant) -> Woken<W> {
+        debug_assert!(self.open_transactions > 0, "it was counted when it began");
+        self.open_transactions = self.open_transactions.saturating_sub(1);
+        self.hand_over(now)
+    }
+
+    /// A bound over several pools leaves so many connections for this one, beside those that it has.
+    pub fn set_spare(&mut self, spare: u32) {
+        self.spare = spare;
     }
 
     /// Looks whether a waiter's turn has come; renews its waker if not.
@@ -212,23 +290,33 @@ impl<C, W> PoolState<C, W> {
         Some(self.handed.swap_remove(index).1)
     }
 
-    /// Takes a connection back between two commands. Returns who is to be woken. A stale one is discarded.
-    pub fn check_in(&mut self, connection: C, generation: u64) -> Option<W> {
+    /// Takes a connection back between two commands, from who had claimed it and held it for so long (`None` where that
+    /// was no command). Returns who is to be woken. A stale one is discarded.
+    pub fn check_in(&mut self, connection: C, generation: u64, held: Held, now: Instant) -> Woken<W> {
         if generation != self.generation || self.status == PoolStatus::Closed {
-            return self.discard(connection);
+            return self.discard(connection, held, now);
         }
-        self.in_use -= 1;
+        self.release(held);
         self.available.push(connection);
-        self.hand_over()
+        self.hand_over(now)
     }
 
     /// Gives up a connection that was in use. Its place stays taken until [`PoolState::closed`]. Returns who is to be
     /// woken: where fewer may be in use than open, the next waiter can have an available one.
-    pub fn discard(&mut self, connection: C) -> Option<W> {
-        self.in_use -= 1;
+    pub fn discard(&mut self, connection: C, held: Held, now: Instant) -> Woken<W> {
+        self.release(held);
         self.closing += 1;
         self.discarded.push(connection);
-        self.hand_over()
+        self.hand_over(now)
+    }
+
+    fn release(&mut self, held: Held) {
+        let Claim { lane, tenant, .. } = held.claim;
+        self.in_use.end(lane);
+        if lane != Lane::Background {
+            // Who waits for data says nothing about how long commands take.
+            self.tenants.end(tenant, held.time.filter(|_| lane != Lane::Await));
+        }
     }
 
     /// Takes a place for a connection to be established; returns its generation. `None` when there is no place, or
@@ -259,8 +347,12 @@ impl<C, W> PoolState<C, W> {
 
     /// True while more connections would be used, bounds aside.
     pub fn wants_connection(&self) -> bool {
-        let open = self.counts().available + self.in_use + self.pending;
-        let for_waiters = count(self.queue.len()) > self.pending && self.in_use < self.bounds.max_in_flight;
+        let counts = self.counts();
+        let open = counts.available + counts.in_use + counts.pending;
+        // Those who wait beside an available one may not have any.
+        let for_waiters = counts.available == 0
+            && count(self.queue.len()) > self.pending
+            && counts.in_use < self.bounds.max_in_flight;
         self.status == PoolStatus::Ready && (for_waiters || open < self.bounds.min_pool_size)
     }
 
@@ -271,10 +363,11 @@ impl<C, W> PoolState<C, W> {
     }
 
     /// A place taken by `start_connecting` has its connection. Returns who is to be woken.
-    pub fn connected(&mut self, connection: C, generation: u64) -> Option<W> {
+    pub fn connected(&mut self, connection: C, generation: u64, now: Instant) -> Woken<W> {
         self.pending -= 1;
-        self.in_use += 1;
-        self.check_in(connection, generation)
+        let own = Held { claim: Lane::Background.into(), time: None };
+        self.begin(own.claim, Duration::ZERO);
+        self.check_in(connection, generation, own, now)
     }
 
     /// A place taken by `start_connecting` is free again: there never was a socket.
@@ -303,7 +396,7 @@ impl<C, W> PoolState<C, W> {
     pub fn retire(&mut self, least: u32, most: u32, mut expired: impl FnMut(&mut C) -> bool) -> u32 {
         let (mut index, mut retired) = (0, 0);
         while index < self.available.len() && retired < most {
-            if count(self.available.len()) + self.in_use + self.pending <= least {
+            if count(self.available.len()) + self.in_use.total() + self.pending <= least {
                 break;
             }
             if expired(&mut self.available[index]) {
@@ -365,21 +458,29 @@ impl<C, W> PoolState<C, W> {
     }
 
     fn discard_unused(&mut self) {
-        self.in_use -= count(self.handed.len());
-        self.closing += count(self.available.len() + self.handed.len());
+        for (ticket, connection) in std::mem::take(&mut self.handed) {
+            self.release(Held { claim: ticket.claim, time: None });
+            self.closing += 1;
+            self.discarded.push(connection);
+        }
+        self.closing += count(self.available.len());
         self.discarded.append(&mut self.available);
-        self.discarded.extend(self.handed.drain(..).map(|(_, connection)| connection));
     }
 
-    fn hand_over(&mut self) -> Option<W> {
-        if self.status != PoolStatus::Ready || self.in_use >= self.bounds.max_in_flight || self.queue.is_empty() {
-            return None;
+    /// Gives what is available to whoever may have it, in the order of the queue. More than one can go after one has come:
+    /// it may have been what several bounds were waiting for.
+    fn hand_over(&mut self, now: Instant) -> Woken<W> {
+        let mut woken = Woken::new();
+        while self.status == PoolStatus::Ready && !self.available.is_empty() && !self.queue.is_empty() {
+            let (shares, in_use) = (self.shares(), self.in_use);
+            let pick = Pick { may_lock: shares.allow_locks(), newest_first: false, tenants: &self.tenants };
+            let Some((ticket, entry)) = self.queue.pop(|lane| shares.allow(lane, &in_use), pick) else { break };
+            let Some(connection) = self.available.pop() else { break };
+            self.begin(ticket.claim, now.saturating_duration_since(entry.since));
+            self.handed.push((ticket, connection));
+            woken.push(entry.waiter);
         }
-        let connection = self.available.pop()?;
-        let (ticket, waker) = self.queue.pop().expect("the queue was not empty a moment ago");
-        self.in_use += 1;
-        self.handed.push((ticket, connection));
-        Some(waker)
+        woken
     }
 }
 
@@ -394,6 +495,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::admission::{Level, Tenant};
+    use crate::telemetry::labels::Label as _;
+
+    const REGULAR: Claim = Claim { lane: Lane::Regular, level: Level::Normal, locks: false, tenant: Tenant::COMMON };
 
     const BOUNDS: PoolBounds = PoolBounds { max_pool_size: 4, min_pool_size: 1, max_connecting: 2, max_in_flight: 4 };
 
@@ -405,57 +510,60 @@ mod tests {
         pool.ready();
         for number in 0..connections {
             let generation = pool.start_extra().unwrap();
-            assert_eq!(pool.connected((number, generation), generation), None);
+            assert!(pool.connected((number, generation), generation, Instant::now()).is_empty());
         }
         pool
+    }
+
+    fn back(pool: &mut PoolState<Fake, u32>, connection: Fake) -> Vec<u32> {
+        pool.check_in(connection, 0, REGULAR.into(), Instant::now()).into_vec()
     }
 
     #[test]
     fn the_connection_used_last_is_used_next() {
         let mut pool = ready_pool(2);
-        let CheckOut::Now(last) = pool.check_out() else { panic!("two are available") };
+        let CheckOut::Now(last) = pool.check_out(REGULAR) else { panic!("two are available") };
         assert_eq!(last.0, 1);
-        pool.check_in(last, 0);
-        assert_eq!(pool.check_out(), CheckOut::Now((1, 0)));
+        back(&mut pool, last);
+        assert_eq!(pool.check_out(REGULAR), CheckOut::Now((1, 0)));
     }
 
     #[test]
     fn newcomers_do_not_overtake_who_waits() {
         let mut pool = ready_pool(1);
-        let CheckOut::Now(connection) = pool.check_out() else { panic!("one is available") };
-        assert_eq!(pool.check_out(), CheckOut::Wait);
-        let ticket = pool.enqueue(Lane::Regular, Instant::now(), 7);
-        assert_eq!(pool.check_in(connection, 0), Some(7));
-        assert_eq!(pool.check_out(), CheckOut::Wait, "the connection is promised");
+        let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("one is available") };
+        assert_eq!(pool.check_out(REGULAR), CheckOut::Wait);
+        let ticket = pool.enqueue(REGULAR, Instant::now(), 7);
+        assert_eq!(back(&mut pool, connection), [7]);
+        assert_eq!(pool.check_out(REGULAR), CheckOut::Wait, "the connection is promised");
         assert_eq!(pool.poll(ticket, |_| {}), Waiting::Handed((0, 0)));
     }
 
     #[test]
     fn a_waiter_that_leaves_passes_its_connection_on() {
         let mut pool = ready_pool(1);
-        let CheckOut::Now(connection) = pool.check_out() else { panic!("one is available") };
-        let (first, second) =
-            (pool.enqueue(Lane::Regular, Instant::now(), 1), pool.enqueue(Lane::Regular, Instant::now(), 2));
-        assert_eq!(pool.check_in(connection, 0), Some(1));
+        let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("one is available") };
+        let (first, second) = (pool.enqueue(REGULAR, Instant::now(), 1), pool.enqueue(REGULAR, Instant::now(), 2));
+        assert_eq!(back(&mut pool, connection), [1]);
         let orphan = pool.leave(first).unwrap();
-        assert_eq!(pool.check_in(orphan, 0), Some(2));
+        assert_eq!(back(&mut pool, orphan), [2]);
         assert_eq!(pool.poll(second, |_| {}), Waiting::Handed((0, 0)));
     }
 
     #[test]
     fn clearing_makes_stale_pauses_and_evicts() {
         let mut pool = ready_pool(2);
-        let CheckOut::Now(connection) = pool.check_out() else { panic!("two are available") };
-        let CheckOut::Now(other) = pool.check_out() else { panic!("two are available") };
-        let ticket = pool.enqueue(Lane::Regular, Instant::now(), 9);
-        let behind = pool.enqueue(Lane::Regular, Instant::now(), 8);
-        assert_eq!(pool.check_in(other, 0), Some(9));
+        let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("two are available") };
+        let CheckOut::Now(other) = pool.check_out(REGULAR) else { panic!("two are available") };
+        let ticket = pool.enqueue(REGULAR, Instant::now(), 9);
+        let behind = pool.enqueue(REGULAR, Instant::now(), 8);
+        assert_eq!(back(&mut pool, other), [9]);
         assert_eq!(pool.clear(), [8]);
         assert_eq!(pool.poll(ticket, |_| {}), Waiting::Evicted(PoolStatus::Paused), "handed over, and not taken yet");
         assert_eq!(pool.poll(behind, |_| {}), Waiting::Evicted(PoolStatus::Paused));
-        assert_eq!(pool.check_out(), CheckOut::Unavailable(PoolStatus::Paused));
-        assert_eq!(pool.rejoin(ticket, Instant::now(), 9), Err(PoolStatus::Paused));
-        assert_eq!(pool.check_in(connection, 0), None);
+        assert_eq!(pool.check_out(REGULAR), CheckOut::Unavailable(PoolStatus::Paused));
+        assert_eq!(pool.rejoin(ticket, Instant::now(), Instant::now(), 9), Err(PoolStatus::Paused));
+        assert!(back(&mut pool, connection).is_empty());
         assert_eq!(pool.take_discarded(), [(0, 0), (1, 0)]);
         assert_eq!(pool.counts(), PoolCounts { closing: 2, ..PoolCounts::default() });
     }
@@ -468,26 +576,30 @@ mod tests {
         assert!(pool.start_connecting().is_some(), "the minimum");
         assert_eq!(pool.start_connecting(), None);
         for waiter in 0..10 {
-            pool.enqueue(Lane::Regular, Instant::now(), waiter);
+            pool.enqueue(REGULAR, Instant::now(), waiter);
         }
         assert!(pool.start_connecting().is_some());
         assert_eq!(pool.start_connecting(), None, "two at once");
     }
 
     proptest! {
-        /// Random lives of a pool; places, owners and waiters are followed one by one.
+        /// Random lives of a pool; places, owners and waiters are followed one by one. Whoever waits beside a free connection
+        /// is one who may not have it.
         #[test]
         fn no_place_and_no_connection_is_lost(
             max in 1_u32..6, in_flight in 1_u32..6, connecting in 1_u32..4,
-            operations in prop::collection::vec((0_u8..15, 0_usize..8), 1..400)
+            operations in prop::collection::vec((0_u8..18, 0_usize..8), 1..400)
         ) {
             let bounds =
                 PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight };
             let mut pool: PoolState<Fake, u32> = PoolState::new(bounds);
             let now = Instant::now();
-            let (mut pending, mut used, mut tickets, mut closing) = (Vec::new(), Vec::<Fake>::new(), Vec::new(), 0_u32);
-            let mut next = 0;
+            let (mut pending, mut used, mut tickets, mut closing) = (Vec::new(), Vec::<(Fake, Claim)>::new(), Vec::<Ticket>::new(), 0_u32);
+            let (mut next, mut open) = (0, 0_u32);
             for (operation, index) in operations {
+                let id = u16::try_from(index % 2).unwrap();
+                let tenant = Tenant { id, weight: 1 + id, max_in_flight: if id == 0 { u16::MAX } else { 2 } };
+                let claim = Claim { lane: Lane::ALL[index % 4], level: Level::ALL[index % 3], locks: index > 3, tenant };
                 match operation {
                     0 => pool.ready(),
                     1 | 2 => pending.extend(pool.start_connecting()),
@@ -495,26 +607,29 @@ mod tests {
                     4 | 5 if !pending.is_empty() => {
                         let generation = pending.swap_remove(index % pending.len());
                         next += 1;
-                        pool.connected((next, generation), generation);
+                        pool.connected((next, generation), generation, now);
                     }
                     6 if !pending.is_empty() => {
                         pending.swap_remove(index % pending.len());
                         pool.connect_failed();
                     }
-                    7 | 8 => match pool.check_out() {
-                        CheckOut::Now(connection) => used.push(connection),
-                        CheckOut::Wait => tickets.push(pool.enqueue(<Lane as crate::telemetry::labels::Label>::ALL[index % 4], now, 0)),
+                    7 | 8 => match pool.check_out(claim) {
+                        CheckOut::Now(connection) => used.push((connection, claim)),
+                        CheckOut::Wait => tickets.push(pool.enqueue(claim, now, 0)),
                         CheckOut::Unavailable(_) => {}
                     },
                     9 if !used.is_empty() => {
-                        let connection = used.swap_remove(index % used.len());
-                        pool.check_in(connection, connection.1);
+                        let (connection, claim) = used.swap_remove(index % used.len());
+                        pool.check_in(connection, connection.1, claim.into(), now);
                     }
-                    10 if !used.is_empty() => drop(pool.discard(used.swap_remove(index % used.len()))),
+                    10 if !used.is_empty() => {
+                        let (connection, claim) = used.swap_remove(index % used.len());
+                        pool.discard(connection, claim.into(), now);
+                    }
                     11 if !tickets.is_empty() => {
                         let ticket = tickets.swap_remove(index % tickets.len());
                         if let Some(connection) = pool.leave(ticket) {
-                            pool.check_in(connection, connection.1);
+                            pool.check_in(connection, connection.1, ticket.claim.into(), now);
                         }
                     }
                     12 if index == 0 => drop(pool.clear()),
@@ -524,6 +639,14 @@ mod tests {
                         closing += 1;
                     }
                     13 => drop(pool.retire(bounds.min_pool_size, 3, |connection| connection.0 % 2 == 0)),
+                    15 => {
+                        pool.transaction_begun();
+                        open += 1;
+                    }
+                    16 if open > 0 => {
+                        pool.transaction_ended(now);
+                        open -= 1;
+                    }
                     _ => {}
                 }
                 // Waiters are polled some operations later: what was handed over may be cleared meanwhile.
@@ -532,7 +655,7 @@ mod tests {
                     continue;
                 }
                 tickets.retain(|ticket| match pool.poll(*ticket, |_| {}) {
-                    Waiting::Handed(connection) => { used.push(connection); false }
+                    Waiting::Handed(connection) => { used.push((connection, ticket.claim)); false }
                     Waiting::Queued => true,
                     Waiting::Evicted(_) => false,
                 });
@@ -549,11 +672,21 @@ mod tests {
                 prop_assert_eq!(counts.pending, count(pending.len()));
                 prop_assert_eq!(counts.closing, closing);
                 prop_assert_eq!(pool.queue().len(), tickets.len());
-                let distinct: BTreeSet<_> = used.iter().map(|connection| connection.0).collect();
+                let distinct: BTreeSet<_> = used.iter().map(|(connection, _)| connection.0).collect();
                 prop_assert_eq!(distinct.len(), used.len(), "one connection has one owner");
-                if pool.status() == PoolStatus::Ready {
-                    let free = counts.available > 0 && counts.in_use < in_flight;
-                    prop_assert!(!free || tickets.is_empty(), "nobody waits beside a free connection");
+                let in_use = |lane: Lane| count(used.iter().filter(|(_, claim)| claim.lane == lane).count());
+                let of_bounded = used.iter().filter(|(_, claim)| claim.tenant.id == 1 && matches!(claim.lane, Lane::Regular)).count();
+                prop_assert!(of_bounded <= 2, "the bound of a tenant");
+                if pool.status() == PoolStatus::Ready && counts.available > 0 {
+                    let waits = |lane| tickets.iter().any(|ticket| ticket.claim.lane == lane);
+                    let free = counts.in_use < in_flight;
+                    prop_assert!(!free || !waits(Lane::Transaction), "a transaction waits beside a free connection");
+                    let plain = tickets.iter().any(|ticket| {
+                        ticket.claim.lane == Lane::Regular && !ticket.claim.locks && ticket.claim.tenant.id == 0
+                    });
+                    let kept = if in_flight > 1 { open.min(1) } else { 0 };
+                    let others = counts.in_use - in_use(Lane::Transaction);
+                    prop_assert!(!free || !plain || others + kept >= in_flight, "nobody waits beside a free connection");
                 }
             }
         }

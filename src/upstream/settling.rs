@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, TryAcquireError};
 
-use super::long_polls::{Place, half_of};
+use super::long_polls::Place;
 use super::pool::lock;
+use crate::admission::shares::half_of;
 
 /// The share of writes by majority in the pool of one server.
 #[derive(Debug)]

@@ -55,7 +55,7 @@ async fn waiters_are_served_in_order_and_one_that_leaves_frees_its_place() {
     drop(assert_ready!(transaction).unwrap());
     assert_pending!(third);
     // Who comes now does not overtake, though the connection is not in use.
-    assert!(rig.pool.try_check_out().unwrap().is_none());
+    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
     drop(assert_ready!(first).unwrap());
     drop(assert_ready!(third).unwrap());
     assert_eq!((rig.waiting(), rig.server.peak()), (0, 1));
@@ -183,7 +183,7 @@ async fn none_of_many_dead_connections_is_handed_out() {
     drop(rig.check_out_many(300).await);
     rig.server.kick();
     settle().await;
-    assert!(rig.pool.try_check_out().unwrap().is_none());
+    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
     settle().await;
     assert_eq!(rig.counts().total(), 0);
     rig.end().await;
@@ -263,7 +263,7 @@ async fn clearing_evicts_who_waits_even_who_has_been_handed_a_connection() {
         assert_eq!(assert_ready!(waits).unwrap_err(), expected);
         assert_eq!(assert_ready!(handed).unwrap_err(), expected);
         assert_eq!(rig.check_out().await.unwrap_err(), expected);
-        assert_eq!(rig.pool.try_check_out().unwrap_err(), expected);
+        assert_eq!(rig.pool.try_check_out(Lane::Regular).unwrap_err(), expected);
         // The one in use is left alone until it comes back.
         settle().await;
         assert_eq!(rig.server.open(), 1);

@@ -1,0 +1,329 @@
+//! Who waits in one lane at one level: each tenant in a line of its own, and deficit round-robin among them.
+//!
+//! A turn gives a tenant as much of the connections' time as its weight says, in units of what a command takes on average
+//! ([`UNIT`]); what it did not use of it is kept for its next turn, as long as it goes on waiting (Shreedhar and Varghese,
+//! "Efficient fair queueing using deficit round-robin", 1995).
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use tokio::time::Instant;
+
+use super::claim::{Claim, Entry, Tenant, Ticket};
+use super::tenant_use::{TenantTable, UNIT};
+
+/// In order of arrival.
+type Part<T> = BTreeMap<u64, Entry<T>>;
+
+/// The commands of one tenant.
+#[derive(Debug)]
+struct Line<T> {
+    /// Those that no open transaction can keep waiting on the server.
+    free: Part<T>,
+    /// The others.
+    locks: Part<T>,
+    tenant: Tenant,
+    deficit: i64,
+}
+
+impl<T> Line<T> {
+    fn new(tenant: Tenant) -> Self {
+        Self { free: Part::new(), locks: Part::new(), tenant, deficit: 0 }
+    }
+
+    fn len(&self) -> usize {
+        self.free.len() + self.locks.len()
+    }
+
+    /// The next one that may go.
+    fn next(&self, pick: Pick<'_>) -> Option<Ticket> {
+        let end = |part: &Part<T>| {
+            let found = if pick.newest_first { part.last_key_value() } else { part.first_key_value() };
+            found.map(|(sequence, entry)| Ticket { claim: entry.claim, sequence: *sequence })
+        };
+        let ends = [end(&self.free), if pick.may_lock { end(&self.locks) } else { None }].into_iter().flatten();
+        let order = |ticket: &Ticket| ticket.sequence;
+        if pick.newest_first { ends.max_by_key(order) } else { ends.min_by_key(order) }
+    }
+
+    fn part(&mut self, locks: bool) -> &mut Part<T> {
+        if locks { &mut self.locks } else { &mut self.free }
+    }
+}
+
+/// What decides about who goes next, beside the order.
+#[derive(Debug, Clone, Copy)]
+pub struct Pick<'a> {
+    /// Those go, too, that an open transaction may keep waiting on the server.
+    pub may_lock: bool,
+    /// Whoever came last goes first, within a tenant.
+    pub newest_first: bool,
+    /// What the tenants have and what they cost.
+    pub tenants: &'a TenantTable,
+}
+
+/// Tenants that wait, and their commands.
+#[derive(Debug)]
+pub struct FairLine<T> {
+    /// Those with somebody waiting; the first one's turn it is.
+    turns: VecDeque<u16>,
+    /// The first one has got what its turn gives.
+    granted: bool,
+    lines: HashMap<u16, Line<T>>,
+    len: usize,
+}
+
+impl<T> Default for FairLine<T> {
+    fn default() -> Self {
+        Self { turns: VecDeque::new(), granted: false, lines: HashMap::new(), len: 0 }
+    }
+}
+
+impl<T> FairLine<T> {
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Joins the line of its tenant, in the place that its sequence gives.
+    pub fn insert(&mut self, sequence: u64, entry: Entry<T>) {
+        let Claim { tenant, locks, .. } = entry.claim;
+        let line = self.lines.entry(tenant.id).or_insert_with(|| {
+            self.turns.push_back(tenant.id);
+            Line::new(tenant)
+        });
+        let replaced = line.part(locks).insert(sequence, entry);
+        debug_assert!(replaced.is_none(), "no place is used twice");
+        self.len += 1;
+    }
+
+    /// The one in that place, if it still waits.
+    pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Entry<T>> {
+        let line = self.lines.get_mut(&ticket.claim.tenant.id)?;
+        line.part(ticket.claim.locks).get_mut(&ticket.sequence)
+    }
+
+    /// Leaves.
+    pub fn remove(&mut self, ticket: Ticket) -> Option<Entry<T>> {
+        let id = ticket.claim.tenant.id;
+        let line = self.lines.get_mut(&id)?;
+        let removed = line.part(ticket.claim.locks).remove(&ticket.sequence)?;
+        self.len -= 1;
+        if line.len() == 0 {
+            self.lines.remove(&id);
+            if self.turns.front() == Some(&id) {
+                self.granted = false;
+            }
+            self.turns.retain(|tenant| *tenant != id);
+        }
+        Some(removed)
+    }
+
+    /// Takes whoever is next; `None` when none of those who wait may go.
+    pub fn pop(&mut self, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
+        let mut barred = 0;
+        // Ends: whoever may go gains at least one unit a round, and no command costs more than a few.
+        while barred < self.turns.len() {
+            let id = *self.turns.front()?;
+            let line = self.lines.get_mut(&id)?;
+            let has_room = pick.tenants.has_room(line.tenant);
+            match line.next(pick).filter(|_| has_room) {
+                None => barred += 1,
+                Some(ticket) => {
+                    barred = 0;
+                    if !self.granted {
+                        self.granted = true;
+                        line.deficit += UNIT * i64::from(line.tenant.weight);
+                    }
+                    let cost = pick.tenants.cost(id);
+                    if line.deficit >= cost {
+                        line.deficit -= cost;
+                        return self.remove(ticket).map(|entry| (ticket, entry));
+                    }
+                }
+            }
+            self.granted = false;
+            self.turns.rotate_left(1);
+        }
+        None
+    }
+
+    /// When the one who has waited longest joined.
+    pub fn oldest(&self) -> Option<Instant> {
+        let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
+        parts.filter_map(|part| part.first_key_value()).map(|(_, entry)| entry.since).min()
+    }
+
+    /// Everybody, who leave.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> {
+        let lines = std::mem::take(self).lines.into_values();
+        lines.flat_map(|line| line.free.into_values().chain(line.locks.into_values())).map(|entry| entry.waiter)
+    }
+
+    /// Waiting commands of each tenant that waits.
+    pub fn waiting(&self) -> impl Iterator<Item = (u16, usize)> {
+        self.lines.iter().map(|(tenant, line)| (*tenant, line.len()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::claim::Lane;
+    use super::*;
+
+    /// The tenant and the number of whoever is next.
+    fn pop(line: &mut FairLine<u32>, pick: Pick<'_>) -> Option<(u16, u32)> {
+        line.pop(pick).map(|(ticket, entry)| (ticket.claim.tenant.id, entry.waiter))
+    }
+
+    /// Odd ones may have to wait for locks.
+    fn enter(line: &mut FairLine<u32>, tenant: Tenant, waiter: u32) -> Ticket {
+        let claim = Claim { locks: waiter % 2 == 1, tenant, ..Lane::Regular.into() };
+        line.insert(waiter.into(), Entry { claim, since: Instant::now(), waiter });
+        Ticket { claim, sequence: waiter.into() }
+    }
+
+    fn join(line: &mut FairLine<u32>, id: u16, weight: u16, waiter: u32) -> Ticket {
+        enter(line, Tenant { id, weight, ..Tenant::COMMON }, waiter)
+    }
+
+    fn pick(tenants: &TenantTable) -> Pick<'_> {
+        Pick { may_lock: true, newest_first: false, tenants }
+    }
+
+    #[test]
+    fn who_has_many_waiting_has_no_more_than_its_share() {
+        let (mut line, tenants) = (FairLine::default(), TenantTable::default());
+        for waiter in 0..1_900 {
+            join(&mut line, 1, 1, waiter);
+        }
+        for waiter in 2_000..2_010 {
+            join(&mut line, 2, 1, waiter);
+        }
+        let first: Vec<u16> = (0..20).map(|_| pop(&mut line, pick(&tenants)).unwrap().0).collect();
+        assert_eq!(first, [1, 2].repeat(10));
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 10)), "in order of arrival");
+        assert_eq!(line.len(), 1_889);
+    }
+
+    #[test]
+    fn weights_are_shares() {
+        let (mut line, tenants) = (FairLine::default(), TenantTable::default());
+        for waiter in 0..300 {
+            join(&mut line, 1, 3, waiter);
+            join(&mut line, 2, 1, waiter + 1_000);
+        }
+        let first: Vec<u16> = (0..200).map(|_| pop(&mut line, pick(&tenants)).unwrap().0).collect();
+        assert_eq!(first.iter().filter(|tenant| **tenant == 1).count(), 150);
+    }
+
+    #[test]
+    fn shares_are_of_time_not_of_commands() {
+        let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
+        let of = |id| Tenant { id, ..Tenant::COMMON };
+        for (id, held) in [(1, 1), (2, 4)].into_iter().cycle().take(400) {
+            tenants.begin(of(id), Duration::ZERO);
+            tenants.end(of(id), Some(Duration::from_millis(held)));
+        }
+        for waiter in 0..500 {
+            join(&mut line, 1, 1, waiter);
+            join(&mut line, 2, 1, waiter + 1_000);
+        }
+        let first: Vec<u16> = (0..250).map(|_| pop(&mut line, pick(&tenants)).unwrap().0).collect();
+        let quick = first.iter().filter(|tenant| **tenant == 1).count();
+        assert!((195..=205).contains(&quick), "{quick} of 250, four to one");
+    }
+
+    #[test]
+    fn who_may_not_lock_is_passed_over_and_keeps_its_place() {
+        let (mut line, tenants) = (FairLine::default(), TenantTable::default());
+        for waiter in [1, 3, 4, 5, 6] {
+            join(&mut line, 1, 1, waiter);
+        }
+        let reads = Pick { may_lock: false, ..pick(&tenants) };
+        assert_eq!(
+            (pop(&mut line, reads), pop(&mut line, reads), pop(&mut line, reads)),
+            (Some((1, 4)), Some((1, 6)), None)
+        );
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 1)));
+        assert_eq!(pop(&mut line, Pick { newest_first: true, ..pick(&tenants) }), Some((1, 5)));
+    }
+
+    #[test]
+    fn a_tenant_at_its_bound_is_passed_over() {
+        let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
+        let bounded = Tenant { id: 1, weight: 1, max_in_flight: 1 };
+        for waiter in 0..4 {
+            enter(&mut line, bounded, waiter);
+        }
+        tenants.begin(bounded, Duration::ZERO);
+        assert_eq!(pop(&mut line, pick(&tenants)), None);
+        join(&mut line, 2, 1, 9);
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((2, 9)));
+        tenants.end(bounded, None);
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 0)));
+    }
+
+    proptest! {
+        /// Whatever joins and leaves: nobody is lost, each tenant is served in order, and as long as two wait neither is
+        /// served more than its weight and one command's cost ahead of the other.
+        #[test]
+        fn conserves_keeps_order_and_is_fair(
+            weights in prop::collection::vec(1_u16..5, 2..5),
+            operations in prop::collection::vec((0_u8..5, 0_usize..8), 1..400)
+        ) {
+            let (mut line, tenants) = (FairLine::default(), TenantTable::default());
+            let mut model: Vec<Vec<Ticket>> = vec![Vec::new(); weights.len()];
+            // Served in units of the weight, since the two began to wait beside each other.
+            let mut served = vec![vec![0.0_f64; weights.len()]; weights.len()];
+            for (sequence, (operation, index)) in (0_u32..).zip(operations) {
+                let tenant = index % weights.len();
+                match operation {
+                    0..3 => {
+                        let id = u16::try_from(tenant).unwrap();
+                        model[tenant].push(join(&mut line, id, weights[tenant], sequence));
+                    }
+                    3 if !model[tenant].is_empty() => {
+                        let at = index % model[tenant].len();
+                        let ticket = model[tenant].remove(at);
+                        prop_assert!(line.remove(ticket).is_some());
+                        prop_assert!(line.remove(ticket).is_none());
+                    }
+                    _ => {
+                        let waiting: Vec<bool> = model.iter().map(|line| !line.is_empty()).collect();
+                        let Some((ticket, _)) = line.pop(pick(&tenants)) else {
+                            prop_assert!(!waiting.contains(&true), "somebody may go");
+                            continue;
+                        };
+                        let tenant = usize::from(ticket.claim.tenant.id);
+                        prop_assert_eq!(model[tenant].remove(0), ticket, "in order of arrival");
+                        for other in 0..weights.len() {
+                            if waiting[other] && other != tenant {
+                                served[tenant][other] += 1.0 / f64::from(weights[tenant]);
+                            }
+                        }
+                    }
+                }
+                for one in 0..weights.len() {
+                    for other in 0..weights.len() {
+                        if model[one].is_empty() || model[other].is_empty() {
+                            (served[one][other], served[other][one]) = (0.0, 0.0);
+                        }
+                        let ahead = served[one][other] - served[other][one];
+                        prop_assert!(ahead <= 2.0 + 1e-9, "{one} is {ahead} turns ahead of {other}");
+                    }
+                }
+                prop_assert_eq!(line.len(), model.iter().map(Vec::len).sum::<usize>());
+                prop_assert_eq!(line.is_empty(), line.oldest().is_none());
+            }
+        }
+    }
+}
