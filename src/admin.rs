@@ -218,7 +218,7 @@ mod tests {
 
     use super::fixture::Fixture;
     use super::*;
-    use crate::admission::Lane;
+    use crate::admission::{Lane, Newcomer};
     use crate::telemetry::labels::Label as _;
 
     /// A request without a socket.
@@ -396,7 +396,7 @@ mod tests {
         for _ in 0..10 {
             held.push(pool.check_out(Lane::Regular, Instant::now() + std::time::Duration::from_secs(5)).await.unwrap());
         }
-        let _place = fixture.cluster.admission.admit().unwrap();
+        let _place = fixture.cluster.admission.admit_always(Newcomer::default());
         let waiter = pool.clone();
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
         let mut waiting = Box::pin(waiter.check_out(Lane::Transaction, deadline));

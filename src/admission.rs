@@ -3,6 +3,7 @@
 
 pub mod admit;
 pub mod claim;
+pub mod codel;
 pub mod fair_line;
 pub mod memory;
 pub mod mode;
@@ -10,10 +11,12 @@ pub mod queue;
 pub mod shares;
 pub mod switch;
 pub mod tenant_use;
+pub mod tenants;
 
-pub use admit::{Admission, AdmitError, Permit};
+pub use admit::{Admission, AdmitError, Newcomer, Permit};
 pub use claim::{Claim, Lane, Level, Tenant, Ticket};
 pub use memory::{MemoryBudget, Reservation};
 pub use mode::Mode;
 pub use queue::WaitQueue;
 pub use switch::ModeSwitch;
+pub use tenants::Tenants;

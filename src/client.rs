@@ -3,6 +3,7 @@
 pub mod abandoned;
 pub mod acquire;
 pub mod bound;
+mod caller;
 mod catch_up;
 pub mod clusters;
 pub mod cursors;

@@ -9,6 +9,7 @@ pub mod address;
 mod build;
 pub mod compressors;
 pub mod databases;
+pub mod fairness;
 mod file;
 mod layers;
 pub mod limits;
@@ -18,6 +19,7 @@ mod presentation;
 pub mod profile;
 mod reader;
 pub mod shares;
+mod sharing;
 pub mod system;
 pub mod uri;
 
@@ -28,6 +30,7 @@ pub use address::Address;
 pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
 pub use compressors::CompressorName;
 pub use databases::Databases;
+pub use fairness::{FairBy, FairnessConfig, Level};
 pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
 pub use shares::MemoryShares;
@@ -86,8 +89,14 @@ pub struct ClusterConfig {
     pub max_upstream_connections: Option<u32>,
     /// Waiting commands of the cluster, those waiting for a server included.
     pub wait_queue_size: usize,
+    /// Requests of waiting commands together, bytes.
+    pub wait_queue_bytes: usize,
     /// Longest wait for a connection.
     pub wait_queue_timeout: Duration,
+    /// In which order they go, and who is refused.
+    pub queue_discipline: QueueDiscipline,
+    /// Who competes with whom.
+    pub fairness: FairnessConfig,
     /// Longest wait for a suitable server.
     pub server_selection_timeout: Duration,
     /// Longest run of one command once it was sent.
@@ -108,6 +117,20 @@ pub struct ClusterConfig {
     pub retry: Retry,
     /// What may be read from a secondary while there is no primary, although the primary was asked for.
     pub degraded_reads: Namespaces,
+}
+
+/// In which order waiting commands go, and who is refused before its time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueDiscipline {
+    /// In order of arrival; nobody is refused early.
+    Fifo,
+    /// As long as the queue stands, the newest go first, and who has waited for twice the target is refused.
+    Codel {
+        /// A wait that is none to worry about.
+        target: Duration,
+        /// A queue stands when for so long everybody has waited longer than that.
+        interval: Duration,
+    },
 }
 
 /// What clients are shown in `hello`.

@@ -144,35 +144,43 @@ async fn a_cursor_can_always_be_killed() {
     assert_eq!(killed.get_array("cursorsKilled").unwrap().len(), 1, "{killed}");
 }
 
+/// A statement of the transaction of that session.
+fn in_transaction(session: u8, mut command: Document, starts: bool) -> Document {
+    let session = Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: vec![session; 16] });
+    command.extend(doc! { "lsid": { "id": session }, "txnNumber": 1_i64, "autocommit": false });
+    if starts {
+        command.insert("startTransaction", true);
+    }
+    command
+}
+
 #[tokio::test]
-async fn a_commit_is_never_shed() {
+async fn what_an_open_transaction_sends_is_never_shed() {
     let deployment = support::replica_set(1).await;
     let server = &deployment.members()[0];
     support::client(server).await.command("test", doc! { "create": "c" }).await.unwrap();
     let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_size = 1")).await;
-    let mut client = connect(proxy.address()).await;
-    let session = Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: vec![7; 16] });
-    let in_transaction = |mut command: Document, starts: bool| {
-        command.extend(doc! { "lsid": { "id": &session }, "txnNumber": 1_i64, "autocommit": false });
-        if starts {
-            command.insert("startTransaction", true);
-        }
-        command
-    };
-    client.command("test", in_transaction(insert(1), true)).await.unwrap();
+    let (mut goes_on, mut commits) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    goes_on.command("test", in_transaction(1, insert(1), true)).await.unwrap();
+    commits.command("test", in_transaction(2, insert(2), true)).await.unwrap();
 
     let blocked = Blocked::start(server, &proxy, 1).await;
-    let refused = client.reply("test", in_transaction(insert(2), false)).await.unwrap();
+    let mut newcomer = connect(proxy.address()).await;
+    let refused = newcomer.reply("test", in_transaction(3, insert(3), true)).await.unwrap();
     assert_overloaded(&refused);
     assert!(labels(&refused).contains(&"TransientTransactionError"), "{refused}");
 
-    let commit = in_transaction(doc! { "commitTransaction": 1 }, false);
-    let committing = client.send(&Request::new("admin", commit)).await.unwrap();
-    proxy.waits(2).await;
+    let commit = |session| in_transaction(session, doc! { "commitTransaction": 1 }, false);
+    let going_on = goes_on.send(&Request::new("test", in_transaction(1, insert(4), false))).await.unwrap();
+    let committing = commits.send(&Request::new("admin", commit(2))).await.unwrap();
+    proxy.waits(3).await;
     blocked.release().await;
-    let reply = client.receive(committing).await.unwrap().document().unwrap();
-    assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
-    assert_eq!(ids(server).await, [1]);
+    for (client, request) in [(&mut goes_on, going_on), (&mut commits, committing)] {
+        let reply = client.receive(request).await.unwrap().document().unwrap();
+        assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
+    }
+    goes_on.command("admin", commit(1)).await.unwrap();
+    assert_eq!(ids(server).await, [1, 2, 4]);
     assert_eq!(proxy.pinned(), (0, 0));
 }
 

@@ -427,6 +427,7 @@ pub(super) mod tests {
 
     pub(in crate::admin) fn pool(in_use: u32, available: u32, waiting: usize) -> PoolSnapshot {
         PoolSnapshot {
+            drains_in: None,
             status: PoolStatus::Ready,
             counts: PoolCounts { available, in_use, pending: 0, closing: 0 },
             min_pool_size: 2,

@@ -1,67 +1,164 @@
-//! The bound on how many commands of a cluster wait: for a server and for a connection alike.
+//! The bounds on commands of a cluster that wait, for a server and for a connection alike: how many, of how many bytes, and
+//! how many of one tenant.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Why a command may not wait.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// The last part of this many of the queue is for tenants that have less in it than an equal share: however many one of
+/// them sends, the others are let on.
+const LAST_PART: usize = 10;
+
+/// Why a command may not wait. Nothing was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AdmitError {
     /// As many wait as may.
-    #[error("{waiting} commands wait already, which is the limit")]
+    #[error("{waiting} of at most {limit} commands wait")]
     QueueFull {
-        /// `wait_queue_size`
+        /// Commands that wait.
         waiting: usize,
+        /// `wait_queue_size`
+        limit: usize,
     },
+    /// The requests of those that wait are as large as they may be, all together.
+    #[error("{waiting} commands wait with {bytes} of at most {limit} bytes")]
+    BytesFull {
+        /// Commands that wait.
+        waiting: usize,
+        /// Their requests.
+        bytes: usize,
+        /// `wait_queue_bytes`
+        limit: usize,
+    },
+    /// As many of the same tenant wait as may.
+    #[error("{waiting} commands of the same tenant wait, of at most {limit}")]
+    TenantFull {
+        /// Commands of the tenant that wait.
+        waiting: usize,
+        /// Its `max_waiting`, or what is left to it of a queue that is almost full.
+        limit: usize,
+    },
+}
+
+/// What one more would be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Newcomer {
+    /// Whose it is.
+    pub tenant: u16,
+    /// Commands of the tenant that may wait.
+    pub max_waiting: usize,
+    /// Tenants that there are.
+    pub tenants: usize,
+    /// Size of its request.
+    pub bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    count: usize,
+    bytes: usize,
+    tenants: Vec<usize>,
+}
+
+impl Waiting {
+    fn of(&self, tenant: u16) -> usize {
+        self.tenants.get(usize::from(tenant)).copied().unwrap_or_default()
+    }
+
+    fn refusal(&self, newcomer: Newcomer, limits: Limits) -> Option<AdmitError> {
+        let (waiting, limit) = (self.count, limits.count);
+        if waiting >= limit {
+            return Some(AdmitError::QueueFull { waiting, limit });
+        }
+        // One that is larger than all may be together is let on when nobody else waits.
+        if waiting > 0 && self.bytes.saturating_add(newcomer.bytes) > limits.bytes {
+            return Some(AdmitError::BytesFull { waiting, bytes: self.bytes, limit: limits.bytes });
+        }
+        let (waiting, share) = (self.of(newcomer.tenant), limit / newcomer.tenants.max(1));
+        let almost_full = self.count >= limit - limit / LAST_PART;
+        let limit = if almost_full { newcomer.max_waiting.min(share) } else { newcomer.max_waiting };
+        (waiting >= limit).then_some(AdmitError::TenantFull { waiting, limit })
+    }
+
+    fn add(&mut self, newcomer: Newcomer) {
+        self.count += 1;
+        self.bytes += newcomer.bytes;
+        let index = usize::from(newcomer.tenant);
+        if index >= self.tenants.len() {
+            self.tenants.resize(index + 1, 0);
+        }
+        self.tenants[index] += 1;
+    }
+
+    fn remove(&mut self, newcomer: Newcomer) {
+        self.count -= 1;
+        self.bytes -= newcomer.bytes;
+        self.tenants[usize::from(newcomer.tenant)] -= 1;
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    count: usize,
+    bytes: usize,
 }
 
 /// Counts the waiting commands of one cluster.
 #[derive(Debug)]
 pub struct Admission {
-    waiting: AtomicUsize,
-    limit: usize,
+    waiting: Mutex<Waiting>,
+    limits: Limits,
     freed: Notify,
 }
 
 impl Admission {
-    /// Lets at most `limit` commands wait.
-    pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self { waiting: AtomicUsize::new(0), limit, freed: Notify::new() })
+    /// Lets at most `count` commands wait, with requests of `bytes` all together.
+    pub fn new(count: usize, bytes: usize) -> Arc<Self> {
+        let (waiting, freed) = (Mutex::default(), Notify::new());
+        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Its critical sections leave nothing half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Allows one more to wait, as long as it holds the permit.
     ///
     /// # Errors
-    /// [`AdmitError::QueueFull`] at the limit; nothing was sent then.
-    pub fn admit(self: &Arc<Self>) -> Result<Permit, AdmitError> {
-        self.waiting
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| (waiting < self.limit).then_some(waiting + 1))
-            .map(|_| Permit { admission: self.clone() })
-            .map_err(|waiting| AdmitError::QueueFull { waiting })
+    /// [`AdmitError`] at a limit; nothing was sent then.
+    pub fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Permit, AdmitError> {
+        let mut waiting = self.lock();
+        match waiting.refusal(newcomer, self.limits) {
+            Some(refusal) => Err(refusal),
+            None => {
+                waiting.add(newcomer);
+                Ok(Permit { admission: self.clone(), newcomer })
+            }
+        }
     }
 
-    /// Allows one more to wait whatever the limit says: for what frees others.
-    pub fn admit_always(self: &Arc<Self>) -> Permit {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        Permit { admission: self.clone() }
+    /// Allows one more to wait whatever the limits say: for what frees others.
+    pub fn admit_always(self: &Arc<Self>, newcomer: Newcomer) -> Permit {
+        self.lock().add(newcomer);
+        Permit { admission: self.clone(), newcomer }
     }
 
     /// As [`Admission::admit`], for who cannot be refused: waits for a place until `deadline`.
     ///
     /// # Errors
-    /// [`AdmitError::QueueFull`] at the deadline.
+    /// [`AdmitError`] at the deadline.
     ///
     /// # Cancel safety
     /// Safe: nothing is held while waiting.
-    pub async fn admit_until(self: &Arc<Self>, deadline: Instant) -> Result<Permit, AdmitError> {
+    pub async fn admit_until(self: &Arc<Self>, newcomer: Newcomer, deadline: Instant) -> Result<Permit, AdmitError> {
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // Enabled before the look, so that a place freed in between is not missed.
             freed.as_mut().enable();
-            let refused = match self.admit() {
+            let refused = match self.admit(newcomer) {
                 Ok(permit) => return Ok(permit),
                 Err(refused) => refused,
             };
@@ -73,7 +170,7 @@ impl Admission {
 
     /// How many wait now.
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.lock().count
     }
 }
 
@@ -81,13 +178,14 @@ impl Admission {
 #[derive(Debug)]
 pub struct Permit {
     admission: Arc<Admission>,
+    newcomer: Newcomer,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let before = self.admission.waiting.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before > 0, "a permit was counted when it was given");
-        self.admission.freed.notify_one();
+        self.admission.lock().remove(self.newcomer);
+        // All: the first in line may be one whom another limit holds back.
+        self.admission.freed.notify_waiters();
     }
 }
 
@@ -95,28 +193,69 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    const ONE: Newcomer = Newcomer { tenant: 0, max_waiting: usize::MAX, tenants: 1, bytes: 10 };
+
     #[test]
     fn the_limit_holds_and_places_come_back() {
-        let admission = Admission::new(2);
-        let first = admission.admit().unwrap();
-        let _second = admission.admit().unwrap();
-        assert_eq!(admission.admit().unwrap_err(), AdmitError::QueueFull { waiting: 2 });
+        let admission = Admission::new(2, 1_000);
+        let first = admission.admit(ONE).unwrap();
+        let _second = admission.admit(ONE).unwrap();
+        assert_eq!(admission.admit(ONE).unwrap_err(), AdmitError::QueueFull { waiting: 2, limit: 2 });
         drop(first);
         assert_eq!(admission.waiting(), 1);
-        assert!(admission.admit().is_ok());
+        assert!(admission.admit(ONE).is_ok());
+    }
+
+    #[test]
+    fn bytes_have_a_limit_that_one_alone_may_exceed() {
+        let admission = Admission::new(100, 1_000);
+        let of = |bytes| Newcomer { bytes, ..ONE };
+        let large = admission.admit(of(5_000)).unwrap();
+        let full = AdmitError::BytesFull { waiting: 1, bytes: 5_000, limit: 1_000 };
+        assert_eq!(admission.admit(of(1)).unwrap_err(), full);
+        drop(large);
+        let _some = admission.admit(of(600)).unwrap();
+        assert!(admission.admit(of(401)).is_err());
+        assert!(admission.admit(of(400)).is_ok());
+    }
+
+    #[test]
+    fn one_tenant_cannot_fill_the_queue_of_all() {
+        let admission = Admission::new(100, usize::MAX);
+        let of = |tenant| Newcomer { tenant, tenants: 2, ..ONE };
+        let mut held: Vec<Permit> = std::iter::from_fn(|| admission.admit(of(1)).ok()).collect();
+        assert_eq!(held.len(), 90, "while it is alone in it, all but the last tenth");
+        held.extend(std::iter::from_fn(|| admission.admit(of(2)).ok()));
+        assert_eq!(held.len(), 100, "the other one has the rest");
+        held.truncate(95);
+        let full = AdmitError::TenantFull { waiting: 90, limit: 50 };
+        assert_eq!(admission.admit(of(1)).unwrap_err(), full, "a place that comes free is the other's as well");
+        assert!(admission.admit(of(2)).is_ok());
+        let alone = Admission::new(100, usize::MAX);
+        assert_eq!(std::iter::from_fn(|| alone.admit(ONE).ok()).take(200).collect::<Vec<_>>().len(), 100);
+    }
+
+    #[test]
+    fn a_tenant_may_have_a_limit_of_its_own() {
+        let admission = Admission::new(100, usize::MAX);
+        let of = |tenant| Newcomer { tenant, max_waiting: 2, tenants: 2, ..ONE };
+        let _held = [admission.admit(of(1)).unwrap(), admission.admit(of(1)).unwrap()];
+        assert_eq!(admission.admit(of(1)).unwrap_err(), AdmitError::TenantFull { waiting: 2, limit: 2 });
+        assert!(admission.admit(of(2)).is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_cannot_be_refused_waits_for_a_place() {
-        let admission = Admission::new(1);
-        let held = admission.admit().unwrap();
+        let admission = Admission::new(1, 1_000);
+        let held = admission.admit(ONE).unwrap();
         let soon = Instant::now() + std::time::Duration::from_secs(1);
-        assert!(admission.admit_until(soon).await.is_err());
-        let waiting = admission.admit_until(soon + std::time::Duration::from_secs(1));
+        assert!(admission.admit_until(ONE, soon).await.is_err());
+        let waiting = admission.admit_until(ONE, soon + std::time::Duration::from_secs(1));
         let (permit, ()) = tokio::join!(waiting, async { drop(held) });
         assert_eq!(admission.waiting(), 1);
-        let beyond = admission.admit_always();
+        let beyond = admission.admit_always(ONE);
         assert_eq!(admission.waiting(), 2);
         drop((permit, beyond));
+        assert_eq!(admission.waiting(), 0);
     }
 }

@@ -4,27 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use crate::config::Level;
 pub use crate::telemetry::labels::Lane;
 
-/// How much a command matters beside others that wait in the same lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Level {
-    /// Before all others.
-    High,
-    /// As most.
-    #[default]
-    Normal,
-    /// After all others, though never left out.
-    Low,
-}
-
-impl Level {
-    /// The first to go first.
-    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
-}
-
 /// Who a command is carried out for, as far as fairness goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tenant {
     /// Place among the tenants of the cluster.
     pub id: u16,
@@ -40,7 +24,7 @@ impl Tenant {
 }
 
 /// What a command asks a pool with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// With whom it waits.
     pub lane: Lane,
@@ -60,7 +44,7 @@ impl From<Lane> for Claim {
 }
 
 /// A place among those who wait. Never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket {
     /// What it waits for.
     pub claim: Claim,

@@ -152,10 +152,12 @@ impl<T> FairLine<T> {
         None
     }
 
-    /// When the one who has waited longest joined.
-    pub fn oldest(&self) -> Option<Instant> {
+    /// The one who has waited longest, and since when.
+    pub fn oldest(&self) -> Option<(Ticket, Instant)> {
         let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
-        parts.filter_map(|part| part.first_key_value()).map(|(_, entry)| entry.since).min()
+        let first = parts.filter_map(|part| part.first_key_value());
+        let first = first.min_by_key(|(sequence, _)| **sequence);
+        first.map(|(sequence, entry)| (Ticket { claim: entry.claim, sequence: *sequence }, entry.since))
     }
 
     /// Everybody, who leave.

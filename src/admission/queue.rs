@@ -162,7 +162,12 @@ impl<T> WaitQueue<T> {
     pub fn oldest(&self) -> Option<Instant> {
         let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
         let plain = plain.filter_map(|line| line.first_key_value()).map(|(_, entry)| entry.since);
-        plain.chain(self.regular.iter().filter_map(FairLine::oldest)).min()
+        plain.chain(self.oldest_regular().map(|(_, since)| since)).min()
+    }
+
+    /// The one of [`Lane::Regular`] who has waited longest, and since when.
+    pub fn oldest_regular(&self) -> Option<(Ticket, Instant)> {
+        self.regular.iter().filter_map(FairLine::oldest).min_by_key(|(ticket, _)| ticket.sequence)
     }
 
     /// Waiting commands of each tenant that has some in [`Lane::Regular`].

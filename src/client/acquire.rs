@@ -8,8 +8,7 @@ use tokio::time::Instant;
 use super::degraded::{self, Found};
 use super::exchange::{Exchange, Share};
 use super::held;
-use crate::admission::{AdmitError, Permit};
-use crate::command::Handling;
+use crate::admission::{Lane, Newcomer, Permit};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
 use crate::routing::{Lost, Route, route};
@@ -168,6 +167,11 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
                 tokio::time::sleep(REROUTE_PAUSE).await;
                 cluster.reconcile(&cluster.topology());
             }
+            Err(CheckOutError::Shed) => {
+                let server = (*operation.server().address).clone();
+                let (waited, load) = (queued.elapsed(), cluster.load(Instant::now()));
+                return Err(Situation::QueueStands { server, waited, load }.into());
+            }
             Err(CheckOutError::Timeout) => {
                 return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
             }
@@ -175,23 +179,27 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
     }
 }
 
-/// The permission to wait. Commit, abort and killCursors always get it: they free what others wait for. An unacknowledged
+/// The permission to wait. Statements of open transactions, their ends and killCursors always get it: they free what others
+/// wait for, and are no more than there are transactions and sockets. An unacknowledged
 /// write cannot be refused, so its client waits for the permission, too.
 async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
-    let admission = &exchange.cluster.admission;
-    let full = |AdmitError::QueueFull { waiting }: AdmitError| {
-        let config = &exchange.cluster.config;
-        let (limit, connections) = (config.wait_queue_size, config.pool.max_pool_size);
-        Refusal::Situation(Situation::QueueFull { waiting, limit, connections })
+    let cluster = &exchange.cluster;
+    let admission = &cluster.admission;
+    let newcomer = {
+        let tenants = lock(&cluster.tenants);
+        let (tenant, bytes) = (exchange.claim.tenant.id, exchange.frame.bytes().len());
+        Newcomer { tenant, max_waiting: tenants.max_waiting(tenant), tenants: tenants.count(), bytes }
     };
+    let full = |refusal| Refusal::Situation(Situation::QueueFull { refusal, load: cluster.load(Instant::now()) });
+    if exchange.claim.lane == Lane::Transaction {
+        return Ok(admission.admit_always(newcomer));
+    }
     match exchange.kind {
-        OperationKind::CommitOrAbort => Ok(admission.admit_always()),
-        _ if exchange.command.spec.handling == Handling::KillCursors => Ok(admission.admit_always()),
         OperationKind::Unacknowledged => {
             let until = exchange.checked_out_by(&exchange.cluster.config);
-            admission.admit_until(until).await.map_err(full)
+            admission.admit_until(newcomer, until).await.map_err(full)
         }
-        _ => admission.admit().map_err(full),
+        _ => admission.admit(newcomer).map_err(full),
     }
 }
 
@@ -235,8 +243,8 @@ pub(super) fn waited_in_vain(exchange: &Exchange, server: &Server, waited: Durat
         _ => Situation::QueueTimeout {
             server,
             waited,
-            connections: snapshot.max_pool_size,
             waiting: exchange.cluster.admission.waiting(),
+            load: exchange.cluster.load(Instant::now()),
         },
     }
 }

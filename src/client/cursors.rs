@@ -145,7 +145,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         }
         let cluster = clusters.default().clone();
-        let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
+        let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
         self.execute(&mut exchange).await
     }
 
@@ -163,7 +163,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
-            let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster);
+            let mut exchange =
+                Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
             return self.execute(&mut exchange).await;
         }
         let mut answer = kill_on_each(&cluster, &command, &frame, &ids, groups).await;

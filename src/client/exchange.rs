@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::long_poll::LongPoll;
 use super::packing::Form;
 use super::session::ReplyTo;
@@ -62,10 +63,12 @@ impl Exchange {
         reservation: Reservation,
         shared: &Arc<ClientShared>,
         cluster: Arc<Cluster>,
+        client: Caller<'_>,
     ) -> Self {
         command.clear_flags(&mut frame);
         let started = Instant::now();
-        let (kind, claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
+        let (kind, mut claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
+        (claim.tenant, claim.level) = client.stands(&cluster, command.database(&frame));
         let lane = claim.lane;
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);

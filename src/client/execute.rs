@@ -466,6 +466,7 @@ fn count_shed(shared: &ClientShared, situation: &Situation, kind: OperationKind)
         _ if kind == OperationKind::Unacknowledged && !situation.after_complete_write() => ShedReason::Unacknowledged,
         Situation::QueueFull { .. } => ShedReason::QueueFull,
         Situation::QueueTimeout { .. } => ShedReason::QueueTimeout,
+        Situation::QueueStands { .. } => ShedReason::QueueStands,
         Situation::RequestOverMemory { .. } => ShedReason::Memory,
         _ => return,
     };

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
@@ -167,9 +168,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             && let Ok(cluster) = self.shared.clusters.of(&command, &frame)
         {
             let cluster = cluster.clone();
-            return Plan::Execute(Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster));
+            return Plan::Execute(Exchange::new(
+                command,
+                frame,
+                reply_to,
+                reservation,
+                &self.shared,
+                cluster,
+                self.caller(),
+            ));
         }
         Plan::aside(Aside::Command(command, frame, reply_to, reservation))
+    }
+
+    pub(super) fn caller(&self) -> Caller<'_> {
+        Caller { state: &self.state, ends: &self.ends }
     }
 
     /// What is not the common case.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::fairness::TenantBounds;
 use super::file::{FileCluster, FileConfig, FileListener};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
 use super::limits::{self, Limit};
@@ -14,8 +15,8 @@ use super::reader::{Found, Values};
 use super::shares::MemoryShares;
 use super::uri::{Upstream, UriOverrides};
 use super::{
-    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, ListenerConfig,
-    PoolConfig, Presentation, Profile, Retry, Sources, Warning,
+    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, FairBy, FairnessConfig,
+    ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry, Sources, Warning,
 };
 use crate::telemetry::logs::redact;
 
@@ -170,7 +171,28 @@ impl Builder<'_> {
             },
             max_upstream_connections: layers.count_or_off(&limits::MAX_UPSTREAM_CONNECTIONS),
             wait_queue_size: layers.size(&limits::WAIT_QUEUE_SIZE),
+            wait_queue_bytes: layers.size(&limits::WAIT_QUEUE_BYTES),
             wait_queue_timeout: layers.duration(&limits::WAIT_QUEUE_TIMEOUT),
+            queue_discipline: if file.codel {
+                QueueDiscipline::Codel {
+                    target: ms(self.below(&layers, &limits::CODEL_TARGET, &limits::CODEL_INTERVAL)),
+                    interval: layers.duration(&limits::CODEL_INTERVAL),
+                }
+            } else {
+                QueueDiscipline::Fifo
+            },
+            fairness: FairnessConfig {
+                by: file.fair_by.unwrap_or(FairBy::Application),
+                all: TenantBounds {
+                    weight: None,
+                    max_in_flight: layers
+                        .count_or_off(&limits::TENANT_MAX_IN_FLIGHT)
+                        .and_then(|most| most.try_into().ok()),
+                    max_waiting: layers.count_or_off(&limits::TENANT_MAX_WAITING).and_then(|most| most.try_into().ok()),
+                },
+                tenants: file.tenants,
+                priorities: file.priorities,
+            },
             server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
             command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
             max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),

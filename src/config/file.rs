@@ -9,6 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::compressors::CompressorName;
 use super::databases::DatabasePattern;
+use super::fairness::{FairBy, PriorityRule, TenantRule};
 use super::limits::{self, Limit};
 use super::reader::{Found, Reader, Shown, Values, integer, nearest};
 use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
@@ -41,6 +42,10 @@ pub(super) struct FileCluster {
     pub(super) advertised_address: Option<Found<Address>>,
     pub(super) retry: Option<Retry>,
     pub(super) degraded_reads: Vec<Namespace>,
+    pub(super) codel: bool,
+    pub(super) fair_by: Option<FairBy>,
+    pub(super) tenants: Vec<TenantRule>,
+    pub(super) priorities: Vec<PriorityRule>,
     /// Of its own listener.
     pub(super) listener: FileListener,
     pub(super) values: Values,
@@ -76,6 +81,8 @@ const CLUSTER_KEYS: &[&str] = &[
     "auth",
     "queue_discipline",
     "fair_by",
+    "tenant",
+    "priority",
     "transaction_idle_timeout_ms",
 ];
 
@@ -265,8 +272,21 @@ impl Reader<'_> {
                 out.degraded_reads = namespaces.unwrap_or_default();
             }
             "auth" => self.only(&path, value, "none"),
-            "queue_discipline" => self.only(&path, value, "fifo"),
-            "fair_by" => self.only(&path, value, "application"),
+            "queue_discipline" => {
+                out.codel = self.choice(&path, value, &[("fifo", false), ("codel", true)]).unwrap_or_default();
+            }
+            "fair_by" => {
+                let choices = [
+                    ("none", FairBy::None),
+                    ("application", FairBy::Application),
+                    ("user", FairBy::User),
+                    ("database", FairBy::Database),
+                    ("address", FairBy::Address),
+                ];
+                out.fair_by = self.choice(&path, value, &choices);
+            }
+            "tenant" => out.tenants = self.tenants(&path, value),
+            "priority" => out.priorities = self.priorities(&path, value),
             "transaction_idle_timeout_ms" => {
                 if integer(value) != Some(0) {
                     self.refuse(value.span(), &path, format!("found {}, only 0 (off) is supported yet", Shown(value)));
@@ -292,7 +312,13 @@ impl Reader<'_> {
         }
     }
 
-    fn unknown(&mut self, prefix: &str, name: &str, span: Range<usize>, known: impl Iterator<Item = &'static str>) {
+    pub(super) fn unknown(
+        &mut self,
+        prefix: &str,
+        name: &str,
+        span: Range<usize>,
+        known: impl Iterator<Item = &'static str>,
+    ) {
         if !prefix.is_empty() && (PROGRAM_KEYS.contains(&name) || limit_named(limits::PROGRAM, name).is_some()) {
             let problem = "holds for the whole program: it stands at the top of the file, before all tables".to_owned();
             return self.refuse(span, &format!("{prefix}{name}"), problem);
@@ -333,6 +359,7 @@ fn is_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fairness::{Level, TenantBounds};
     use super::*;
 
     fn mistakes(text: &str) -> Vec<String> {
@@ -380,6 +407,37 @@ mod tests {
     }
 
     #[test]
+    fn tenants_and_priorities_are_read_with_all_their_mistakes() {
+        let file = sound(
+            "fair_by = \"database\"\nqueue_discipline = \"codel\"\n[codel]\ntarget_ms = 7\n\
+             [[tenant]]\nname = \"web*\"\nweight = 3\nmax_in_flight = 4\nmax_waiting = 0\n\
+             [[priority]]\napplication = \"batch\"\nlevel = \"low\"\n",
+        );
+        let cluster = file.single;
+        let bounds = TenantBounds { weight: Some(3), max_in_flight: Some(4), max_waiting: None };
+        assert_eq!(cluster.tenants, [TenantRule { name: "web*".parse().unwrap(), bounds }]);
+        assert_eq!(cluster.priorities, [PriorityRule { application: "batch".parse().unwrap(), level: Level::Low }]);
+        assert_eq!((cluster.fair_by, cluster.codel), (Some(FairBy::Database), true));
+        assert_eq!(
+            mistakes(
+                "fair_by = \"team\"\n[[tenant]]\nweight = 0\n[[tenant]]\nname = \"a*b\"\nwieght = 1\n[[priority]]\n\
+                 application = \"a\"\n[[priority]]\napplication = \"a\"\nlevel = \"top\"\n"
+            ),
+            [
+                "mongomux.toml:1: fair_by: found \"team\", expected \"none\" or \"application\" or \"user\" or \"database\" or \
+                 \"address\"",
+                "mongomux.toml:2: tenant[1].name: missing",
+                "mongomux.toml:3: tenant[1].weight: found 0, expected 1 to 100 shares",
+                "mongomux.toml:5: tenant[2].name: found \"a*b\", expected 1 to 128 bytes, a name or its beginning with `*` at \
+                 the end",
+                "mongomux.toml:6: tenant[2].wieght: unknown key, did you mean `weight`?",
+                "mongomux.toml:7: priority[1].level: missing",
+                "mongomux.toml:11: priority[2].level: found \"top\", expected \"high\" or \"normal\" or \"low\"",
+            ]
+        );
+    }
+
+    #[test]
     fn near_misses_get_a_suggestion_and_others_none() {
         for (wrong, right) in [
             ("max_pool_sizes", "max_pool_size"),
@@ -411,8 +469,7 @@ mod tests {
             told,
             [
                 "mongomux.toml:1: auth: found \"scram\", only \"none\" is supported yet",
-                "mongomux.toml:2: fair_by: found \"user\", only \"application\" is supported yet",
-                "mongomux.toml:3: queue_discipline: found \"lifo\", only \"fifo\" is supported yet",
+                "mongomux.toml:3: queue_discipline: found \"lifo\", expected \"fifo\" or \"codel\"",
                 "mongomux.toml:4: transaction_idle_timeout_ms: found 1000, only 0 (off) is supported yet",
             ]
         );

@@ -87,6 +87,19 @@ pub const CONNECT_TIMEOUT: Limit = Limit::new("connect_timeout_ms", MS, 10_000, 
 pub const WAIT_QUEUE_TIMEOUT: Limit = Limit::new("wait_queue_timeout_ms", MS, 5_000, 1, 10 * MINUTE);
 /// Waiting commands of a cluster: one each of twice the 2,000 sockets this is built for.
 pub const WAIT_QUEUE_SIZE: Limit = Limit::new("wait_queue_size", COMMANDS, 4_000, 1, 1_000_000);
+/// Requests of waiting commands together. Of small requests the count is the limit; this is for large ones. One is let on
+/// however large it is, when nobody else waits.
+pub const WAIT_QUEUE_BYTES: Limit = Limit::new("wait_queue_bytes", BYTES, 64 << 20, 1 << 20, 1 << 40);
+/// Of one tenant on one server. Off: shares do more good than fixed bounds.
+pub const TENANT_MAX_IN_FLIGHT: Limit =
+    Limit::off_by_default("tenant_max_in_flight", COMMANDS, "off", 1, MAX_POOL_SIZE.max);
+/// Of one tenant in a cluster. Off: the last tenth of the queue is kept for those who have little in it anyway.
+pub const TENANT_MAX_WAITING: Limit =
+    Limit::off_by_default("tenant_max_waiting", COMMANDS, "off", 1, WAIT_QUEUE_SIZE.max);
+/// With `queue_discipline = "codel"`: a wait that is none to worry about, several times what a command takes.
+pub const CODEL_TARGET: Limit = Limit::new("codel.target_ms", MS, 20, 1, MINUTE);
+/// A queue stands when for so long everybody has waited longer than the target: bursts are shorter.
+pub const CODEL_INTERVAL: Limit = Limit::new("codel.interval_ms", MS, 500, 10, 10 * MINUTE);
 /// Longest wait for a suitable server: an election after a crash takes 10 to 12 s, and waiting it out is the point.
 pub const SERVER_SELECTION_TIMEOUT: Limit = Limit::new("server_selection_timeout_ms", MS, 15_000, 1, 10 * MINUTE);
 /// Silence of a server in the middle of a command. Off: a long command is silent, too.
@@ -129,6 +142,11 @@ pub const CLUSTER: &[Limit] = &[
     CONNECT_TIMEOUT,
     WAIT_QUEUE_TIMEOUT,
     WAIT_QUEUE_SIZE,
+    WAIT_QUEUE_BYTES,
+    TENANT_MAX_IN_FLIGHT,
+    TENANT_MAX_WAITING,
+    CODEL_TARGET,
+    CODEL_INTERVAL,
     SERVER_SELECTION_TIMEOUT,
     SOCKET_TIMEOUT,
     COMMAND_TIMEOUT,
@@ -144,6 +162,13 @@ pub const CLUSTER: &[Limit] = &[
     BREAKER_OPEN_MAX,
     RECONNECT_INITIAL,
     RECONNECT_MAX,
+];
+
+/// All limits that a `[[tenant]]` has: its share relative to others, and what it has beside the limits of all tenants.
+pub const TENANT: &[Limit] = &[
+    Limit::new("weight", "shares", 1, 1, 100),
+    Limit { key: "max_in_flight", ..TENANT_MAX_IN_FLIGHT },
+    Limit { key: "max_waiting", ..TENANT_MAX_WAITING },
 ];
 
 // ---- of the program ----
@@ -193,6 +218,10 @@ pub const NEVER: Duration = Duration::from_millis(10 * 365 * DAY);
 pub const CONTAINER_SHARE: u64 = 2;
 /// The configuration file and the file of a connection string, bytes: more than anybody writes by hand.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
+/// `[[tenant]]` and `[[priority]]` tables of a cluster, each.
+pub const MAX_FAIRNESS_RULES: usize = 100;
+/// Tenants of one cluster that are told apart; all others share one share.
+pub const MAX_TENANTS: usize = 1_000;
 /// Clusters in one file: each has tasks, listeners and pools of its own.
 pub const MAX_CLUSTERS: usize = 64;
 /// Addresses in one `listen`.

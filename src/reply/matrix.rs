@@ -7,10 +7,13 @@
 //! Whether the proxy tries again itself before it answers is decided in `retry`. Two situations have no row: hello is
 //! answered whatever happens, and while the proxy drains commands are served as ever.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::errors::{Code, ErrorReply, Labels, StateChangeKind, code};
+use crate::admission::AdmitError;
 use crate::config::Address;
+use crate::upstream::Load;
 
 /// What a command is to its driver once it failed: the columns of the matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,26 +41,34 @@ pub enum OperationKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Situation {
     /// Refused at the door: the wait queue is full.
-    #[error("{waiting} of at most {limit} commands are waiting for {connections} upstream connections")]
+    #[error("{refusal}; {}", load.holders)]
     QueueFull {
-        /// Commands waiting in the cluster.
-        waiting: usize,
-        /// `wait_queue_size`.
-        limit: usize,
-        /// `max_pool_size` of each server.
-        connections: u32,
+        /// What is full.
+        refusal: AdmitError,
+        /// How busy the cluster is.
+        load: Arc<Load>,
     },
     /// Waited as long as it may for a connection.
-    #[error("waited {waited:.1?} for one of {connections} connections to {server}, with {waiting} commands waiting")]
+    #[error("waited {waited:.1?} for a connection to {server}, with {waiting} commands waiting; {}", load.holders)]
     QueueTimeout {
         /// Where the command was to go.
         server: Address,
         /// How long it waited.
         waited: Duration,
-        /// `max_pool_size` of the server.
-        connections: u32,
         /// Commands that go on waiting.
         waiting: usize,
+        /// How busy the cluster is.
+        load: Arc<Load>,
+    },
+    /// Refused before its time was over, since a queue stands that drains too slowly for all.
+    #[error("waited {waited:.1?} for a connection to {server} in a queue that stands; {}", load.holders)]
+    QueueStands {
+        /// Where the command was to go.
+        server: Address,
+        /// How long it waited.
+        waited: Duration,
+        /// How busy the cluster is.
+        load: Arc<Load>,
     },
     /// The request does not fit into what is left of the memory for buffered messages.
     #[error("a request of {needed_bytes} bytes does not fit into the {limit_bytes} bytes for buffered messages")]
@@ -155,11 +166,22 @@ fn within(waited: Duration) -> String {
 }
 
 impl Situation {
+    /// How long those who wait will take, where that is what is wrong and it is known.
+    fn drains_in(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { load, .. } | Self::QueueTimeout { load, .. } | Self::QueueStands { load, .. } => {
+                load.drains_in
+            }
+            _ => None,
+        }
+    }
+
     /// True once the last byte of the request may have reached the server: the outcome is unknown.
     pub fn after_complete_write(&self) -> bool {
         match self {
             Self::QueueFull { .. }
             | Self::QueueTimeout { .. }
+            | Self::QueueStands { .. }
             | Self::RequestOverMemory { .. }
             | Self::MaxTimeExpiredInQueue { .. }
             | Self::BreakerOpen { .. }
@@ -207,8 +229,20 @@ pub fn answer(situation: &Situation, kind: OperationKind) -> Option<ErrorReply> 
         TRANSACTION_LOST => "the transaction is lost: ",
         _ => "",
     };
-    Some(ErrorReply { labels, ..ErrorReply::new(code, &format!("{consequence}{situation}")) })
+    let base_backoff_ms = if code == OVERLOADED { situation.drains_in().map(backoff) } else { None };
+    Some(ErrorReply { labels, base_backoff_ms, ..ErrorReply::new(code, &format!("{consequence}{situation}")) })
 }
+
+/// `baseBackoffMS` for a queue that takes so long to drain: whoever comes back then finds room. Drivers wait for a random part
+/// of it, doubled with each attempt, and 10 s at most.
+fn backoff(drains_in: Duration) -> i32 {
+    i32::try_from(drains_in.as_millis()).unwrap_or(i32::MAX).clamp(SHORTEST_BACKOFF_MS, LONGEST_BACKOFF_MS)
+}
+
+/// A shorter one is none.
+const SHORTEST_BACKOFF_MS: i32 = 10;
+/// What drivers take at most.
+const LONGEST_BACKOFF_MS: i32 = 10_000;
 
 /// What a client reads when a server answered with a state-change error, which no client may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,7 +290,7 @@ fn row(situation: &Situation) -> Row {
     match situation {
         // Overload. Current drivers back off and send it again, whatever it is; older ones report it. No driver clears
         // its pool. A commit frees what the others wait for, so every driver shall come back with it at once.
-        S::QueueFull { .. } | S::QueueTimeout { .. } | S::RequestOverMemory { .. } => Row {
+        S::QueueFull { .. } | S::QueueTimeout { .. } | S::QueueStands { .. } | S::RequestOverMemory { .. } => Row {
             read: (OVERLOADED, NOT_SENT),
             retryable_write: (OVERLOADED, NOT_SENT),
             write: (OVERLOADED, NOT_SENT),
@@ -355,12 +389,16 @@ mod tests {
     use crate::reply::errors::MAX_MESSAGE_BYTES;
 
     /// One of each, with `why` wherever a text comes from outside.
-    fn situations(why: &str) -> [Situation; 14] {
+    fn situations(why: &str) -> [Situation; 15] {
         let (server, why) = (Address::tcp("db1", 27017), why.to_owned());
         let (waited, limit) = (Duration::from_millis(5040), Duration::from_secs(6));
+        let holders = "10 of at most 10 upstream connections are in use".to_owned();
+        let load = Arc::new(Load { holders, drains_in: Some(Duration::from_millis(4_000)) });
+        let refusal = AdmitError::QueueFull { waiting: 4_000, limit: 4_000 };
         [
-            Situation::QueueFull { waiting: 4000, limit: 4000, connections: 10 },
-            Situation::QueueTimeout { server: server.clone(), waited, connections: 10, waiting: 37 },
+            Situation::QueueFull { refusal, load: load.clone() },
+            Situation::QueueTimeout { server: server.clone(), waited, waiting: 37, load: load.clone() },
+            Situation::QueueStands { server: server.clone(), waited, load },
             Situation::RequestOverMemory { needed_bytes: 40_000_000, limit_bytes: 536_870_912 },
             Situation::MaxTimeExpiredInQueue { max_time: Duration::from_millis(250) },
             Situation::BreakerOpen { why: "127.0.0.1:1: circuit breaker open: refused".to_owned() },
@@ -410,6 +448,7 @@ mod tests {
             // read  write+txn  write  getMore  stream   in txn   commit  w:0
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueFull
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueTimeout
+            ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueStands
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // RequestOverMemory
             ["50",   "50",    "50",   "89",   "89C",   "50T",   "50",   "-"], // MaxTimeExpiredInQueue
             ["6B",   "6RWB",  "6B",   "6B",   "6CB",   "6TB",   "6RB",  "-"], // BreakerOpen
@@ -445,7 +484,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_invites_to_do_twice_what_may_have_been_done(
-            which in 0_usize..14,
+            which in 0_usize..15,
             kind in 0_usize..8,
             why in ".{0,40}(not master|Node is Recovering|NOT MASTER)?.{0,1500}",
         ) {
@@ -468,11 +507,24 @@ mod tests {
     }
 
     #[test]
+    fn who_is_refused_for_a_queue_comes_back_when_it_has_drained() {
+        let hints = |kind| situations("reset").map(|it| answer(&it, kind).and_then(|reply| reply.base_backoff_ms));
+        let read = hints(OperationKind::Read);
+        assert_eq!(read[..3], [Some(4_000); 3]);
+        assert_eq!(read[3..], [None; 12]);
+        assert_eq!(hints(OperationKind::CommitOrAbort), [None; 15], "what frees others does not back off");
+        assert_eq!([0, 11, 60_000].map(|ms| backoff(Duration::from_millis(ms))), [10, 11, 10_000]);
+    }
+
+    #[test]
     fn messages_say_what_where_and_how_many() {
         let texts = situations("connection reset").map(|it| answer(&it, OperationKind::Read).unwrap().message);
         let expected = [
-            "proxy overloaded: 4000 of at most 4000 commands are waiting for 10 upstream connections",
-            "proxy overloaded: waited 5.0s for one of 10 connections to db1:27017, with 37 commands waiting",
+            "proxy overloaded: 4000 of at most 4000 commands wait; 10 of at most 10 upstream connections are in use",
+            "proxy overloaded: waited 5.0s for a connection to db1:27017, with 37 commands waiting; 10 of at most 10 \
+             upstream connections are in use",
+            "proxy overloaded: waited 5.0s for a connection to db1:27017 in a queue that stands; 10 of at most 10 upstream \
+             connections are in use",
             "proxy overloaded: a request of 40000000 bytes does not fit into the 536870912 bytes for buffered messages",
             "maxTimeMS of 250 ms was over before the command was sent",
             "127.0.0.1:1: circuit breaker open: refused",
@@ -489,7 +541,7 @@ mod tests {
         assert_eq!(texts, expected.map(|text| format!("mongomux: {text}")));
         let at_once = Situation::Maintenance { waited: Duration::ZERO };
         assert_eq!(at_once.to_string(), "the proxy is in maintenance mode and starts nothing new");
-        let lost = answer(&situations("reset")[9], OperationKind::InTransaction).unwrap();
+        let lost = answer(&situations("reset")[10], OperationKind::InTransaction).unwrap();
         assert_eq!(lost.message, "mongomux: the transaction is lost: db1:27017 has left the topology");
     }
 }

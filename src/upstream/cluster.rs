@@ -16,12 +16,13 @@ use super::episode::Episode;
 use super::errand::Background;
 use super::handshake::Dialer;
 use super::health::{Health, Judgement};
+use super::load::LastLoad;
 use super::long_polls::LongPolls;
 use super::lookout;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use super::settling::Settling;
-use crate::admission::{Admission, MemoryBudget, ModeSwitch};
+use crate::admission::{Admission, MemoryBudget, ModeSwitch, Tenants};
 use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
 use crate::routing::Pins;
@@ -122,6 +123,8 @@ pub struct Cluster {
     pub config: ClusterConfig,
     /// The bound on waiting commands.
     pub admission: Arc<Admission>,
+    /// Who its commands belong to.
+    pub tenants: Mutex<Tenants>,
     /// How far it serves now.
     pub mode: ModeSwitch,
     /// What is bound to a server.
@@ -136,6 +139,7 @@ pub struct Cluster {
     pub clients: AtomicUsize,
     /// The time without a primary, as far as reads were served in it.
     pub degraded: Episode,
+    pub(super) last_load: LastLoad,
     monitor: Monitor,
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
@@ -160,7 +164,9 @@ impl Cluster {
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            admission: Admission::new(config.wait_queue_size),
+            admission: Admission::new(config.wait_queue_size, config.wait_queue_bytes),
+            tenants: Mutex::new(Tenants::new(config.fairness.clone())),
+            last_load: LastLoad::default(),
             mode: ModeSwitch::default(),
             pins: Mutex::default(),
             memory,
@@ -455,6 +461,7 @@ impl Cluster {
             address: address.clone(),
             config: self.config.pool.clone(),
             max_in_flight: self.config.max_in_flight,
+            discipline: self.config.queue_discipline,
             health_check: self.config.health_check,
             reconnect: self.config.reconnect,
             dialer: self.dialer.clone(),

@@ -19,7 +19,7 @@ use super::health::Health;
 use super::in_use::{InUse, Use};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
 use crate::admission::{Claim, Lane, Ticket};
-use crate::config::{Address, BackoffConfig, PoolConfig};
+use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
@@ -36,6 +36,9 @@ pub enum CheckOutError {
     /// Waited too long.
     #[error("no connection became free in time")]
     Timeout,
+    /// Waited too long for a queue that stands.
+    #[error("the queue stands")]
+    Shed,
 }
 
 /// How a pool stands, for people and metrics.
@@ -53,6 +56,8 @@ pub struct PoolSnapshot {
     pub waiting: [usize; <Lane as Label>::ALL.len()],
     /// When the one that waits longest began.
     pub oldest: Option<Instant>,
+    /// How long those who wait now will take, at the pace of late; `None` while nothing is known of that.
+    pub drains_in: Option<Duration>,
     /// Established so far.
     pub created: u64,
     /// Why the last attempt to connect failed, if none succeeded since.
@@ -70,6 +75,8 @@ pub struct PoolParts {
     pub config: PoolConfig,
     /// In use at once, if that is to be less than the pool.
     pub max_in_flight: Option<u32>,
+    /// In which order those go who wait.
+    pub discipline: QueueDiscipline,
     /// Pings a pool in use this often.
     pub health_check: Duration,
     /// Pace after failures to connect.
@@ -134,7 +141,8 @@ impl Pool {
     pub fn new(parts: PoolParts) -> Self {
         let PoolConfig { max_pool_size, min_pool_size, max_connecting, .. } = parts.config;
         let max_in_flight = parts.max_in_flight.unwrap_or(max_pool_size).min(max_pool_size);
-        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight };
+        let discipline = parts.discipline;
+        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight, discipline };
         parts.server_metrics.connections_max.set(i64::from(max_pool_size));
         let backoff = Backoff::new(parts.reconnect);
         Self(Arc::new(Shared {
@@ -190,7 +198,12 @@ impl Pool {
             let taken = match state.check_out(claim) {
                 CheckOut::Now(connection) => connection,
                 // Under the same lock as the look, so that no connection comes back unnoticed in between.
-                CheckOut::Wait => break state.enqueue(claim, since, Waker::noop().clone()),
+                CheckOut::Wait => {
+                    let (ticket, late) = state.enqueue(claim, since, Waker::noop().clone());
+                    drop(state);
+                    late.into_iter().for_each(Waker::wake);
+                    break ticket;
+                }
                 CheckOut::Unavailable(status) => return Err(unavailable(status)),
             };
             drop(state);
@@ -324,6 +337,7 @@ impl Pool {
             max_pool_size: state.bounds().max_pool_size,
             waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
             oldest: state.queue().oldest(),
+            drains_in: state.drains_in(),
             created: self.0.last_id.load(Ordering::Relaxed),
             last_connect_error,
         }
@@ -500,6 +514,7 @@ impl Turn<'_> {
                 Waiting::Handed(connection) => Poll::Ready(Ok(connection)),
                 Waiting::Queued => Poll::Pending,
                 Waiting::Evicted(status) => Poll::Ready(Err(unavailable(status))),
+                Waiting::Shed => Poll::Ready(Err(CheckOutError::Shed)),
             }
         })
         .await

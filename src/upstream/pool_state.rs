@@ -16,15 +16,18 @@
 //!
 //! Words and states are those of the CMAP specification ("connection-monitoring-and-pooling").
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use crate::admission::codel::Codel;
 use crate::admission::fair_line::Pick;
 use crate::admission::shares::{InUse, Shares};
 use crate::admission::tenant_use::TenantTable;
 use crate::admission::{Claim, Lane, Ticket, WaitQueue};
+use crate::config::QueueDiscipline;
 
 /// Whether the pool gives out connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +51,8 @@ pub struct PoolBounds {
     pub max_connecting: u32,
     /// In use at once.
     pub max_in_flight: u32,
+    /// In which order those go who wait.
+    pub discipline: QueueDiscipline,
 }
 
 /// Outcome of [`PoolState::check_out`].
@@ -70,6 +75,8 @@ pub enum Waiting<C> {
     Queued,
     /// The pool was cleared or closed meanwhile.
     Evicted(PoolStatus),
+    /// The queue stands, and it has waited too long for that.
+    Shed,
 }
 
 /// What a connection was in use for.
@@ -124,6 +131,9 @@ pub struct PoolState<C, W> {
     /// Handed to waiters that were not polled since; counted in `in_use`.
     handed: Vec<(Ticket, C)>,
     tenants: TenantTable,
+    codel: Option<Codel>,
+    /// Who was refused since it was polled.
+    shed: HashSet<Ticket>,
     /// On the server.
     open_transactions: u32,
     /// Connections that a bound over several pools leaves for this one, beside those that it has.
@@ -148,6 +158,11 @@ impl<C, W> PoolState<C, W> {
             queue: WaitQueue::new(),
             handed: Vec::new(),
             tenants: TenantTable::default(),
+            codel: match bounds.discipline {
+                QueueDiscipline::Fifo => None,
+                QueueDiscipline::Codel { target, interval } => Some(Codel::new(target, interval)),
+            },
+            shed: HashSet::new(),
             open_transactions: 0,
             spare: u32::MAX,
         }
@@ -186,6 +201,13 @@ impl<C, W> PoolState<C, W> {
     /// What each tenant has.
     pub fn tenants(&self) -> &TenantTable {
         &self.tenants
+    }
+
+    /// How long those who wait now will take, if each holds a connection as long as commands did of late; `None` before the
+    /// first did.
+    pub fn drains_in(&self) -> Option<Duration> {
+        let turns = count(self.queue.len()) / self.bounds.max_in_flight.max(1);
+        self.tenants.mean_held().map(|held| held.saturating_mul(turns))
     }
 
     /// Takes an available connection, unless its lane or its tenant has all that it may have. Nobody is overtaken: as long as
@@ -233,10 +255,28 @@ impl<C, W> PoolState<C, W> {
         Some(connection)
     }
 
-    /// Joins the queue.
-    pub fn enqueue(&mut self, claim: Claim, now: Instant, waker: W) -> Ticket {
+    /// Joins the queue. Returns who is to be woken: those who have waited too long in a queue that stands.
+    pub fn enqueue(&mut self, claim: Claim, now: Instant, waker: W) -> (Ticket, Woken<W>) {
         debug_assert!(self.status == PoolStatus::Ready, "nobody waits for a pool that gives out nothing");
-        self.queue.push(claim, now, waker)
+        let ticket = self.queue.push(claim, now, waker);
+        (ticket, self.shed_late(now))
+    }
+
+    /// Looks how the queue does, where somebody wants to know, and refuses who has waited too long for that.
+    fn shed_late(&mut self, now: Instant) -> Woken<W> {
+        let mut woken = Woken::new();
+        let Some(codel) = &mut self.codel else { return woken };
+        loop {
+            let oldest = self.queue.oldest_regular();
+            let head = oldest.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
+            // Whoever has just come is not an empty queue.
+            codel.observe(if oldest.is_some() { head.max(Duration::from_nanos(1)) } else { head }, now);
+            let late = oldest.filter(|_| codel.patience().is_some_and(|patience| head > patience));
+            let Some((ticket, _)) = late else { return woken };
+            let Some(entry) = self.queue.remove(ticket) else { return woken };
+            self.shed.insert(ticket);
+            woken.push(entry.waiter);
+        }
     }
 
     /// Joins the queue again at the old place, `since` then: what was handed over had died. Returns who is to be woken.
@@ -278,6 +318,7 @@ impl<C, W> PoolState<C, W> {
                 waker(place);
                 Waiting::Queued
             }
+            None if self.shed.remove(&ticket) => Waiting::Shed,
             None => Waiting::Evicted(self.status),
         }
     }
@@ -285,7 +326,9 @@ impl<C, W> PoolState<C, W> {
     /// Leaves the queue. A connection that was handed over meanwhile comes back: the caller checks it in.
     #[must_use]
     pub fn leave(&mut self, ticket: Ticket) -> Option<C> {
-        self.queue.remove(ticket);
+        if self.queue.remove(ticket).is_none() {
+            self.shed.remove(&ticket);
+        }
         let index = self.handed.iter().position(|(handed, _)| *handed == ticket)?;
         Some(self.handed.swap_remove(index).1)
     }
@@ -470,10 +513,11 @@ impl<C, W> PoolState<C, W> {
     /// Gives what is available to whoever may have it, in the order of the queue. More than one can go after one has come:
     /// it may have been what several bounds were waiting for.
     fn hand_over(&mut self, now: Instant) -> Woken<W> {
-        let mut woken = Woken::new();
+        let mut woken = self.shed_late(now);
+        let newest_first = self.codel.as_ref().is_some_and(Codel::stands);
         while self.status == PoolStatus::Ready && !self.available.is_empty() && !self.queue.is_empty() {
             let (shares, in_use) = (self.shares(), self.in_use);
-            let pick = Pick { may_lock: shares.allow_locks(), newest_first: false, tenants: &self.tenants };
+            let pick = Pick { may_lock: shares.allow_locks(), newest_first, tenants: &self.tenants };
             let Some((ticket, entry)) = self.queue.pop(|lane| shares.allow(lane, &in_use), pick) else { break };
             let Some(connection) = self.available.pop() else { break };
             self.begin(ticket.claim, now.saturating_duration_since(entry.since));
@@ -490,8 +534,6 @@ fn count(length: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -500,7 +542,13 @@ mod tests {
 
     const REGULAR: Claim = Claim { lane: Lane::Regular, level: Level::Normal, locks: false, tenant: Tenant::COMMON };
 
-    const BOUNDS: PoolBounds = PoolBounds { max_pool_size: 4, min_pool_size: 1, max_connecting: 2, max_in_flight: 4 };
+    const BOUNDS: PoolBounds = PoolBounds {
+        max_pool_size: 4,
+        min_pool_size: 1,
+        max_connecting: 2,
+        max_in_flight: 4,
+        discipline: QueueDiscipline::Fifo,
+    };
 
     /// A connection of the model: its number and its generation.
     type Fake = (u32, u64);
@@ -533,7 +581,7 @@ mod tests {
         let mut pool = ready_pool(1);
         let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("one is available") };
         assert_eq!(pool.check_out(REGULAR), CheckOut::Wait);
-        let ticket = pool.enqueue(REGULAR, Instant::now(), 7);
+        let ticket = pool.enqueue(REGULAR, Instant::now(), 7).0;
         assert_eq!(back(&mut pool, connection), [7]);
         assert_eq!(pool.check_out(REGULAR), CheckOut::Wait, "the connection is promised");
         assert_eq!(pool.poll(ticket, |_| {}), Waiting::Handed((0, 0)));
@@ -543,7 +591,7 @@ mod tests {
     fn a_waiter_that_leaves_passes_its_connection_on() {
         let mut pool = ready_pool(1);
         let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("one is available") };
-        let (first, second) = (pool.enqueue(REGULAR, Instant::now(), 1), pool.enqueue(REGULAR, Instant::now(), 2));
+        let (first, second) = (pool.enqueue(REGULAR, Instant::now(), 1).0, pool.enqueue(REGULAR, Instant::now(), 2).0);
         assert_eq!(back(&mut pool, connection), [1]);
         let orphan = pool.leave(first).unwrap();
         assert_eq!(back(&mut pool, orphan), [2]);
@@ -551,12 +599,46 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_that_stands_refuses_who_has_waited_too_long_and_takes_the_newest() {
+        let ms = Duration::from_millis;
+        let discipline = QueueDiscipline::Codel { target: ms(20), interval: ms(500) };
+        let mut pool: PoolState<Fake, u32> = PoolState::new(PoolBounds { discipline, ..BOUNDS });
+        pool.ready();
+        let (mut now, generation) = (Instant::now(), pool.start_extra().unwrap());
+        assert!(pool.connected((0, generation), generation, now).is_empty());
+        let CheckOut::Now(mut connection) = pool.check_out(REGULAR) else { panic!("one is available") };
+        let (mut waits, mut refused, mut served) = (Vec::new(), Vec::new(), Vec::new());
+        // Twice as many come as can go.
+        for number in 0..600 {
+            let (ticket, late) = pool.enqueue(REGULAR, now, number);
+            refused.extend(late);
+            waits.push((ticket, number));
+            now += ms(5);
+            if number % 2 == 1 {
+                let mut woken = pool.check_in(connection, generation, REGULAR.into(), now).into_vec();
+                let next = woken.pop().unwrap();
+                refused.extend(woken);
+                let (ticket, _) = waits[next as usize];
+                let Waiting::Handed(handed) = pool.poll(ticket, |_| {}) else { panic!("{next} was woken") };
+                (connection, _) = (handed, served.push(next));
+            }
+        }
+        assert_eq!(served[..99], (0..99).collect::<Vec<_>>(), "in order as long as it may be a burst");
+        assert_eq!(served[110..], (221..600).step_by(2).collect::<Vec<_>>(), "then the newest");
+        assert!(refused.len() > 250 && refused.is_sorted(), "{refused:?}");
+        assert_eq!(pool.queue().len() + refused.len() + served.len(), 600);
+        assert_eq!(pool.poll(waits[refused[0] as usize].0, |_| {}), Waiting::Shed);
+        assert_eq!(pool.leave(waits[refused[1] as usize].0), None);
+        assert_eq!(pool.shed.len(), refused.len() - 2, "whoever knows is forgotten");
+    }
+
+    #[test]
     fn clearing_makes_stale_pauses_and_evicts() {
         let mut pool = ready_pool(2);
         let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("two are available") };
         let CheckOut::Now(other) = pool.check_out(REGULAR) else { panic!("two are available") };
-        let ticket = pool.enqueue(REGULAR, Instant::now(), 9);
-        let behind = pool.enqueue(REGULAR, Instant::now(), 8);
+        let ticket = pool.enqueue(REGULAR, Instant::now(), 9).0;
+        let behind = pool.enqueue(REGULAR, Instant::now(), 8).0;
         assert_eq!(back(&mut pool, other), [9]);
         assert_eq!(pool.clear(), [8]);
         assert_eq!(pool.poll(ticket, |_| {}), Waiting::Evicted(PoolStatus::Paused), "handed over, and not taken yet");
@@ -576,7 +658,7 @@ mod tests {
         assert!(pool.start_connecting().is_some(), "the minimum");
         assert_eq!(pool.start_connecting(), None);
         for waiter in 0..10 {
-            pool.enqueue(REGULAR, Instant::now(), waiter);
+            pool.enqueue(REGULAR, Instant::now(), waiter).0;
         }
         assert!(pool.start_connecting().is_some());
         assert_eq!(pool.start_connecting(), None, "two at once");
@@ -591,7 +673,7 @@ mod tests {
             operations in prop::collection::vec((0_u8..18, 0_usize..8), 1..400)
         ) {
             let bounds =
-                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight };
+                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo };
             let mut pool: PoolState<Fake, u32> = PoolState::new(bounds);
             let now = Instant::now();
             let (mut pending, mut used, mut tickets, mut closing) = (Vec::new(), Vec::<(Fake, Claim)>::new(), Vec::<Ticket>::new(), 0_u32);
@@ -615,7 +697,7 @@ mod tests {
                     }
                     7 | 8 => match pool.check_out(claim) {
                         CheckOut::Now(connection) => used.push((connection, claim)),
-                        CheckOut::Wait => tickets.push(pool.enqueue(claim, now, 0)),
+                        CheckOut::Wait => tickets.push(pool.enqueue(claim, now, 0).0),
                         CheckOut::Unavailable(_) => {}
                     },
                     9 if !used.is_empty() => {
@@ -657,7 +739,7 @@ mod tests {
                 tickets.retain(|ticket| match pool.poll(*ticket, |_| {}) {
                     Waiting::Handed(connection) => { used.push((connection, ticket.claim)); false }
                     Waiting::Queued => true,
-                    Waiting::Evicted(_) => false,
+                    Waiting::Evicted(_) | Waiting::Shed => false,
                 });
                 closing += count(pool.take_discarded().len());
                 if operation % 3 == 0 && closing > 0 {
@@ -672,7 +754,7 @@ mod tests {
                 prop_assert_eq!(counts.pending, count(pending.len()));
                 prop_assert_eq!(counts.closing, closing);
                 prop_assert_eq!(pool.queue().len(), tickets.len());
-                let distinct: BTreeSet<_> = used.iter().map(|(connection, _)| connection.0).collect();
+                let distinct: HashSet<_> = used.iter().map(|(connection, _)| connection.0).collect();
                 prop_assert_eq!(distinct.len(), used.len(), "one connection has one owner");
                 let in_use = |lane: Lane| count(used.iter().filter(|(_, claim)| claim.lane == lane).count());
                 let of_bounded = used.iter().filter(|(_, claim)| claim.tenant.id == 1 && matches!(claim.lane, Lane::Regular)).count();

@@ -23,7 +23,7 @@ use super::pool::{CheckOutError, ClusterBound, Pool, PoolParts, PooledConnection
 use super::pool_state::PoolCounts;
 use crate::admission::{Lane, MemoryBudget};
 use crate::config::limits::NEVER;
-use crate::config::{Address, BackoffConfig, BreakerConfig, PoolConfig};
+use crate::config::{Address, BackoffConfig, BreakerConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
@@ -331,6 +331,7 @@ impl Setup {
             address,
             config: self.pool,
             max_in_flight: self.max_in_flight,
+            discipline: QueueDiscipline::Fifo,
             health_check: self.health_check,
             reconnect: self.reconnect,
             dialer: Arc::new(ToServer(self.server.clone())),

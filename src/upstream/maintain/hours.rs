@@ -242,7 +242,7 @@ impl World {
             }
             match self.rig.pool.check_out(lane, Instant::now() + QUEUE_TIMEOUT).await {
                 Ok(connection) => return Ok(connection),
-                Err(CheckOutError::Timeout) => return Err(Told::Overloaded),
+                Err(CheckOutError::Timeout | CheckOutError::Shed) => return Err(Told::Overloaded),
                 Err(CheckOutError::Cleared) => sleep(ms(5)).await,
                 Err(CheckOutError::Closed) => panic!("nobody has closed the pool"),
             }

@@ -1,0 +1,115 @@
+//! The tenants of one cluster: by name, each with a number and what it may have.
+
+use std::collections::HashMap;
+
+use super::claim::{Level, Tenant};
+use crate::config::FairnessConfig;
+use crate::config::limits::MAX_TENANTS;
+
+/// Tenants that have been seen. Those beyond [`MAX_TENANTS`] share one share with those without a name.
+#[derive(Debug)]
+pub struct Tenants {
+    config: FairnessConfig,
+    ids: HashMap<Box<str>, u16>,
+    all: Vec<Known>,
+}
+
+#[derive(Debug)]
+struct Known {
+    name: Box<str>,
+    tenant: Tenant,
+    max_waiting: usize,
+}
+
+impl Tenants {
+    /// Only the one without a name.
+    pub fn new(config: FairnessConfig) -> Self {
+        let mut tenants = Self { config, ids: HashMap::new(), all: Vec::new() };
+        tenants.add("");
+        tenants
+    }
+
+    /// What tells tenants apart, and the rules.
+    pub fn config(&self) -> &FairnessConfig {
+        &self.config
+    }
+
+    /// The tenant of that name.
+    pub fn of(&mut self, name: &str) -> Tenant {
+        if name.is_empty() {
+            return self.all[0].tenant;
+        }
+        match self.ids.get(name) {
+            Some(id) => self.all[usize::from(*id)].tenant,
+            None if self.all.len() < MAX_TENANTS => self.add(name),
+            None => self.all[0].tenant,
+        }
+    }
+
+    fn add(&mut self, name: &str) -> Tenant {
+        let id = u16::try_from(self.all.len()).expect("there are at most MAX_TENANTS");
+        let bounds = self.config.bounds_of(name);
+        let (weight, max_in_flight) = (bounds.weight.unwrap_or(1), bounds.max_in_flight.unwrap_or(u16::MAX));
+        let tenant = Tenant { id, weight, max_in_flight };
+        self.ids.insert(name.into(), id);
+        self.all.push(Known { name: name.into(), tenant, max_waiting: bounds.max_waiting.unwrap_or(usize::MAX) });
+        tenant
+    }
+
+    /// How much the commands of that application matter.
+    pub fn level_of(&self, application: &str) -> Level {
+        self.config.level_of(application)
+    }
+
+    /// Waiting commands that a tenant may have.
+    pub fn max_waiting(&self, id: u16) -> usize {
+        self.all.get(usize::from(id)).map_or(usize::MAX, |known| known.max_waiting)
+    }
+
+    /// How many have been seen, the one without a name only if it is the only one.
+    pub fn count(&self) -> usize {
+        (self.all.len() - 1).max(1)
+    }
+
+    /// Name and weight of each, by number.
+    pub fn names(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.all.iter().map(|known| (&*known.name, known.tenant.weight))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::FairBy;
+    use crate::config::fairness::{TenantBounds, TenantRule};
+
+    fn tenants() -> Tenants {
+        let bounds = TenantBounds { weight: Some(4), max_in_flight: Some(2), max_waiting: Some(9) };
+        let rule = TenantRule { name: "batch*".parse().unwrap(), bounds };
+        let all = TenantBounds { max_waiting: Some(100), ..TenantBounds::default() };
+        Tenants::new(FairnessConfig { by: FairBy::Application, all, tenants: vec![rule], priorities: Vec::new() })
+    }
+
+    #[test]
+    fn a_tenant_keeps_its_number_and_has_what_the_rules_give_it() {
+        let mut tenants = tenants();
+        let (web, batch) = (tenants.of("web"), tenants.of("batch-7"));
+        assert_eq!(web, Tenant { id: 1, ..Tenant::COMMON });
+        assert_eq!(batch, Tenant { id: 2, weight: 4, max_in_flight: 2 });
+        assert_eq!((tenants.of("web"), tenants.of("")), (web, Tenant::COMMON));
+        assert_eq!([0, 1, 2].map(|id| tenants.max_waiting(id)), [100, 100, 9]);
+        assert_eq!(tenants.names().collect::<Vec<_>>(), [("", 1), ("web", 1), ("batch-7", 4)]);
+        assert_eq!(tenants.count(), 2);
+    }
+
+    #[test]
+    fn there_is_no_end_of_names_and_an_end_of_tenants() {
+        let mut tenants = tenants();
+        for number in 0..2 * MAX_TENANTS {
+            tenants.of(&format!("tenant {number}"));
+        }
+        assert_eq!(tenants.count(), MAX_TENANTS - 1);
+        assert_eq!(tenants.of("one more").id, 0);
+        assert_ne!(tenants.of("tenant 7").id, 0);
+    }
+}

@@ -1,0 +1,40 @@
+//! Who sends a command, as far as that decides about its share of the connections.
+
+use super::ends::Ends;
+use crate::admission::{Level, Tenant};
+use crate::config::FairBy;
+use crate::reply::ClientState;
+use crate::upstream::Cluster;
+use crate::upstream::pool::lock;
+
+/// Who sends a command.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    /// What it has told of itself.
+    pub(super) state: &'a ClientState,
+    /// Where its socket comes from.
+    pub(super) ends: &'a Ends,
+}
+
+impl Caller<'_> {
+    fn application(&self) -> &str {
+        let metadata = self.state.metadata.as_ref();
+        metadata.and_then(|metadata| metadata.application.as_deref()).unwrap_or_default()
+    }
+
+    /// Its tenant, and how much its command matters.
+    pub(super) fn stands(&self, cluster: &Cluster, database: &str) -> (Tenant, Level) {
+        let fairness = &cluster.config.fairness;
+        let level = fairness.level_of(self.application());
+        let tenant = |name: &str| lock(&cluster.tenants).of(name);
+        let tenant = match fairness.by {
+            FairBy::None => Tenant::COMMON,
+            FairBy::Application => tenant(self.application()),
+            // Nobody has logged in: clients do not authenticate yet.
+            FairBy::User => tenant(""),
+            FairBy::Database => tenant(database),
+            FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
+        };
+        (tenant, level)
+    }
+}
