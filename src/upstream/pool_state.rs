@@ -658,7 +658,7 @@ mod tests {
         assert!(pool.start_connecting().is_some(), "the minimum");
         assert_eq!(pool.start_connecting(), None);
         for waiter in 0..10 {
-            pool.enqueue(REGULAR, Instant::now(), waiter).0;
+            pool.enqueue(REGULAR, Instant::now(), waiter);
         }
         assert!(pool.start_connecting().is_some());
         assert_eq!(pool.start_connecting(), None, "two at once");
