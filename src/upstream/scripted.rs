@@ -285,6 +285,7 @@ impl Dialer for ToServer {
 pub(super) struct Setup {
     pub(super) pool: PoolConfig,
     pub(super) max_in_flight: Option<u32>,
+    pub(super) discipline: QueueDiscipline,
     pub(super) health_check: Duration,
     pub(super) reconnect: BackoffConfig,
     pub(super) breaker: BreakerConfig,
@@ -305,6 +306,7 @@ impl Setup {
                 socket_timeout: None,
             },
             max_in_flight: None,
+            discipline: QueueDiscipline::Fifo,
             health_check: NEVER,
             reconnect: BackoffConfig { initial: ms(100), max: ms(30_000) },
             breaker: BreakerConfig {
@@ -331,7 +333,7 @@ impl Setup {
             address,
             config: self.pool,
             max_in_flight: self.max_in_flight,
-            discipline: QueueDiscipline::Fifo,
+            discipline: self.discipline,
             health_check: self.health_check,
             reconnect: self.reconnect,
             dialer: Arc::new(ToServer(self.server.clone())),

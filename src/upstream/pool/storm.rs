@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::admission::{Level, Tenant};
 use crate::breaker::{Failure, Outcome};
 use crate::config::BackoffConfig;
 use crate::upstream::scripted::{Dial, Gauge, Ping, Rig, Server, Setup, Work, ms, within_ten_seconds, work};
@@ -41,6 +42,9 @@ fn start(random: &mut SmallRng, bound: &Arc<ClusterBound>, servers: &Arc<Gauge>)
     setup.pool.max_lifetime = ms(random.random_range(1_000..9_000));
     setup.pool.connect_timeout = ms(random.random_range(100..2_000));
     setup.max_in_flight = random.random_bool(0.3).then(|| random.random_range(1..=max));
+    if random.random_bool(0.5) {
+        setup.discipline = QueueDiscipline::Codel { target: ms(20), interval: ms(200) };
+    }
     setup.health_check = ms(random.random_range(100..2_000));
     setup.reconnect = BackoffConfig { initial: ms(1), max: ms(random.random_range(1..500)) };
     // With 0.2 s for a command before it, less than the second for which a closed connection counts.
@@ -56,18 +60,32 @@ fn start(random: &mut SmallRng, bound: &Arc<ClusterBound>, servers: &Arc<Gauge>)
     setup.start_paused()
 }
 
+/// Whatever a command may ask for.
+fn claim(random: &mut SmallRng) -> Claim {
+    let id = random.random_range(0..3);
+    // No less than one: nobody is locked out by its own bound.
+    let max_in_flight = if id == 2 { random.random_range(1..3) } else { u16::MAX };
+    Claim {
+        lane: Lane::ALL[random.random_range(0..Lane::ALL.len())],
+        level: Level::ALL[random.random_range(0..Level::ALL.len())],
+        locks: random.random_bool(0.4),
+        tenant: Tenant { id, weight: id + 1, max_in_flight },
+    }
+}
+
 /// One client: what it is promised is checked here.
 async fn client(pool: Pool, mut random: SmallRng, number: i32) {
     for round in 0..ROUNDS {
         sleep(millis(&mut random, 150)).await;
         let deadline = Instant::now() + millis(&mut random, 2_000);
-        let lane = Lane::ALL[random.random_range(0..Lane::ALL.len())];
-        let check_out = pool.check_out(lane, deadline);
+        let check_out = pool.check_out(claim(&mut random), deadline);
         let patience = if random.random_bool(0.2) { millis(&mut random, 300) } else { ms(60_000) };
         let Ok(outcome) = timeout(patience, check_out).await else { continue };
         assert!(Instant::now() <= deadline + ms(2), "answered {:?} late", Instant::now() - deadline);
         let Ok(mut connection) = outcome else { continue };
         let id = number * 1_000 + round;
+        // From now on, until the last reply or until something breaks.
+        let _transaction = random.random_bool(0.3).then(|| pool.transaction_begun());
         let take = millis(&mut random, 200);
         let padding = if random.random_bool(0.1) { 50_000 } else { 0 };
         match random.random_range(0..12) {

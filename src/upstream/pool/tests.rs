@@ -120,6 +120,54 @@ async fn a_check_out_dropped_after_any_number_of_polls_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_is_kept_for_an_open_transaction_and_for_all_once_it_has_ended() {
+    let rig = Setup::new(0, 3).start();
+    let mut held = rig.check_out_many(3).await;
+    let transaction = rig.pool.transaction_begun();
+    let mut writes = pin!(wait(&rig, Lane::Regular));
+    let mut statement = pin!(wait(&rig, Lane::Transaction));
+    assert!(poll!(&mut writes).is_pending() && poll!(&mut statement).is_pending());
+    held.pop();
+    let Poll::Ready(Ok(statement)) = poll!(&mut statement) else { panic!("it goes first") };
+    held.pop();
+    let Poll::Ready(Ok(other)) = poll!(&mut writes) else { panic!("two are for all") };
+    drop(statement);
+    let mut writes = pin!(wait(&rig, Lane::Regular));
+    assert!(poll!(&mut writes).is_pending(), "one is idle, and kept");
+    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
+    let statement = rig.pool.try_check_out(Lane::Transaction).unwrap().expect("it is for this one");
+    drop(statement);
+    assert!(poll!(&mut writes).is_pending(), "and kept again");
+    drop(transaction);
+    assert!(matches!(poll!(&mut writes), Poll::Ready(Ok(_))), "nothing else has happened");
+    drop((other, held));
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_a_transaction_a_single_connection_carries_what_waits_for_no_lock() {
+    let write = Claim { locks: true, ..Lane::Regular.into() };
+    // Also where a bound over all servers leaves but one.
+    for (max, bound) in [(1, None), (4, Some(1))] {
+        let mut setup = Setup::new(0, max);
+        setup.bound = ClusterBound::new(bound);
+        let rig = setup.start();
+        drop(rig.check_out().await.unwrap());
+        let transaction = rig.pool.transaction_begun();
+        let (pool, deadline) = (rig.pool.clone(), Instant::now() + ms(10_000));
+        let mut waits = Box::pin(async move { pool.check_out(write, deadline).await });
+        assert!(poll!(&mut waits).is_pending(), "{max}");
+        for lane in [Lane::Regular, Lane::Transaction, Lane::Await, Lane::Background] {
+            drop(rig.pool.try_check_out(lane).unwrap().expect("free"));
+        }
+        assert!(poll!(&mut waits).is_pending());
+        drop(transaction);
+        assert!(matches!(poll!(&mut waits), Poll::Ready(Ok(_))));
+        rig.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_handed_connection_passes_on_when_its_waiter_leaves() {
     let rig = Setup::new(0, 1).start();
     let held = rig.check_out().await.unwrap();
