@@ -14,6 +14,7 @@ pub mod server;
 pub mod snapshot_log;
 pub mod stats;
 pub mod suspicions;
+pub mod tenants;
 
 use std::sync::Arc;
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::advice;
 use super::suspicions::{Suspicion, at_a_look};
+use super::tenants::TenantStats;
 use crate::breaker::BreakerState;
 use crate::telemetry::labels::ServerEvent;
 use crate::telemetry::metrics::ServerMetrics;
@@ -101,6 +102,8 @@ pub struct ServerStats {
     pub events: EventCounts,
     /// Cursors and transactions that are bound to it.
     pub pins: PinStats,
+    /// Who shares its connections; those first that were served most.
+    pub tenants: Vec<TenantStats>,
     /// Why monitoring does not reach it, else why the last attempt to connect failed.
     pub error: Option<String>,
     /// What to do, in plain words; empty when nothing is.
@@ -291,6 +294,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         breaker_reason: facts.breaker_reason.clone(),
         events: facts.events,
         pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
+        tenants: Vec::new(),
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
     };
@@ -335,7 +339,8 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             max_in_flight: cluster.config.max_in_flight,
             suspicions,
         };
-        of_server(&facts, now)
+        let tenants = super::tenants::of_server(cluster, &server);
+        ServerStats { tenants, ..of_server(&facts, now) }
     });
     let servers: Vec<ServerStats> = servers.collect();
     let (cursors, transactions) = lock(&cluster.pins).count();

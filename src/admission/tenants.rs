@@ -71,9 +71,9 @@ impl Tenants {
         (self.all.len() - 1).max(1)
     }
 
-    /// Name and weight of each, by number.
-    pub fn names(&self) -> impl Iterator<Item = (&str, u16)> {
-        self.all.iter().map(|known| (&*known.name, known.tenant.weight))
+    /// Name and weight of a tenant.
+    pub fn name(&self, id: u16) -> (&str, u16) {
+        self.all.get(usize::from(id)).map_or(("", 1), |known| (&*known.name, known.tenant.weight))
     }
 }
 
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(batch, Tenant { id: 2, weight: 4, max_in_flight: 2 });
         assert_eq!((tenants.of("web"), tenants.of("")), (web, Tenant::COMMON));
         assert_eq!([0, 1, 2].map(|id| tenants.max_waiting(id)), [100, 100, 9]);
-        assert_eq!(tenants.names().collect::<Vec<_>>(), [("", 1), ("web", 1), ("batch-7", 4)]);
+        assert_eq!([0, 1, 2].map(|id| tenants.name(id)), [("", 1), ("web", 1), ("batch-7", 4)]);
         assert_eq!(tenants.count(), 2);
     }
 

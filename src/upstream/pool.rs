@@ -2,6 +2,7 @@
 //!
 //! Establishing and closing take time and belong to `maintain`; nothing here waits except for a turn.
 
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +63,25 @@ pub struct PoolSnapshot {
     pub created: u64,
     /// Why the last attempt to connect failed, if none succeeded since.
     pub last_connect_error: Option<String>,
+}
+
+/// What one tenant has of a pool, and how it fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TenantSnapshot {
+    /// Which, among those of the cluster.
+    pub id: u16,
+    /// Connections in use.
+    pub active: u32,
+    /// Commands that wait.
+    pub waiting: usize,
+    /// Commands that got a connection.
+    pub served: u64,
+    /// How long half of them waited for it at most.
+    pub wait_median: Duration,
+    /// How long 99 of 100 waited at most.
+    pub wait_p99: Duration,
+    /// How long it held its connections of late, on average.
+    pub held: Duration,
 }
 
 /// Hears what a server says when a connection to it is established.
@@ -341,6 +361,32 @@ impl Pool {
             created: self.0.last_id.load(Ordering::Relaxed),
             last_connect_error,
         }
+    }
+
+    /// The tenants that have used it.
+    pub fn tenants(&self) -> Vec<TenantSnapshot> {
+        let state = self.0.state();
+        let mut waiting = BTreeMap::<u16, usize>::new();
+        for (id, count) in state.queue().tenants() {
+            *waiting.entry(id).or_default() += count;
+        }
+        let used = (0..).zip(state.tenants().all()).map(|(id, used)| TenantSnapshot {
+            id,
+            active: used.in_use,
+            waiting: waiting.remove(&id).unwrap_or_default(),
+            served: used.waits.count(),
+            wait_median: used.waits.quantile(0.5).unwrap_or_default(),
+            wait_p99: used.waits.quantile(0.99).unwrap_or_default(),
+            held: used.held.get().unwrap_or_default(),
+        });
+        let mut all: Vec<TenantSnapshot> = used.filter(|used| used.served > 0 || used.waiting > 0).collect();
+        // Those that nobody has served yet.
+        all.extend(waiting.into_iter().map(|(id, waiting)| TenantSnapshot {
+            id,
+            waiting,
+            ..TenantSnapshot::default()
+        }));
+        all
     }
 
     /// The connections in use of which it was told what for.
