@@ -306,7 +306,7 @@ mod tests {
             "active": 0, "idle": 2, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 0,
             "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 0, "transactions": 0},
+            "pins": {"cursors": 0, "transactions": 0}, "tenants": [],
             "error": null, "recommendations": [],
         });
         assert_eq!(stats["clusters"][0]["servers"], json!([expected]));

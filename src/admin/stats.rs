@@ -505,7 +505,7 @@ pub(super) mod tests {
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
             "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 3, "transactions": 1},
+            "pins": {"cursors": 3, "transactions": 1}, "tenants": [],
             "error": null, "recommendations": [],
         });
         assert_eq!(shown, expected);
