@@ -144,6 +144,34 @@ async fn a_cursor_can_always_be_killed() {
     assert_eq!(killed.get_array("cursorsKilled").unwrap().len(), 1, "{killed}");
 }
 
+#[tokio::test]
+async fn large_requests_are_bounded_by_their_bytes_and_a_refusal_says_what_is_going_on() {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}wait_queue_bytes = 1048576")).await;
+    let large = |id: i32| doc! { "insert": "c", "documents": [{ "_id": id, "text": "x".repeat(700_000) }] };
+    connect(proxy.address()).await.command("test", large(0)).await.unwrap();
+    let blocked = Blocked::start(server, &proxy, 0).await;
+    let (mut first, mut second) = (connect(proxy.address()).await, connect(proxy.address()).await);
+    let waiting = first.send(&Request::new("test", large(1))).await.unwrap();
+    proxy.waits(1).await;
+    let refused = second.reply("test", large(2)).await.unwrap();
+    assert_overloaded(&refused);
+    let message = refused.get_str("errmsg").unwrap();
+    assert!(message.contains("1 commands wait with 700") && message.contains("of at most 1048576 bytes"), "{message}");
+    assert!(message.contains("1 of at most 1 upstream connections are in use, by 1 find"), "{message}");
+    // The pace of late is known, and the queue is short.
+    assert!((10..10_000).contains(&refused.get_i32("baseBackoffMS").unwrap()), "{refused}");
+    let small = second.send(&Request::new("test", insert(3))).await.unwrap();
+    proxy.waits(2).await;
+    blocked.release().await;
+    for (client, request) in [(&mut first, waiting), (&mut second, small)] {
+        let reply = client.receive(request).await.unwrap().document().unwrap();
+        assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
+    }
+    assert_eq!((ids(server).await, proxy.shed("queue_full")), (vec![0, 1, 3], 1.0));
+}
+
 /// A statement of the transaction of that session.
 fn in_transaction(session: u8, mut command: Document, starts: bool) -> Document {
     let session = Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: vec![session; 16] });
