@@ -108,6 +108,7 @@ impl Admin {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.duration_since(self.started).as_secs(),
             draining: *self.draining.borrow(),
+            surplus_clients: usize::try_from(self.metrics.client_connections_surplus.get()).unwrap_or_default(),
             clusters: self.clusters.iter().map(|cluster| stats::of_cluster(cluster, now)).collect(),
         }
     }

@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bson::oid::ObjectId;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admin::{self, Admin};
 use crate::admission::MemoryBudget;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, Clusters, listener};
+use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
 use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -94,7 +94,7 @@ impl App {
         let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
-        let places = Arc::new(Semaphore::new(config.client.max_clients));
+        let places = Places::new(&config.client, metrics.clone());
         let (draining, _) = watch::channel(false);
         let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
@@ -254,7 +254,7 @@ fn listen(
     socket: BoundSocket,
     proxied: bool,
     shared: &Arc<ClientShared>,
-    places: &Arc<Semaphore>,
+    places: &Arc<Places>,
     draining: &watch::Sender<bool>,
     tasks: &Tasks,
 ) {

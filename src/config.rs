@@ -212,7 +212,7 @@ pub struct BackoffConfig {
 /// Limits of the client side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
-    /// Client sockets open at once.
+    /// Client sockets whose commands go upstream.
     pub max_clients: usize,
     /// Sockets that send nothing for this long are closed.
     pub idle_timeout: Option<Duration>,
@@ -222,6 +222,13 @@ pub struct ClientConfig {
     pub stall_timeout: Duration,
     /// Largest message.
     pub max_message_bytes: usize,
+}
+
+impl ClientConfig {
+    /// Client sockets open beyond `max_clients`, which are told that there is no room.
+    pub fn surplus_clients(&self) -> usize {
+        self.max_clients.div_ceil(limits::SURPLUS_CLIENTS_SHARE)
+    }
 }
 
 impl Config {

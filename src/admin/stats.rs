@@ -42,6 +42,8 @@ pub struct Stats {
     pub uptime_seconds: u64,
     /// True from the order to drain on.
     pub draining: bool,
+    /// Client sockets beyond `max_clients`, whose commands are answered that there is no room.
+    pub surplus_clients: usize,
     /// In the order of the configuration.
     pub clusters: Vec<ClusterStats>,
 }
@@ -491,7 +493,7 @@ pub(super) mod tests {
     }
 
     fn stats(clusters: Vec<ClusterStats>) -> Stats {
-        Stats { version: "0.0.0".to_owned(), uptime_seconds: 5, draining: false, clusters }
+        Stats { version: "0.0.0".to_owned(), uptime_seconds: 5, draining: false, surplus_clients: 0, clusters }
     }
 
     #[test]
@@ -537,7 +539,7 @@ pub(super) mod tests {
             assert!(cluster.contains_key(key), "{key} is missing in {shown}");
         }
         assert_eq!((&cluster["active"], &cluster["max"], &cluster["utilization"]), (&json!(3), &json!(20), &json!(15)));
-        assert_eq!(shown["uptimeSeconds"], json!(5));
+        assert_eq!((&shown["uptimeSeconds"], &shown["surplusClients"]), (&json!(5), &json!(0)));
     }
 
     #[test]

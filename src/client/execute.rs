@@ -392,7 +392,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     /// Tells the client what became of its command, if it waits for it.
-    async fn refused(&mut self, exchange: &Exchange, refusal: Refusal) -> Result<(), ReadEnd> {
+    pub(super) async fn refused(&mut self, exchange: &Exchange, refusal: Refusal) -> Result<(), ReadEnd> {
         let metrics = &self.shared.metrics;
         let (error, outcome) = match refusal {
             Refusal::Left => {
@@ -465,6 +465,7 @@ fn count_shed(shared: &ClientShared, situation: &Situation, kind: OperationKind)
     let reason = match situation {
         _ if kind == OperationKind::Unacknowledged && !situation.after_complete_write() => ShedReason::Unacknowledged,
         Situation::QueueFull { .. } => ShedReason::QueueFull,
+        Situation::ClientsFull { .. } => ShedReason::MaxClients,
         Situation::QueueTimeout { .. } => ShedReason::QueueTimeout,
         Situation::QueueStands { .. } => ShedReason::QueueStands,
         Situation::RequestOverMemory { .. } => ShedReason::Memory,

@@ -1,5 +1,6 @@
-//! Accepting clients. At the limit nobody is turned away: the next ones wait in the backlog of the system, because a
-//! driver that is closed right after it connected takes the server for dead.
+//! Accepting clients. At the limit nobody is turned away, because a driver that is closed right after it connected takes the
+//! server for dead: a few more are accepted, to be told that there is no room, and the next ones wait in the backlog of the
+//! system.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,21 +8,29 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use super::ends::Ends;
+use super::places::{Place, Places};
 use super::proxy_header;
 use super::session::Session;
 use super::shared::ClientShared;
 use crate::config::Address;
 use crate::telemetry::labels::{ClientClosed, ClientState};
 
+/// So many are accepted before those that are connected have their turn. A storm of thousands brings each turn a third of a
+/// millisecond more, and is over in a second all the same.
+const ACCEPTS_PER_TURN: usize = 16;
+
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
 /// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol.
-pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>, places: Arc<Semaphore>) {
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>, places: Arc<Places>) {
+    for accepted in 1_usize.. {
+        if accepted % ACCEPTS_PER_TURN == 0 {
+            tokio::task::yield_now().await;
+        }
+        // Before a place is taken, so that a listener without clients keeps none from the others. Where there is none, one
+        // connection waits here as the others do in the backlog.
         match socket.accept().await {
             Ok(Accepted::Tcp(stream, peer)) => {
                 if let Err(error) = stream.set_nodelay(true) {
@@ -29,7 +38,7 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                 }
                 // A socket without ends is one that is gone already.
                 if let Ok(local) = stream.local_addr() {
-                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, place);
+                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, places.take().await);
                 }
             }
             Ok(Accepted::Unix(stream)) => {
@@ -37,7 +46,7 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                     Address::Unix(path) => path.clone(),
                     Address::Tcp { .. } => PathBuf::new(),
                 };
-                begin(stream, Ends::Unix(path), proxied, &shared, place);
+                begin(stream, Ends::Unix(path), proxied, &shared, places.take().await);
             }
             Err(error) => {
                 tracing::warn!(listener = %socket.address(), %error, "cannot accept");
@@ -47,20 +56,19 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
     }
 }
 
-fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: OwnedSemaphorePermit)
+fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: Place)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if proxied {
-        let session = after_header(stream, ends, shared.clone());
-        start(session, shared, place);
+        start(after_header(stream, ends, shared.clone(), place), shared);
     } else {
-        start(Session::new(stream, ends, shared.clone()).run(), shared, place);
+        start(Session::new(stream, ends, shared.clone(), place).run(), shared);
     }
 }
 
 /// A session that begins once a load balancer has told whose it is.
-async fn after_header<S>(mut stream: S, ends: Ends, shared: Arc<ClientShared>) -> ClientClosed
+async fn after_header<S>(mut stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> ClientClosed
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -74,23 +82,13 @@ where
         }
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
-    Session::new(stream, ends, shared).run().await
+    Session::new(stream, ends, shared, place).run().await
 }
 
 /// Runs a session in a task of its own, and counts it.
-fn start(
-    session: impl Future<Output = ClientClosed> + Send + 'static,
-    shared: &Arc<ClientShared>,
-    place: OwnedSemaphorePermit,
-) {
+fn start(session: impl Future<Output = ClientClosed> + Send + 'static, shared: &Arc<ClientShared>) {
     let open = OpenClient::new(shared.clone());
-    shared.activity.sessions.spawn(
-        "client",
-        session.map(move |reason| {
-            open.closed(reason);
-            drop(place);
-        }),
-    );
+    shared.activity.sessions.spawn("client", session.map(move |reason| open.closed(reason)));
 }
 
 /// Counts a client from accept to close.

@@ -14,10 +14,11 @@ use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
 use super::misfits::Doings;
+use super::places::Place;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::transactions::OpenTransactions;
-use crate::admission::Reservation;
+use crate::admission::{Lane, Reservation};
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
 use crate::reply::errors::{self, ErrorReply};
@@ -44,6 +45,7 @@ pub struct Session<S> {
     pub(super) transactions: OpenTransactions,
     /// Those that end with it.
     pub(super) cursors: OpenCursors,
+    place: Place,
 }
 
 /// What is to be done about a message.
@@ -81,13 +83,13 @@ pub(super) struct ReplyTo {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
-    pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>) -> Self {
+    pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> Self {
         let ends = Box::new(ends);
         let socket = ClientSocket::new(stream, shared.bounds.clone());
         let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
-        Self { socket, shared, state, told: None, ends, connection_id, doings, transactions, cursors }
+        Self { socket, shared, state, told: None, ends, connection_id, doings, transactions, cursors, place }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -160,7 +162,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if command.spec.handling != Handling::Local(LocalCommand::Hello) && self.doings.command() {
             lock(&self.shared.misfits).works(&self.state, &self.ends, Instant::now());
         }
-        let passes = matches!(command.spec.handling, Handling::Pass | Handling::GetMore | Handling::EndTransaction);
+        let passes = match command.spec.handling {
+            Handling::Pass | Handling::GetMore => self.place.is_regular(),
+            // Frees what others wait for.
+            Handling::EndTransaction => true,
+            _ => false,
+        };
         if passes
             && command.refusal(&frame).is_none()
             && !self.kind_changed()
@@ -211,8 +218,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         match command.spec.handling {
             Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
-            Handling::Pass if self.shared.clusters.all_have_to_hear(&command) && command.refusal(&frame).is_none() => {
-                self.tell_all(command, frame, reply_to, reservation).await
+            Handling::Pass | Handling::GetMore if command.refusal(&frame).is_none() => {
+                self.for_upstream(command, frame, reply_to, reservation).await
             }
             Handling::EndSessions => self.end_sessions(&command, &frame, reply_to).await,
             Handling::KillCursors => match self.shared.clusters.of(&command, &frame).cloned() {
@@ -223,6 +230,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 self.refuse(&command, &frame, reply_to).await
             }
         }
+    }
+
+    /// A command for upstream that is not simply passed on: all clusters have to hear it, none is the right one, or its client
+    /// is surplus.
+    async fn for_upstream(
+        &mut self,
+        command: Command,
+        frame: Frame,
+        reply_to: ReplyTo,
+        reservation: Reservation,
+    ) -> Result<(), ReadEnd> {
+        let cluster = match self.shared.clusters.of(&command, &frame) {
+            Ok(cluster) => cluster.clone(),
+            Err(error) => return self.error(&command, &frame, reply_to, &error, Outcome::Refused).await,
+        };
+        let regular = self.place.is_regular();
+        if regular && self.shared.clusters.all_have_to_hear(&command) {
+            return self.tell_all(command, frame, reply_to, reservation).await;
+        }
+        let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
+        // What an open transaction sends is never shed: it holds what others wait for.
+        if regular || exchange.claim.lane == Lane::Transaction {
+            return self.execute(&mut exchange).await;
+        }
+        let places = self.place.places();
+        let situation = Situation::ClientsFull { clients: places.taken(), limit: places.limit() };
+        self.refused(&exchange, situation.into()).await
     }
 
     /// A compressed message; its memory is enough for both forms.

@@ -173,7 +173,7 @@ pub const TENANT: &[Limit] = &[
 
 // ---- of the program ----
 
-/// Client sockets. At 1 to 5 KiB each these are some tens of megabytes; the open-file limit is the other bound.
+/// Client sockets whose commands go upstream; see also [`SURPLUS_CLIENTS_SHARE`]. At 1 to 5 KiB each these are some tens of megabytes; the open-file limit is the other bound.
 pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1_000_000);
 /// Off: drivers keep sockets open on purpose, and an idle one costs a kilobyte.
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
@@ -213,6 +213,9 @@ pub const PROGRAM: &[Limit] = &[
 /// Stands for "never" where a `Duration` is wanted: no process lives to see it, and added to an `Instant` it cannot
 /// overflow as `Duration::MAX` would.
 pub const NEVER: Duration = Duration::from_millis(10 * 365 * DAY);
+/// Beyond `max_clients` one part in this many more are accepted, to be told that there is no room: enough that a driver which
+/// wants a few sockets more hears it at once instead of waiting in the backlog, and next to nothing beside the others.
+pub const SURPLUS_CLIENTS_SHARE: usize = 10;
 /// The default of `memory_limit_bytes` takes one part in this many of a container's limit; sockets and the rest of
 /// the program live in the other half.
 pub const CONTAINER_SHARE: u64 = 2;

@@ -86,11 +86,11 @@ fn open_files_short(config: &Config, limit: u64) -> Option<Warning> {
             cluster.max_upstream_connections.map_or(all, u64::from)
         })
         .sum();
-    let clients = config.client.max_clients;
+    let clients = config.client.max_clients + config.client.surplus_clients();
     let needed = clients as u64 + upstream + limits::OPEN_FILES_RESERVE;
     let short = needed.checked_sub(limit).filter(|&short| short > 0)?;
     Some(Warning(format!(
-        "the limit of open files is {limit}, {short} short of the {needed} that {clients} clients (max_clients) and \
+        "the limit of open files is {limit}, {short} short of the {needed} that {clients} clients (max_clients and a tenth) and \
          {upstream} upstream connections need: raise it (ulimit -n) or lower max_clients"
     )))
 }
@@ -149,10 +149,10 @@ mod tests {
     #[test]
     fn the_warning_says_by_how_many_files_the_limit_is_short() {
         let (config, _) = Config::load(&Sources::default()).unwrap();
-        // 10,000 clients, 3 servers with 10 connections each, and the reserve.
-        let needed = 10_000 + 30 + 128;
+        // 10,000 clients and a tenth, 3 servers with 10 connections each, and the reserve.
+        let needed = 11_000 + 30 + 128;
         assert_eq!(open_files_short(&config, needed), None);
         let warning = open_files_short(&config, needed - 7).unwrap().to_string();
-        assert!(warning.contains("10151, 7 short of the 10158"), "{warning}");
+        assert!(warning.contains("11151, 7 short of the 11158"), "{warning}");
     }
 }

@@ -48,6 +48,14 @@ pub enum Situation {
         /// How busy the cluster is.
         load: Arc<Load>,
     },
+    /// The client is one of those beyond `max_clients`.
+    #[error("{clients} clients are connected, and the commands of {limit} are carried out")]
+    ClientsFull {
+        /// Clients connected.
+        clients: usize,
+        /// `max_clients`.
+        limit: usize,
+    },
     /// Waited as long as it may for a connection.
     #[error("waited {waited:.1?} for a connection to {server}, with {waiting} commands waiting; {}", load.holders)]
     QueueTimeout {
@@ -180,6 +188,7 @@ impl Situation {
     pub fn after_complete_write(&self) -> bool {
         match self {
             Self::QueueFull { .. }
+            | Self::ClientsFull { .. }
             | Self::QueueTimeout { .. }
             | Self::QueueStands { .. }
             | Self::RequestOverMemory { .. }
@@ -290,7 +299,11 @@ fn row(situation: &Situation) -> Row {
     match situation {
         // Overload. Current drivers back off and send it again, whatever it is; older ones report it. No driver clears
         // its pool. A commit frees what the others wait for, so every driver shall come back with it at once.
-        S::QueueFull { .. } | S::QueueTimeout { .. } | S::QueueStands { .. } | S::RequestOverMemory { .. } => Row {
+        S::QueueFull { .. }
+        | S::ClientsFull { .. }
+        | S::QueueTimeout { .. }
+        | S::QueueStands { .. }
+        | S::RequestOverMemory { .. } => Row {
             read: (OVERLOADED, NOT_SENT),
             retryable_write: (OVERLOADED, NOT_SENT),
             write: (OVERLOADED, NOT_SENT),
@@ -389,7 +402,7 @@ mod tests {
     use crate::reply::errors::MAX_MESSAGE_BYTES;
 
     /// One of each, with `why` wherever a text comes from outside.
-    fn situations(why: &str) -> [Situation; 15] {
+    fn situations(why: &str) -> [Situation; 16] {
         let (server, why) = (Address::tcp("db1", 27017), why.to_owned());
         let (waited, limit) = (Duration::from_millis(5040), Duration::from_secs(6));
         let holders = "10 of at most 10 upstream connections are in use".to_owned();
@@ -397,6 +410,7 @@ mod tests {
         let refusal = AdmitError::QueueFull { waiting: 4_000, limit: 4_000 };
         [
             Situation::QueueFull { refusal, load: load.clone() },
+            Situation::ClientsFull { clients: 2117, limit: 2000 },
             Situation::QueueTimeout { server: server.clone(), waited, waiting: 37, load: load.clone() },
             Situation::QueueStands { server: server.clone(), waited, load },
             Situation::RequestOverMemory { needed_bytes: 40_000_000, limit_bytes: 536_870_912 },
@@ -447,6 +461,7 @@ mod tests {
         let matrix = [
             // read  write+txn  write  getMore  stream   in txn   commit  w:0
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueFull
+            ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // ClientsFull
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueTimeout
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // QueueStands
             ["462B", "462B",  "462B", "462B", "462CB", "462TB", "6RB",  "-"], // RequestOverMemory
@@ -484,7 +499,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_invites_to_do_twice_what_may_have_been_done(
-            which in 0_usize..15,
+            which in 0_usize..16,
             kind in 0_usize..8,
             why in ".{0,40}(not master|Node is Recovering|NOT MASTER)?.{0,1500}",
         ) {
@@ -510,9 +525,9 @@ mod tests {
     fn who_is_refused_for_a_queue_comes_back_when_it_has_drained() {
         let hints = |kind| situations("reset").map(|it| answer(&it, kind).and_then(|reply| reply.base_backoff_ms));
         let read = hints(OperationKind::Read);
-        assert_eq!(read[..3], [Some(4_000); 3]);
-        assert_eq!(read[3..], [None; 12]);
-        assert_eq!(hints(OperationKind::CommitOrAbort), [None; 15], "what frees others does not back off");
+        assert_eq!(read[..4], [Some(4_000), None, Some(4_000), Some(4_000)]);
+        assert_eq!(read[4..], [None; 12]);
+        assert_eq!(hints(OperationKind::CommitOrAbort), [None; 16], "what frees others does not back off");
         assert_eq!([0, 11, 60_000].map(|ms| backoff(Duration::from_millis(ms))), [10, 11, 10_000]);
     }
 
@@ -521,6 +536,7 @@ mod tests {
         let texts = situations("connection reset").map(|it| answer(&it, OperationKind::Read).unwrap().message);
         let expected = [
             "proxy overloaded: 4000 of at most 4000 commands wait; 10 of at most 10 upstream connections are in use",
+            "proxy overloaded: 2117 clients are connected, and the commands of 2000 are carried out",
             "proxy overloaded: waited 5.0s for a connection to db1:27017, with 37 commands waiting; 10 of at most 10 \
              upstream connections are in use",
             "proxy overloaded: waited 5.0s for a connection to db1:27017 in a queue that stands; 10 of at most 10 upstream \
@@ -541,7 +557,7 @@ mod tests {
         assert_eq!(texts, expected.map(|text| format!("mongomux: {text}")));
         let at_once = Situation::Maintenance { waited: Duration::ZERO };
         assert_eq!(at_once.to_string(), "the proxy is in maintenance mode and starts nothing new");
-        let lost = answer(&situations("reset")[10], OperationKind::InTransaction).unwrap();
+        let lost = answer(&situations("reset")[11], OperationKind::InTransaction).unwrap();
         assert_eq!(lost.message, "mongomux: the transaction is lost: db1:27017 has left the topology");
     }
 }

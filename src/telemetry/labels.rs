@@ -145,6 +145,7 @@ labels! {
         QueueTimeout = "queue_timeout",
         QueueStands = "queue_stands",
         Memory = "memory",
+        MaxClients = "max_clients",
         Unacknowledged = "unacknowledged",
     }
 
@@ -257,7 +258,10 @@ mod tests {
         );
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime");
-        assert_eq!(texts::<ShedReason>(), "reason: queue_full queue_timeout queue_stands memory unacknowledged");
+        assert_eq!(
+            texts::<ShedReason>(),
+            "reason: queue_full queue_timeout queue_stands memory max_clients unacknowledged"
+        );
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
         assert_eq!(texts::<BreakerLabel>(), "to: closed half_open open");

@@ -79,6 +79,7 @@ pub struct Metrics {
     servers: Arc<ServerTable>,
 
     pub client_connections: By<ClientState, IntGauge>,
+    pub client_connections_surplus: IntGauge,
     pub client_connections_opened: IntCounter,
     pub client_connections_closed: By<ClientClosed, IntCounter>,
     pub upstream_connect_seconds: Histogram,
@@ -121,6 +122,10 @@ impl Metrics {
         Arc::new(Self {
             servers: Arc::new(ServerTable::new(&table, by_cluster)),
             client_connections: table.gauges("client_connections", "Client sockets that are open."),
+            client_connections_surplus: table.gauge(
+                "client_connections_surplus",
+                "Client sockets beyond max_clients, whose commands are answered that there is no room.",
+            ),
             client_connections_opened: table.counter("client_connections_opened_total", "Client sockets accepted."),
             client_connections_closed: table.counters("client_connections_closed_total", "Client sockets closed."),
             upstream_connect_seconds: table.histogram(
@@ -472,6 +477,7 @@ mod tests {
         use MetricType::{COUNTER, GAUGE, HISTOGRAM};
         vec![
             ("client_connections", GAUGE, vec![all::<ClientState>()]),
+            ("client_connections_surplus", GAUGE, vec![]),
             ("client_connections_opened_total", COUNTER, vec![]),
             ("client_connections_closed_total", COUNTER, vec![all::<ClientClosed>()]),
             ("upstream_connections", GAUGE, vec![server(), all::<ConnectionState>()]),

@@ -90,6 +90,17 @@ fn batch(reply: &Document, name: &str) -> Vec<Document> {
     batch.iter().filter_map(Bson::as_document).cloned().collect()
 }
 
+/// The answer that makes current drivers back off and send again.
+#[track_caller]
+pub fn assert_overloaded(reply: &Document) {
+    assert_eq!(reply.get_f64("ok").unwrap(), 0.0, "{reply}");
+    assert_eq!(reply.get_i32("code").unwrap(), 462, "{reply}");
+    assert_eq!(reply.get_str("codeName").unwrap(), "IngressRequestRateLimitExceeded");
+    for label in ["SystemOverloadedError", "RetryableError"] {
+        assert!(labels(reply).iter().any(|it| it == label), "{label} is not in {reply}");
+    }
+}
+
 /// Sets the `failCommand` fail point on a direct connection for the next `times` matching commands (0: until
 /// [`fail_nothing`]). `data` as the server takes it: `failCommands`, `errorCode`, `closeConnection`, `blockConnection`,
 /// `blockTimeMS`, `appName`, `errorLabels`, `writeConcernError`.
