@@ -305,7 +305,7 @@ mod tests {
         let expected = json!({
             "address": server, "status": "healthy", "role": "standalone", "serverVersion": "7.0",
             "active": 0, "idle": 2, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 0,
-            "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "breakerReason": null,
+            "limit": 10, "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
             "pins": {"cursors": 0, "transactions": 0}, "tenants": [],
             "error": null, "recommendations": [],

@@ -5,6 +5,7 @@ pub mod admit;
 pub mod claim;
 pub mod codel;
 pub mod fair_line;
+pub mod gradient;
 pub mod memory;
 pub mod mode;
 pub mod queue;
@@ -15,6 +16,7 @@ pub mod tenants;
 
 pub use admit::{Admission, AdmitError, Newcomer, Permit};
 pub use claim::{Claim, Lane, Level, Tenant, Ticket};
+pub use gradient::Gradient;
 pub use memory::{MemoryBudget, Reservation};
 pub use mode::Mode;
 pub use queue::WaitQueue;

@@ -103,6 +103,8 @@ pub struct ClusterConfig {
     pub command_timeout: Option<Duration>,
     /// Commands in flight per server, where that is to be less than the pool.
     pub max_in_flight: Option<u32>,
+    /// Learns from each server how many commands it is given at once, up to that.
+    pub adaptive_limit: bool,
     /// Server monitoring interval.
     pub heartbeat_frequency: Duration,
     /// Servers this much slower than the fastest still take reads.

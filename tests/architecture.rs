@@ -46,6 +46,7 @@ const PURE: &[&str] = &[
     "admission/claim.rs",
     "admission/codel.rs",
     "admission/fair_line.rs",
+    "admission/gradient.rs",
     "admission/mode.rs",
     "admission/queue.rs",
     "admission/shares.rs",

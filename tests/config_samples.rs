@@ -90,6 +90,7 @@ fn the_full_sample_says_the_defaults_of_every_key() {
         "presentation",
         "retry",
         "degraded_reads",
+        "adaptive_limit",
         "allow_unauthenticated_clients",
         "auth",
         "queue_discipline",
@@ -135,6 +136,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!(cluster.pool.connect_timeout, ms(10_000));
     assert_eq!(cluster.max_upstream_connections, None);
     assert!(cluster.degraded_reads.is_empty());
+    assert!(!cluster.adaptive_limit);
     assert_eq!((cluster.wait_queue_timeout, cluster.wait_queue_size), (ms(5_000), 4_000));
     assert_eq!(cluster.server_selection_timeout, ms(15_000));
     assert_eq!((cluster.pool.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));

@@ -24,7 +24,12 @@ pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
         advice
             .push(format!("Connecting does not work: {why}. Check that the server runs and can be reached from here."));
     }
-    if all_in_use && waiting > 0 {
+    if all_in_use && waiting > 0 && server.limit < server.connections.max {
+        advice.push(format!(
+            "{waiting} commands wait, as {} may be in flight at once (max_in_flight, adaptive_limit): find the slow commands.",
+            server.limit
+        ));
+    } else if all_in_use && waiting > 0 {
         advice.push(format!(
             "{waiting} commands wait and all {active} connections are in use: raise max_pool_size, or find the slow commands."
         ));

@@ -20,6 +20,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
         connections[ConnectionState::InUse].set(pool.counts.in_use.into());
         connections[ConnectionState::Pending].set(pool.counts.pending.into());
         server.metrics.connections_max.set(pool.max_pool_size.into());
+        server.metrics.in_flight_limit.set(pool.limit.into());
         for (lane, waiting) in Lane::ALL.iter().zip(pool.waiting) {
             server.metrics.wait_queue_length[*lane].set(gauge(waiting));
         }

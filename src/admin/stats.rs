@@ -94,6 +94,8 @@ pub struct ServerStats {
     /// Connections.
     #[serde(flatten)]
     pub connections: Connections,
+    /// Commands that it is given at once, at most; learnt from it where `adaptive_limit` is on.
+    pub limit: u32,
     /// Commands that wait for one of its connections.
     pub wait_queue: WaitQueueStats,
     /// `closed`, `half_open` or `open`.
@@ -272,8 +274,6 @@ pub struct ServerFacts<'a> {
     pub events: EventCounts,
     /// Cursors and transactions on it.
     pub pins: (usize, usize),
-    /// Commands in flight at most, where that is less than the pool.
-    pub max_in_flight: Option<u32>,
     /// What looks stuck.
     pub suspicions: Vec<Suspicion>,
 }
@@ -288,6 +288,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         role: description.map_or(ServerKind::Unknown, |server| server.kind).name().to_owned(),
         server_version: description.and_then(|server| release_series(server.max_wire_version)).map(str::to_owned),
         connections: Connections::of(pool),
+        limit: pool.limit,
         wait_queue: WaitQueueStats {
             length: pool.waiting.iter().sum(),
             oldest_ms: pool.oldest.map_or(0, |since| milliseconds(now.duration_since(since))),
@@ -300,7 +301,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
     };
-    let all_in_use = stats.connections.active >= facts.max_in_flight.unwrap_or(u32::MAX).min(stats.connections.max);
+    let all_in_use = stats.connections.active >= stats.limit.min(stats.connections.max);
     stats.status = if !known || !facts.passes || pool.status != PoolStatus::Ready {
         Status::Down
     } else if facts.breaker != BreakerState::Closed
@@ -338,7 +339,6 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             passes: server.passes(),
             events: EventCounts::of(&server.metrics),
             pins,
-            max_in_flight: cluster.config.max_in_flight,
             suspicions,
         };
         let tenants = super::tenants::of_server(cluster, &server);
@@ -439,6 +439,7 @@ pub(super) mod tests {
             counts: PoolCounts { available, in_use, pending: 0, closing: 0 },
             min_pool_size: 2,
             max_pool_size: 10,
+            limit: 10,
             waiting: [0, waiting, 0, 0],
             oldest: None,
             created: 10,
@@ -462,7 +463,6 @@ pub(super) mod tests {
             passes: true,
             events: EventCounts { connected: 1, ..EventCounts::default() },
             pins: (3, 1),
-            max_in_flight: None,
             suspicions: Vec::new(),
         }
     }
@@ -505,7 +505,7 @@ pub(super) mod tests {
         let expected = json!({
             "address": "db:27017", "status": "healthy", "role": "primary", "serverVersion": "8.0",
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
-            "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
+            "limit": 10, "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
             "pins": {"cursors": 3, "transactions": 1}, "tenants": [],
             "error": null, "recommendations": [],
@@ -575,7 +575,7 @@ pub(super) mod tests {
         assert_eq!(status(same, &failing, primary), Status::Degraded);
         assert_eq!(status(same, &pool(10, 0, 0), primary), Status::Healthy, "busy is not ill");
         assert_eq!(status(same, &pool(10, 0, 1), primary), Status::Degraded);
-        assert_eq!(status(|facts| facts.max_in_flight = Some(3), &pool(3, 7, 1), primary), Status::Degraded);
+        assert_eq!(status(same, &PoolSnapshot { limit: 3, ..pool(3, 7, 1) }, primary), Status::Degraded);
     }
 
     #[test]

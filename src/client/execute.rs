@@ -147,7 +147,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
             }
         };
-        exchange.upstream += sent.elapsed();
+        let answered = Instant::now();
+        let took = answered.duration_since(sent);
+        exchange.upstream += took;
         exchange.place = None;
         if let Err(ReceiveError::Silent(limit)) = received {
             return Err(self.too_slow(exchange, &operation, sent, limit).into());
@@ -155,6 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Err(error) = received {
             return self.no_reply(exchange, &operation, &connection, &error);
         }
+        operation.server().pool.answered(exchange.claim.lane, took, answered);
         let mut undelivered = None;
         let delivered = match self.judge(exchange, &operation, &mut connection, &mut undelivered)? {
             Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),

@@ -196,6 +196,7 @@ impl Builder<'_> {
             server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
             command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
             max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),
+            adaptive_limit: file.adaptive_limit,
             heartbeat_frequency: layers.duration(&limits::HEARTBEAT_FREQUENCY),
             local_threshold: layers.duration(&limits::LOCAL_THRESHOLD),
             health_check: layers.duration(&limits::HEALTH_CHECK),

@@ -46,6 +46,7 @@ pub(super) struct FileCluster {
     pub(super) fair_by: Option<FairBy>,
     pub(super) tenants: Vec<TenantRule>,
     pub(super) priorities: Vec<PriorityRule>,
+    pub(super) adaptive_limit: bool,
     /// Of its own listener.
     pub(super) listener: FileListener,
     pub(super) values: Values,
@@ -78,6 +79,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "advertised_address",
     "retry",
     "degraded_reads",
+    "adaptive_limit",
     "auth",
     "queue_discipline",
     "fair_by",
@@ -271,6 +273,7 @@ impl Reader<'_> {
                 let namespaces = self.list(&path, value, "namespaces", 0..=limits::MAX_DEGRADED_NAMESPACES);
                 out.degraded_reads = namespaces.unwrap_or_default();
             }
+            "adaptive_limit" => out.adaptive_limit = self.flag(&path, value).unwrap_or_default(),
             "auth" => self.only(&path, value, "none"),
             "queue_discipline" => {
                 out.codel = self.choice(&path, value, &[("fifo", false), ("codel", true)]).unwrap_or_default();
@@ -489,6 +492,16 @@ mod tests {
             ]
         );
         assert_eq!(mistakes("breaker = 5\nallow_unauthenticated_clients = 1\ncluster = 1").len(), 3);
+    }
+
+    #[test]
+    fn a_flag_is_true_or_false_for_each_cluster() {
+        let file = sound(
+            "[[cluster]]\nadaptive_limit = true\n[[cluster]]\nadaptive_limit = false\n[[cluster]]\nname = \"c\"\n",
+        );
+        assert_eq!(file.clusters.iter().map(|it| it.adaptive_limit).collect::<Vec<_>>(), [true, false, false]);
+        let found = ["mongomux.toml:1: adaptive_limit: found 1, expected true or false"];
+        assert_eq!(mistakes("adaptive_limit = 1\n"), found);
     }
 
     #[test]

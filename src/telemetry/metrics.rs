@@ -212,6 +212,7 @@ pub struct ServerMetrics {
 
     pub connections: By<ConnectionState, IntGauge>,
     pub connections_max: IntGauge,
+    pub in_flight_limit: IntGauge,
     pub connections_created: IntCounter,
     pub connections_closed: By<ConnectionClosed, IntCounter>,
     pub wait_queue_length: By<Lane, IntGauge>,
@@ -265,6 +266,7 @@ struct ServerTable {
     by_cluster: bool,
     connections: IntGaugeVec,
     connections_max: IntGaugeVec,
+    in_flight_limit: IntGaugeVec,
     connections_created: IntCounterVec,
     connections_closed: IntCounterVec,
     wait_queue_length: IntGaugeVec,
@@ -294,6 +296,11 @@ impl ServerTable {
                 &["server", ConnectionState::NAME],
             ),
             connections_max: gauges("upstream_connections_max", "The bound of upstream connections.", &["server"]),
+            in_flight_limit: gauges(
+                "in_flight_limit",
+                "How many commands the server is given at once; learnt from it where adaptive_limit is on.",
+                &["server"],
+            ),
             connections_created: counters(
                 "upstream_connections_created_total",
                 "Upstream connections that were begun to be established.",
@@ -353,6 +360,7 @@ impl ServerTable {
         let metrics = Arc::new(ServerMetrics {
             connections: By::each(|state| self.connections.with_label_values(&with(state))),
             connections_max: self.connections_max.with_label_values(&only),
+            in_flight_limit: self.in_flight_limit.with_label_values(&only),
             connections_created: self.connections_created.with_label_values(&only),
             connections_closed: By::each(|reason| self.connections_closed.with_label_values(&with(reason))),
             wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&with(lane))),
@@ -380,6 +388,7 @@ impl ServerTable {
         known.remove(key);
         remove::<ConnectionState, _>(&self.connections, key);
         remove_one(&self.connections_max, &key.values(None));
+        remove_one(&self.in_flight_limit, &key.values(None));
         remove_one(&self.connections_created, &key.values(None));
         remove::<ConnectionClosed, _>(&self.connections_closed, key);
         remove::<Lane, _>(&self.wait_queue_length, key);
@@ -482,6 +491,7 @@ mod tests {
             ("client_connections_closed_total", COUNTER, vec![all::<ClientClosed>()]),
             ("upstream_connections", GAUGE, vec![server(), all::<ConnectionState>()]),
             ("upstream_connections_max", GAUGE, vec![server()]),
+            ("in_flight_limit", GAUGE, vec![server()]),
             ("upstream_connections_created_total", COUNTER, vec![server()]),
             ("upstream_connections_closed_total", COUNTER, vec![all::<ConnectionClosed>(), server()]),
             ("upstream_connect_seconds", HISTOGRAM, vec![]),

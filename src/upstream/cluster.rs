@@ -462,6 +462,7 @@ impl Cluster {
             config: self.config.pool.clone(),
             max_in_flight: self.config.max_in_flight,
             discipline: self.config.queue_discipline,
+            adaptive_limit: self.config.adaptive_limit,
             health_check: self.config.health_check,
             reconnect: self.config.reconnect,
             dialer: self.dialer.clone(),

@@ -19,7 +19,7 @@ use super::handshake::Dialer;
 use super::health::Health;
 use super::in_use::{InUse, Use};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
-use crate::admission::{Claim, Lane, Ticket};
+use crate::admission::{Claim, Gradient, Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
@@ -53,6 +53,8 @@ pub struct PoolSnapshot {
     pub min_pool_size: u32,
     /// Bounds in force.
     pub max_pool_size: u32,
+    /// Commands in flight at once, at most.
+    pub limit: u32,
     /// Waiting commands by lane, in the order of [`Label::ALL`].
     pub waiting: [usize; <Lane as Label>::ALL.len()],
     /// When the one that waits longest began.
@@ -97,6 +99,8 @@ pub struct PoolParts {
     pub max_in_flight: Option<u32>,
     /// In which order those go who wait.
     pub discipline: QueueDiscipline,
+    /// Learns from the server how many may be in use at once, up to that.
+    pub adaptive_limit: bool,
     /// Pings a pool in use this often.
     pub health_check: Duration,
     /// Pace after failures to connect.
@@ -126,6 +130,8 @@ pub(super) type State = PoolState<Box<Connection>, Waker>;
 pub(super) struct Shared {
     pub(super) parts: PoolParts,
     state: Mutex<State>,
+    /// Where the bound on connections in use adapts. Locked before `state`, so that its last word is the one in force.
+    gradient: Option<Mutex<Gradient>>,
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
@@ -161,13 +167,20 @@ impl Pool {
     pub fn new(parts: PoolParts) -> Self {
         let PoolConfig { max_pool_size, min_pool_size, max_connecting, .. } = parts.config;
         let max_in_flight = parts.max_in_flight.unwrap_or(max_pool_size).min(max_pool_size);
+        let gradient = parts.adaptive_limit.then(|| Gradient::new(min_pool_size, max_in_flight));
+        let limit = gradient.as_ref().map_or(max_in_flight, Gradient::limit);
         let discipline = parts.discipline;
         let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight, discipline };
+        let mut state = PoolState::new(bounds);
+        let nobody = state.set_limit(limit, Instant::now());
+        debug_assert!(nobody.is_empty(), "nobody waits for a pool that is being made");
         parts.server_metrics.connections_max.set(i64::from(max_pool_size));
+        parts.server_metrics.in_flight_limit.set(i64::from(limit));
         let backoff = Backoff::new(parts.reconnect);
         Self(Arc::new(Shared {
             parts,
-            state: Mutex::new(PoolState::new(bounds)),
+            state: Mutex::new(state),
+            gradient: gradient.map(Mutex::new),
             work: Notify::new(),
             pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
             open: Mutex::default(),
@@ -243,6 +256,24 @@ impl Pool {
             let woken = self.0.state().rejoin(ticket, since, now, waker).map_err(unavailable)?;
             woken.into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// A command was answered after `took`, and its connection is in use still. Where the limit adapts, this is what it
+    /// learns from; who waits for data is meant to take long.
+    pub fn answered(&self, lane: Lane, took: Duration, now: Instant) {
+        let Some(gradient) = self.0.gradient.as_ref().filter(|_| lane != Lane::Await) else { return };
+        let mut gradient = lock(gradient);
+        let busy = self.0.state().busy();
+        if !gradient.answered(took, busy, now) {
+            return;
+        }
+        let limit = gradient.limit();
+        let woken = self.0.state().set_limit(limit, now);
+        drop(gradient);
+        self.0.parts.server_metrics.in_flight_limit.set(i64::from(limit));
+        woken.into_iter().for_each(Waker::wake);
+        // For those who wait there may be one more to establish.
+        self.0.work.notify_one();
     }
 
     /// A transaction begins on the server.
@@ -355,6 +386,7 @@ impl Pool {
             counts: state.counts(),
             min_pool_size: state.bounds().min_pool_size,
             max_pool_size: state.bounds().max_pool_size,
+            limit: state.limit(),
             waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
             oldest: state.queue().oldest(),
             drains_in: state.drains_in(),

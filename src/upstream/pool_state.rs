@@ -138,6 +138,8 @@ pub struct PoolState<C, W> {
     open_transactions: u32,
     /// Connections that a bound over several pools leaves for this one, beside those that it has.
     spare: u32,
+    /// See [`PoolState::limit`]; `max_in_flight` unless it was set.
+    limit: u32,
 }
 
 /// Who is to be woken: mostly nobody or one.
@@ -165,6 +167,7 @@ impl<C, W> PoolState<C, W> {
             shed: HashSet::new(),
             open_transactions: 0,
             spare: u32::MAX,
+            limit: bounds.max_in_flight,
         }
     }
 
@@ -206,7 +209,7 @@ impl<C, W> PoolState<C, W> {
     /// How long those who wait now will take, if each holds a connection as long as commands did of late; `None` before the
     /// first did.
     pub fn drains_in(&self) -> Option<Duration> {
-        let turns = count(self.queue.len()) / self.bounds.max_in_flight.max(1);
+        let turns = count(self.queue.len()) / self.limit.max(1);
         self.tenants.mean_held().map(|held| held.saturating_mul(turns))
     }
 
@@ -245,7 +248,7 @@ impl<C, W> PoolState<C, W> {
 
     fn shares(&self) -> Shares {
         let reach = self.counts().total().saturating_add(self.spare);
-        Shares { limit: self.bounds.max_in_flight, reach, open_transactions: self.open_transactions }
+        Shares { limit: self.most_in_use(), reach, open_transactions: self.open_transactions }
     }
 
     /// Takes an available connection for the pool's own use (a probe or a ping), whatever the status.
@@ -301,6 +304,26 @@ impl<C, W> PoolState<C, W> {
         debug_assert!(self.open_transactions > 0, "it was counted when it began");
         self.open_transactions = self.open_transactions.saturating_sub(1);
         self.hand_over(now)
+    }
+
+    /// Commands that may be in flight at once, beside those that wait for data: these keep no server busy.
+    pub fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// Sets [`PoolState::limit`], `max_in_flight` at most. Returns who is to be woken: there may be room for more now.
+    pub fn set_limit(&mut self, limit: u32, now: Instant) -> Woken<W> {
+        self.limit = limit.min(self.bounds.max_in_flight);
+        self.hand_over(now)
+    }
+
+    /// Connections that are in use beside those of commands that wait for data.
+    pub fn busy(&self) -> u32 {
+        self.in_use.total() - self.in_use.of(Lane::Await)
+    }
+
+    fn most_in_use(&self) -> u32 {
+        self.limit.saturating_add(self.in_use.of(Lane::Await)).min(self.bounds.max_in_flight)
     }
 
     /// A bound over several pools leaves so many connections for this one, beside those that it has.
@@ -393,9 +416,8 @@ impl<C, W> PoolState<C, W> {
         let counts = self.counts();
         let open = counts.available + counts.in_use + counts.pending;
         // Those who wait beside an available one may not have any.
-        let for_waiters = counts.available == 0
-            && count(self.queue.len()) > self.pending
-            && counts.in_use < self.bounds.max_in_flight;
+        let for_waiters =
+            counts.available == 0 && count(self.queue.len()) > self.pending && counts.in_use < self.most_in_use();
         self.status == PoolStatus::Ready && (for_waiters || open < self.bounds.min_pool_size)
     }
 
@@ -664,13 +686,39 @@ mod tests {
         assert_eq!(pool.start_connecting(), None, "two at once");
     }
 
+    #[test]
+    fn a_higher_limit_hands_over_and_a_lower_one_lets_nobody_on_but_takes_nothing() {
+        let mut pool = ready_pool(3);
+        let now = Instant::now();
+        assert!(pool.set_limit(1, now).is_empty());
+        let CheckOut::Now(first) = pool.check_out(REGULAR) else { panic!("one may be in use") };
+        assert_eq!(pool.check_out(REGULAR), CheckOut::Wait);
+        let tickets = [1, 2].map(|waiter| pool.enqueue(REGULAR, now, waiter).0);
+        assert_eq!(pool.set_limit(2, now).into_vec(), [1]);
+        assert!(matches!(pool.poll(tickets[0], |_| {}), Waiting::Handed(_)));
+        assert!(pool.set_limit(1, now).is_empty());
+        assert_eq!((pool.busy(), pool.limit()), (2, 1));
+        assert!(back(&mut pool, first).is_empty(), "one is in use still");
+        assert_eq!(pool.set_limit(100, now).into_vec(), [2]);
+        assert_eq!(pool.limit(), BOUNDS.max_in_flight);
+    }
+
+    #[test]
+    fn who_waits_for_data_does_not_count_against_the_limit() {
+        let mut pool = ready_pool(3);
+        assert!(pool.set_limit(1, Instant::now()).is_empty());
+        assert!(matches!(pool.check_out(Lane::Await.into()), CheckOut::Now(_)));
+        assert!(matches!(pool.check_out(REGULAR), CheckOut::Now(_)), "a server is not busy with who waits");
+        assert_eq!((pool.busy(), pool.check_out(REGULAR)), (1, CheckOut::Wait));
+    }
+
     proptest! {
         /// Random lives of a pool; places, owners and waiters are followed one by one. Whoever waits beside a free connection
         /// is one who may not have it.
         #[test]
         fn no_place_and_no_connection_is_lost(
             max in 1_u32..6, in_flight in 1_u32..6, connecting in 1_u32..4,
-            operations in prop::collection::vec((0_u8..18, 0_usize..8), 1..400)
+            operations in prop::collection::vec((0_u8..20, 0_usize..8), 1..400)
         ) {
             let bounds =
                 PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo };
@@ -729,6 +777,12 @@ mod tests {
                         pool.transaction_ended(now);
                         open -= 1;
                     }
+                    18 => {
+                        let (limit, before) = (count(index + 1), pool.counts().in_use);
+                        pool.set_limit(limit, now);
+                        let after = pool.counts().in_use;
+                        prop_assert!(after == before || pool.busy() <= limit, "a lower one lets nobody on");
+                    }
                     _ => {}
                 }
                 // Waiters are polled some operations later: what was handed over may be cleared meanwhile.
@@ -761,6 +815,7 @@ mod tests {
                 prop_assert!(of_bounded <= 2, "the bound of a tenant");
                 if pool.status() == PoolStatus::Ready && counts.available > 0 {
                     let waits = |lane| tickets.iter().any(|ticket| ticket.claim.lane == lane);
+                    let in_flight = (pool.limit() + in_use(Lane::Await)).min(in_flight);
                     let free = counts.in_use < in_flight;
                     prop_assert!(!free || !waits(Lane::Transaction), "a transaction waits beside a free connection");
                     let plain = tickets.iter().any(|ticket| {

@@ -286,6 +286,7 @@ pub(super) struct Setup {
     pub(super) pool: PoolConfig,
     pub(super) max_in_flight: Option<u32>,
     pub(super) discipline: QueueDiscipline,
+    pub(super) adaptive_limit: bool,
     pub(super) health_check: Duration,
     pub(super) reconnect: BackoffConfig,
     pub(super) breaker: BreakerConfig,
@@ -307,6 +308,7 @@ impl Setup {
             },
             max_in_flight: None,
             discipline: QueueDiscipline::Fifo,
+            adaptive_limit: false,
             health_check: NEVER,
             reconnect: BackoffConfig { initial: ms(100), max: ms(30_000) },
             breaker: BreakerConfig {
@@ -334,6 +336,7 @@ impl Setup {
             config: self.pool,
             max_in_flight: self.max_in_flight,
             discipline: self.discipline,
+            adaptive_limit: self.adaptive_limit,
             health_check: self.health_check,
             reconnect: self.reconnect,
             dialer: Arc::new(ToServer(self.server.clone())),

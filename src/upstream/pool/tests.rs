@@ -446,6 +446,35 @@ async fn fewer_commands_than_connections_may_be_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_limit_that_adapts_lets_more_go_at_once_and_what_is_idle_then_is_closed() {
+    let mut setup = Setup::new(1, 8);
+    (setup.adaptive_limit, setup.pool.max_idle_time) = (true, ms(5_000));
+    let rig = setup.start();
+    settle().await;
+    assert_eq!(rig.pool.snapshot().limit, 1);
+    let held = rig.check_out_many(1).await;
+    let mut waits = pin!(wait(&rig, Lane::Regular));
+    assert_pending!(waits);
+    settle().await;
+    assert_pending!(waits);
+    let began = Instant::now();
+    for (lane, limit) in [(Lane::Await, 1), (Lane::Regular, 2)] {
+        for n in 0..10 {
+            rig.pool.answered(lane, ms(5), began + ms(n * 20));
+        }
+        assert_eq!(rig.pool.snapshot().limit, limit);
+    }
+    settle().await;
+    drop(assert_ready!(waits).unwrap());
+    drop(held);
+    assert_eq!(rig.counts().available, 2);
+    tokio::time::sleep(ms(7_000)).await;
+    assert_eq!(rig.counts().available, 1, "the minimum");
+    rig.check_serves(2).await;
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_bound_of_a_cluster_holds_and_idle_connections_elsewhere_make_room() {
     let bound = ClusterBound::new(Some(3));
     let both = Arc::default();
