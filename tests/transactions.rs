@@ -5,8 +5,7 @@ mod support;
 
 use std::time::Duration as StdDuration;
 
-use bson::spec::BinarySubtype;
-use bson::{Binary, Document, doc};
+use bson::{Document, doc};
 use futures_util::future::join_all;
 use mongodb::error::{TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT};
 use mongodb::{Client, ClientSession};
@@ -18,6 +17,7 @@ use rand::{RngExt, SeedableRng};
 use support::hold::{eventually, hold_inserts};
 use support::proxy::{Proxy, proxy};
 use support::relay::{Fault, Relay};
+use support::statements::Raw;
 use tokio::time::{Duration, timeout};
 
 const DATABASE: &str = "transactions";
@@ -33,35 +33,6 @@ async fn pair(settings: &str) -> (Deployment, Proxy) {
         client.command(DATABASE, doc! { "create": collection }).await.unwrap();
     }
     (deployment, proxy)
-}
-
-/// A session with a transaction number, for raw commands.
-#[derive(Clone)]
-struct Raw {
-    lsid: Document,
-    number: i64,
-}
-
-impl Raw {
-    fn new() -> Self {
-        let bytes = rand::random::<u128>().to_be_bytes().to_vec();
-        Self { lsid: doc! { "id": Binary { subtype: BinarySubtype::Uuid, bytes } }, number: 1 }
-    }
-
-    fn first(&self, command: Document) -> Document {
-        let mut command = self.next(command);
-        command.insert("startTransaction", true);
-        command
-    }
-
-    fn next(&self, mut command: Document) -> Document {
-        command.extend(doc! { "lsid": self.lsid.clone(), "txnNumber": self.number, "autocommit": false });
-        command
-    }
-
-    async fn end(&self, client: &mut WireClient, name: &str) -> Result<Document, WireError> {
-        client.command("admin", self.next(doc! { name: 1 })).await
-    }
 }
 
 fn insert(id: i32) -> Document {

@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod raw;
 pub mod relay;
 pub mod scripted;
+pub mod statements;
 pub mod tap;
 
 use bson::{Bson, Document, doc};
