@@ -101,6 +101,10 @@ pub struct ClusterConfig {
     pub server_selection_timeout: Duration,
     /// Longest run of one command once it was sent.
     pub command_timeout: Option<Duration>,
+    /// What is older is shown as held for long.
+    pub long_held: Duration,
+    /// An open transaction without a statement on its way is aborted after this long.
+    pub transaction_idle_timeout: Option<Duration>,
     /// Commands in flight per server, where that is to be less than the pool.
     pub max_in_flight: Option<u32>,
     /// Learns from each server how many commands it is given at once, up to that.

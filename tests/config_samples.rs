@@ -95,7 +95,6 @@ fn the_full_sample_says_the_defaults_of_every_key() {
         "auth",
         "queue_discipline",
         "fair_by",
-        "transaction_idle_timeout_ms",
     ] {
         assert!(said(key).is_some(), "{key}");
     }
@@ -140,6 +139,7 @@ fn the_defaults_are_the_documented_ones() {
     assert_eq!((cluster.wait_queue_timeout, cluster.wait_queue_size), (ms(5_000), 4_000));
     assert_eq!(cluster.server_selection_timeout, ms(15_000));
     assert_eq!((cluster.pool.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
+    assert_eq!((cluster.long_held, cluster.transaction_idle_timeout), (ms(30_000), None));
     assert_eq!((cluster.heartbeat_frequency, cluster.health_check), (ms(10_000), ms(30_000)));
     assert_eq!(cluster.local_threshold, ms(15));
     assert_eq!((cluster.breaker.consecutive_failures, cluster.breaker.minimum_samples), (5, 20));

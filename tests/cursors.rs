@@ -550,6 +550,7 @@ async fn a_cursor_that_cannot_be_remembered_is_killed() {
             awaits_data: false,
             change_stream: false,
             life: CursorLife::Plain,
+            application: proxy.metrics().applications.unnamed(),
             caught_up: None,
         };
         let mut pins = proxy.clusters()[0].pins.lock().unwrap();

@@ -44,7 +44,11 @@ pub fn for_suspicion(suspicion: &Suspicion) -> String {
     match suspicion {
         Suspicion::OpenTransactions(Group { count, oldest }) => format!(
             "{count} transactions are open for long, the oldest for {oldest:.0?}: servers end them after 60 s, and they \
-             hold locks until then. Commit or abort them sooner."
+             hold locks until then. Commit or abort them sooner; longHeld says whose they are."
+        ),
+        Suspicion::IdleCursors(Group { count, oldest }) => format!(
+            "{count} cursors are open and have not been read for up to {oldest:.0?}: read them to the end or close them; \
+             longHeld says whose they are."
         ),
         Suspicion::LongCommands(Group { count, oldest }, command) => format!(
             "{count} connections are in use for long by one command, the longest for {oldest:.0?} by `{}`: find out with \

@@ -4,16 +4,21 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::long_held::Look;
 use crate::admission::MemoryBudget;
 use crate::telemetry::Metrics;
-use crate::telemetry::labels::{ConnectionState, Label, Lane, PinKind};
+use crate::telemetry::labels::{ConnectionState, Label, Lane, LongHeldKind, PinKind};
 use crate::upstream::Cluster;
 use crate::upstream::pool::lock;
 
 /// Sets the gauges of pools, queues, pins and memory.
 pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudget, now: Instant) {
     let mut oldest = None;
-    for server in clusters.iter().flat_map(|cluster| cluster.servers()) {
+    let mut looks = Vec::new();
+    for (cluster, server) in
+        clusters.iter().flat_map(|cluster| cluster.servers().into_iter().map(move |it| (cluster, it)))
+    {
+        looks.push(Look::at(cluster, &server, now));
         let pool = server.pool.snapshot();
         let connections = &server.metrics.connections;
         connections[ConnectionState::Available].set(pool.counts.available.into());
@@ -29,6 +34,9 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
     let longest = oldest.map_or(0.0, |since: Instant| now.duration_since(since).as_secs_f64());
     metrics.wait_queue_oldest_seconds.set(longest);
 
+    for &kind in LongHeldKind::ALL {
+        metrics.long_held[kind].set(gauge(looks.iter().map(|look| look.count(kind)).sum()));
+    }
     let (mut cursors, mut transactions) = (0, 0);
     for cluster in clusters {
         let (more_cursors, more_transactions) = lock(&cluster.pins).count();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::stats::suspicions_about;
-use super::suspicions::{LastLook, Suspicion, Usage};
+use super::long_held::Look;
+use super::suspicions::{LastLook, Suspicion, Usage, at_a_look};
 use crate::breaker::BreakerState;
 use crate::config::Address;
 use crate::routing::pins::Group;
@@ -73,9 +73,9 @@ fn log_all(clusters: &[Arc<Cluster>], mut before: Servers, now: Instant) -> Serv
                 log(&cluster.config.name, &server.address, &line, now);
             }
             let (at, mut look) = last.map_or((now, LastLook::default()), |last| (last.at, last.look));
-            let uses = server.pool.uses(now);
-            let usage = Usage { in_use: line.pool.counts.in_use, operations: server.operations(), uses: &uses };
-            for suspicion in look.next(suspicions_about(cluster, &server, now), usage, now.duration_since(at)) {
+            let held = Look::at(cluster, &server, now);
+            let usage = Usage { in_use: line.pool.counts.in_use, operations: server.operations(), uses: &held.uses };
+            for suspicion in look.next(at_a_look(&held), usage, now.duration_since(at)) {
                 warn(&cluster.config.name, &server.address, &suspicion);
             }
             servers.insert(key, Seen { at: now, line, look });
@@ -118,7 +118,9 @@ mod tests {
     use super::super::stats::tests::pool;
     use super::*;
     use crate::command::TransactionId;
+    use crate::telemetry::ApplicationId;
     use crate::telemetry::labels::CommandLabel;
+    use crate::upstream::in_use::Work;
 
     fn line(in_use: u32, available: u32, waiting: usize) -> Line {
         Line { pool: pool(in_use, available, waiting), breaker: BreakerState::Closed, pins: (0, 0) }
@@ -149,25 +151,25 @@ mod tests {
         let transaction = TransactionId { session: [1; 16], number: 1 };
         lock(&fixture.cluster.pins).pin_transaction(transaction, server.address.clone(), now).unwrap();
         let leaked = server.pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap();
-        let servers = look(Servers::new(), 45);
+        let servers = look(Servers::new(), 20);
         assert_eq!(told(&servers), []);
         let servers = look(servers, 100);
         let group = |oldest| Group { count: 1, oldest: seconds(oldest) };
-        let expected = [Suspicion::OpenTransactions(group(100)), Suspicion::Unaccounted(group(55))];
+        let expected = [Suspicion::OpenTransactions(group(100)), Suspicion::Unaccounted(group(80))];
         assert_eq!(told(&servers), expected);
         let advice = &of_cluster(&fixture.cluster, now + seconds(100)).servers[0].recommendations;
         assert!(advice.len() == 1 && advice[0].contains("1 transactions are open for long"), "{advice:?}");
 
         // The connection is used by a command, and the transaction over.
         let operation = fixture.cluster.operation_on(&server.address).unwrap();
-        leaked.in_use().begin(Some(CommandLabel::Find), now);
+        leaked.in_use().begin(Work::command(CommandLabel::Find, ApplicationId::UNNAMED), now + seconds(130));
         lock(&fixture.cluster.pins).end_transaction(transaction, now + seconds(100)).unwrap();
         let servers = look(servers, 150);
         assert_eq!(told(&servers), []);
         let servers = look(servers, 400);
-        assert_eq!(told(&servers), [Suspicion::LongCommands(group(400), CommandLabel::Find)]);
+        assert_eq!(told(&servers), [Suspicion::LongCommands(group(270), CommandLabel::Find)]);
         let advice = &of_cluster(&fixture.cluster, now + seconds(400)).servers[0].recommendations;
-        assert!(advice.len() == 1 && advice[0].contains("for 400s by `find`"), "{advice:?}");
+        assert!(advice.len() == 1 && advice[0].contains("for 270s by `find`"), "{advice:?}");
         drop((leaked, operation));
         assert_eq!(told(&look(servers, 450)), []);
         fixture.end().await;

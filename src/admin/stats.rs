@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::advice;
-use super::suspicions::{Suspicion, at_a_look};
+use super::long_held::{LongHeldStats, Look};
+use super::suspicions::at_a_look;
 use super::tenants::TenantStats;
 use crate::breaker::BreakerState;
 use crate::telemetry::labels::ServerEvent;
 use crate::telemetry::metrics::ServerMetrics;
 use crate::topology::{ServerDescription, ServerKind};
+use crate::upstream::Cluster;
 use crate::upstream::pool::{PoolSnapshot, lock};
 use crate::upstream::pool_state::PoolStatus;
-use crate::upstream::{Cluster, Server};
 
 /// How something does, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +109,8 @@ pub struct ServerStats {
     pub pins: PinStats,
     /// Who shares its connections; those first that were served most.
     pub tenants: Vec<TenantStats>,
+    /// What has been held for long.
+    pub long_held: LongHeldStats,
     /// Why monitoring does not reach it, else why the last attempt to connect failed.
     pub error: Option<String>,
     /// What to do, in plain words; empty when nothing is.
@@ -274,8 +277,10 @@ pub struct ServerFacts<'a> {
     pub events: EventCounts,
     /// Cursors and transactions on it.
     pub pins: (usize, usize),
-    /// What looks stuck.
-    pub suspicions: Vec<Suspicion>,
+    /// What is held for what.
+    pub look: &'a Look,
+    /// What has been held for long.
+    pub long_held: LongHeldStats,
 }
 
 /// Tells of one server.
@@ -298,6 +303,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         events: facts.events,
         pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
         tenants: Vec::new(),
+        long_held: facts.long_held.clone(),
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
     };
@@ -313,14 +319,8 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         Status::Healthy
     };
     stats.recommendations = advice::for_server(&stats, all_in_use);
-    stats.recommendations.extend(facts.suspicions.iter().map(advice::for_suspicion));
+    stats.recommendations.extend(at_a_look(facts.look).iter().map(advice::for_suspicion));
     stats
-}
-
-/// What looks stuck on one server of a cluster, as far as one look can tell.
-pub(super) fn suspicions_about(cluster: &Cluster, server: &Server, now: Instant) -> Vec<Suspicion> {
-    let overdue = lock(&cluster.pins).overdue_on(&server.address, now);
-    at_a_look(&overdue, &server.pool.uses(now))
 }
 
 /// Tells of one cluster.
@@ -329,7 +329,8 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
     let servers = cluster.servers().into_iter().map(|server| {
         // One after the other: each takes the same lock, and a guard lives as long as its statement.
         let pins = lock(&cluster.pins).count_on(&server.address);
-        let suspicions = suspicions_about(cluster, &server, now);
+        let look = Look::at(cluster, &server, now);
+        let name = |id| cluster.metrics.applications.name(id).map(String::from);
         let facts = ServerFacts {
             address: server.address.to_string(),
             description: topology.servers.get(&*server.address),
@@ -339,7 +340,8 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             passes: server.passes(),
             events: EventCounts::of(&server.metrics),
             pins,
-            suspicions,
+            long_held: look.stats(name),
+            look: &look,
         };
         let tenants = super::tenants::of_server(cluster, &server);
         ServerStats { tenants, ..of_server(&facts, now) }
@@ -428,6 +430,7 @@ fn milliseconds(duration: Duration) -> u64 {
 pub(super) mod tests {
     use serde_json::{Value, json};
 
+    use super::super::long_held::tests::look;
     use super::*;
     use crate::config::Address;
     use crate::upstream::pool_state::PoolCounts;
@@ -452,7 +455,11 @@ pub(super) mod tests {
         ServerDescription { kind, max_wire_version: 25, ..ServerDescription::unknown(address) }
     }
 
-    fn facts<'a>(description: Option<&'a ServerDescription>, pool: &'a PoolSnapshot) -> ServerFacts<'a> {
+    fn facts<'a>(
+        description: Option<&'a ServerDescription>,
+        pool: &'a PoolSnapshot,
+        look: &'a Look,
+    ) -> ServerFacts<'a> {
         let address = "db:27017".to_owned();
         ServerFacts {
             address,
@@ -463,13 +470,17 @@ pub(super) mod tests {
             passes: true,
             events: EventCounts { connected: 1, ..EventCounts::default() },
             pins: (3, 1),
-            suspicions: Vec::new(),
+            look,
+            long_held: look.stats(|_| None),
         }
     }
 
     /// A server of a replica set with so many connections in use and commands waiting.
     pub(in crate::admin) fn server(in_use: u32, waiting: usize) -> ServerStats {
-        of_server(&facts(Some(&description(ServerKind::RsPrimary)), &pool(in_use, 0, waiting)), Instant::now())
+        of_server(
+            &facts(Some(&description(ServerKind::RsPrimary)), &pool(in_use, 0, waiting), &look(&[])),
+            Instant::now(),
+        )
     }
 
     pub(in crate::admin) fn cluster(servers: Vec<ServerStats>) -> ClusterStats {
@@ -501,13 +512,13 @@ pub(super) mod tests {
         let now = Instant::now() + Duration::from_secs(60);
         let (primary, mut snapshot) = (description(ServerKind::RsPrimary), pool(7, 1, 3));
         snapshot.oldest = Some(now - Duration::from_millis(1_234));
-        let shown = serde_json::to_value(of_server(&facts(Some(&primary), &snapshot), now)).unwrap();
+        let shown = serde_json::to_value(of_server(&facts(Some(&primary), &snapshot, &look(&[])), now)).unwrap();
         let expected = json!({
             "address": "db:27017", "status": "healthy", "role": "primary", "serverVersion": "8.0",
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
             "limit": 10, "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 3, "transactions": 1}, "tenants": [],
+            "pins": {"cursors": 3, "transactions": 1}, "tenants": [], "longHeld": {"count": 0, "items": []},
             "error": null, "recommendations": [],
         });
         assert_eq!(shown, expected);
@@ -554,7 +565,8 @@ pub(super) mod tests {
         let now = Instant::now();
         let status = |change: fn(&mut ServerFacts<'_>), pool: &PoolSnapshot, kind: ServerKind| {
             let description = description(kind);
-            let mut facts = facts(Some(&description), pool);
+            let look = look(&[]);
+            let mut facts = facts(Some(&description), pool, &look);
             change(&mut facts);
             of_server(&facts, now).status
         };

@@ -1,23 +1,25 @@
-//! What looks stuck or leaked on a server: pins that are older than any server would keep them, connections that one
-//! command has had for very long, and connections in use that no command accounts for.
+//! What looks stuck or leaked on a server: transactions and commands that take long, cursors that nobody reads, pins that are
+//! older than any server would keep them, and connections in use that no command accounts for.
 //!
 //! Each suspicion is told once and not again before it has gone: once per episode, not once per look.
 
 use std::time::Duration;
 
-use crate::config::limits::LONG_COMMAND;
-use crate::routing::pins::{Group, Overdue};
+use super::long_held::Look;
+use crate::routing::pins::Group;
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::in_use::Use;
 
 /// Something that looks stuck or leaked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suspicion {
-    /// Transactions that are open for longer than a server keeps them by default.
+    /// Transactions that have been open for long.
     OpenTransactions(Group),
+    /// Cursors that have not been asked for long, and do not wait for data.
+    IdleCursors(Group),
     /// Cursors that should have been forgotten: a fault of ours.
     StuckCursors(Group),
-    /// Connections that one command has had for very long, and the oldest of them.
+    /// Connections that one command has had for long, and the oldest of them.
     LongCommands(Group, CommandLabel),
     /// Connections in use that no command, errand or ping accounts for: a fault of ours.
     Unaccounted(Group),
@@ -27,7 +29,8 @@ impl Suspicion {
     /// In a few words, the same each time.
     pub fn what(&self) -> &'static str {
         match self {
-            Self::OpenTransactions(_) => "transactions are open for longer than servers keep them",
+            Self::OpenTransactions(_) => "transactions are open for long",
+            Self::IdleCursors(_) => "cursors are open for long and not read",
             Self::StuckCursors(_) => "cursors are remembered for longer than servers keep them",
             Self::LongCommands(..) => "connections are in use for long by one command",
             Self::Unaccounted(_) => "connections are in use and no command uses them",
@@ -38,6 +41,7 @@ impl Suspicion {
     pub fn group(&self) -> Group {
         match self {
             Self::OpenTransactions(group)
+            | Self::IdleCursors(group)
             | Self::StuckCursors(group)
             | Self::LongCommands(group, _)
             | Self::Unaccounted(group) => *group,
@@ -48,7 +52,7 @@ impl Suspicion {
     pub fn command(&self) -> Option<CommandLabel> {
         match self {
             Self::LongCommands(_, command) => Some(*command),
-            Self::OpenTransactions(_) | Self::StuckCursors(_) | Self::Unaccounted(_) => None,
+            Self::OpenTransactions(_) | Self::IdleCursors(_) | Self::StuckCursors(_) | Self::Unaccounted(_) => None,
         }
     }
 }
@@ -73,25 +77,24 @@ pub struct Usage<'a> {
 
 impl Usage<'_> {
     fn unaccounted(&self) -> u32 {
-        let own = self.uses.iter().filter(|it| it.command.is_none()).count();
+        let own = self.uses.iter().filter(|it| it.work.command.is_none()).count();
         let own = u32::try_from(own).unwrap_or(u32::MAX);
         self.in_use.saturating_sub(self.operations.saturating_add(own))
     }
 }
 
 /// What one look alone can tell.
-pub fn at_a_look(overdue: &Overdue, uses: &[Use]) -> Vec<Suspicion> {
+pub fn at_a_look(look: &Look) -> Vec<Suspicion> {
     let mut suspicions = Vec::new();
-    if overdue.transactions.count > 0 {
-        suspicions.push(Suspicion::OpenTransactions(overdue.transactions));
-    }
-    if overdue.cursors.count > 0 {
-        suspicions.push(Suspicion::StuckCursors(overdue.cursors));
-    }
-    let long = || uses.iter().filter_map(|it| it.command.map(|command| (it.age, command)));
-    let long = || long().filter(|(age, _)| *age >= LONG_COMMAND);
-    if let Some((oldest, command)) = long().max_by_key(|(age, _)| *age) {
-        suspicions.push(Suspicion::LongCommands(Group { count: long().count(), oldest }, command));
+    let groups = [
+        (look.held.transactions, Suspicion::OpenTransactions as fn(Group) -> Suspicion),
+        (look.held.idle_cursors, Suspicion::IdleCursors),
+        (look.overlooked, Suspicion::StuckCursors),
+    ];
+    suspicions.extend(groups.into_iter().filter(|(group, _)| group.count > 0).map(|(group, kind)| kind(group)));
+    if let Some((command, longest)) = look.long_commands().max_by_key(|(_, it)| it.age) {
+        let group = Group { count: look.long_commands().count(), oldest: longest.age };
+        suspicions.push(Suspicion::LongCommands(group, command));
     }
     suspicions
 }
@@ -121,7 +124,10 @@ impl LastLook {
 
 #[cfg(test)]
 mod tests {
+    use super::super::long_held::tests::look;
     use super::*;
+    use crate::telemetry::ApplicationId;
+    use crate::upstream::in_use::Work;
 
     const LOOK: Duration = Duration::from_secs(45);
 
@@ -130,29 +136,31 @@ mod tests {
     }
 
     fn command(command: CommandLabel, age: Duration) -> Use {
-        Use { command: Some(command), age }
+        Use { work: Work::command(command, ApplicationId::UNNAMED), age }
     }
 
     const AT_REST: Usage<'_> = Usage { in_use: 0, operations: 0, uses: &[] };
 
     #[test]
     fn each_kind_is_found_and_a_server_that_is_well_is_not_suspected() {
-        let short = command(CommandLabel::Find, LONG_COMMAND - Duration::from_millis(1));
-        assert_eq!(at_a_look(&Overdue::default(), &[short]), []);
-        let ping = Use { command: None, age: 2 * LONG_COMMAND };
-        assert_eq!(at_a_look(&Overdue::default(), &[ping]), [], "pings have limits of their own");
-        let overdue = Overdue { cursors: group(3, 700), transactions: group(2, 95) };
-        let uses = [
-            short,
-            command(CommandLabel::Aggregate, LONG_COMMAND),
-            command(CommandLabel::CreateIndexes, 3 * LONG_COMMAND),
-        ];
+        let limit = look(&[]).limit;
+        let short = command(CommandLabel::Find, limit - Duration::from_millis(1));
+        let waits = Use { work: Work { waits: true, ..short.work }, age: 2 * limit };
+        let ping = Use { work: Work::OWN, age: 2 * limit };
+        assert_eq!(at_a_look(&look(&[short, waits, ping])), [], "what waits and what pings have limits of their own");
+        let mut bad =
+            look(&[short, command(CommandLabel::Aggregate, limit), command(CommandLabel::CreateIndexes, 3 * limit)]);
+        bad.held.cursors = group(9, 800);
+        assert_eq!(at_a_look(&bad).len(), 1, "that cursors are open says nothing");
+        (bad.overlooked, bad.held.idle_cursors) = (group(3, 700), group(4, 44));
+        bad.held.transactions = group(2, 95);
         let expected = [
             Suspicion::OpenTransactions(group(2, 95)),
+            Suspicion::IdleCursors(group(4, 44)),
             Suspicion::StuckCursors(group(3, 700)),
-            Suspicion::LongCommands(Group { count: 2, oldest: 3 * LONG_COMMAND }, CommandLabel::CreateIndexes),
+            Suspicion::LongCommands(Group { count: 2, oldest: 3 * limit }, CommandLabel::CreateIndexes),
         ];
-        assert_eq!(at_a_look(&overdue, &uses), expected);
+        assert_eq!(at_a_look(&bad), expected);
     }
 
     #[test]
@@ -170,7 +178,7 @@ mod tests {
     #[test]
     fn connections_that_nobody_accounts_for_are_told_after_two_looks() {
         let mut last = LastLook::default();
-        let leaks = |in_use| Usage { in_use, operations: 1, uses: &[Use { command: None, age: Duration::ZERO }] };
+        let leaks = |in_use| Usage { in_use, operations: 1, uses: &[Use { work: Work::OWN, age: Duration::ZERO }] };
         let mut look = |in_use| last.next(Vec::new(), leaks(in_use), LOOK);
         assert_eq!(look(2), [], "one command, one ping");
         assert_eq!(look(4), []);

@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::cursors::OpenCursor;
 use super::exchange::Exchange;
-use super::transactions::{OpenTransactions, end_transaction, ends_transaction};
+use super::transactions::{OpenTransactions, StatementGuard, end_transaction, ends_transaction};
 use crate::command::{Handling, TransactionId};
 use crate::reply::{OperationKind, inspect};
+use crate::telemetry::Application;
 use crate::telemetry::labels::ConnectionClosed;
 use crate::upstream::{Cluster, Operation, Place, PooledConnection, Server};
 
@@ -24,6 +25,8 @@ pub(super) struct Abandoned {
     connection: PooledConnection,
     sent: Instant,
     interruptible: bool,
+    /// Whose it was, to be shown as long as it holds the connection.
+    application: Application,
     /// A place among those who wait for data is taken until the server is done.
     place: Option<Place>,
     /// The cursor that a getMore was for.
@@ -31,7 +34,7 @@ pub(super) struct Abandoned {
     /// The transaction that it belongs to, and how the command is handled in it.
     transaction: Option<(TransactionId, Handling)>,
     /// Not to be aborted before the server is done with this statement of it.
-    in_use: OpenTransactions,
+    in_use: (OpenTransactions, Option<Box<StatementGuard>>),
 }
 
 impl Abandoned {
@@ -40,6 +43,7 @@ impl Abandoned {
         operation: Operation,
         connection: PooledConnection,
         sent: Instant,
+        application: Application,
     ) -> Self {
         let command = &exchange.command;
         let cursor = OpenCursor::of_get_more(operation.server(), exchange);
@@ -51,8 +55,9 @@ impl Abandoned {
         if let Some((id, _)) = transaction {
             in_use.uses(id, &exchange.cluster);
         }
+        let in_use = (in_use, exchange.statement.take());
         let place = exchange.place.take();
-        Self { operation, connection, sent, interruptible, place, cursor, transaction, in_use }
+        Self { operation, connection, sent, interruptible, application, place, cursor, transaction, in_use }
     }
 }
 
@@ -61,7 +66,7 @@ pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
     cluster.tasks.clone().spawn("abandoned command", async move {
         let Abandoned { operation, mut connection, sent, mut interruptible, .. } = abandoned;
         // Taken until the server is done, whatever its answer.
-        let _until_done = (abandoned.place, abandoned.in_use);
+        let _until_done = (abandoned.place, abandoned.in_use, abandoned.application);
         let received = loop {
             // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands. Biased, so that a
             // reply that is there is not lost: it may leave a cursor open.

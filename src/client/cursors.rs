@@ -65,6 +65,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             awaits_data: exchange.command.awaits_data,
             change_stream: exchange.command.opens_change_stream,
             life: life(&exchange.command),
+            application: self.application.clone(),
             caught_up: None,
         };
         let error = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
@@ -87,6 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             awaits_data: change_stream || exchange.command.await_time().is_some(),
             change_stream,
             life: life(&exchange.command),
+            application: self.application.clone(),
             caught_up: None,
         };
         if let Err(error) = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()) {
@@ -167,6 +169,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
             return self.execute(&mut exchange).await;
         }
+        let begun = command.session.transaction().map(|id| self.begin_statement(id, &cluster)).transpose();
+        let _statement = match begun {
+            Ok(statement) => statement,
+            Err(error) => return self.error(&command, &frame, reply_to, &error, Outcome::Failed).await,
+        };
         let mut answer = kill_on_each(&cluster, &command, &frame, &ids, groups).await;
         if self.shared.clusters.are_several() {
             answer = cluster_time::without(answer);

@@ -10,6 +10,7 @@ use super::long_poll::LongPoll;
 use super::packing::Form;
 use super::session::ReplyTo;
 use super::shared::{ClientShared, InFlight};
+use super::transactions::StatementGuard;
 use crate::admission::mode::Bearing;
 use crate::admission::{Claim, Lane, Reservation};
 use crate::command::{Command, Effect, Handling};
@@ -49,6 +50,8 @@ pub(super) struct Exchange {
     pub(super) poll: Option<Box<LongPoll>>,
     /// It continues a cursor that nobody here knows.
     pub(super) cursor_unknown: bool,
+    /// Its place among the statements of its transaction that are on their way.
+    pub(super) statement: Option<Box<StatementGuard>>,
     /// Its place in the share of the pool that it is kept to, while it is upstream.
     pub(super) place: Option<Place>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
@@ -92,6 +95,7 @@ impl Exchange {
             upstream: Duration::ZERO,
             poll,
             cursor_unknown,
+            statement: None,
             place: None,
             _held: (reservation, in_flight),
         }

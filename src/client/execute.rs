@@ -28,6 +28,7 @@ use crate::reply::{
 use crate::routing::pins::Room;
 use crate::telemetry::labels::{self, ShedReason, Side};
 use crate::topology::TopologyVersion;
+use crate::upstream::in_use::Work;
 use crate::upstream::pool::lock;
 use crate::upstream::{Operation, PooledConnection, ReceiveError};
 use crate::wire::Compressor;
@@ -53,7 +54,9 @@ enum Attempt {
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Carries a command out and delivers its reply, the server's or ours.
     pub(super) async fn execute(&mut self, exchange: &mut Exchange) -> Result<(), ReadEnd> {
-        self.use_transaction(exchange);
+        if let Err(error) = self.use_transaction(exchange) {
+            return Box::pin(self.refused(exchange, Refusal::Reply(error))).await;
+        }
         loop {
             if let Some(poll) = &exchange.poll
                 && exchange.place.is_none()
@@ -111,10 +114,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Box::pin(exchange.pack_elsewhere(how, room, &self.shared)).await;
         }
         let sent = Instant::now();
-        // Whoever waits for data is meant to take long.
-        if exchange.claim.lane != Lane::Await {
-            connection.in_use().begin(Some(exchange.label), sent);
-        }
+        let (command, waits) = (Some(exchange.label), exchange.claim.lane == Lane::Await);
+        connection.in_use().begin(Work { command, application: self.application.id(), waits }, sent);
         let limit = self.limit(exchange, sent);
         let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // A request that loses was not written whole and is never executed: its connection is closed.
@@ -136,7 +137,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             received = connection.receive() => received,
             () = self.socket.left() => {
                 let cluster = exchange.cluster.clone();
-                abandoned::finish(cluster, Abandoned::new(exchange, operation, connection, sent));
+                abandoned::finish(cluster, Abandoned::new(exchange, operation, connection, sent, self.application.clone()));
                 self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
@@ -210,7 +211,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             pinned.map_err(|error| {
                 Failed::Refused(Refusal::Reply(errors::too_many_pins("transaction", &error.to_string())))
             })?;
-            self.use_transaction(exchange);
+            // Of the transaction as it is pinned now: it may have had the number of one that has ended.
+            exchange.statement = None;
+            self.use_transaction(exchange).map_err(|error| Failed::Refused(Refusal::Reply(error)))?;
+        }
+        if exchange.command.spec.name == "commitTransaction"
+            && let Some(transaction) = exchange.command.session.transaction()
+        {
+            lock(&exchange.cluster.pins).commit_is_sent(transaction);
         }
         exchange.frame.set_request_id(connection.next_request_id());
         Ok(())

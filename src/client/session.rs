@@ -25,6 +25,7 @@ use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, Socket, answer, hello};
 use crate::tasks::compute;
+use crate::telemetry::Application;
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
@@ -41,6 +42,8 @@ pub struct Session<S> {
     pub(super) ends: Box<Ends>,
     connection_id: i64,
     pub(super) doings: Doings,
+    /// Whose client it is, as far as it has told.
+    pub(super) application: Application,
     /// Those that it has used and that are open still.
     pub(super) transactions: OpenTransactions,
     /// Those that end with it.
@@ -89,7 +92,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
-        Self { socket, shared, state, told: None, ends, connection_id, doings, transactions, cursors, place }
+        let application = shared.metrics.applications.unnamed();
+        Self {
+            socket,
+            shared,
+            state,
+            told: None,
+            ends,
+            connection_id,
+            doings,
+            application,
+            transactions,
+            cursors,
+            place,
+        }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -337,6 +353,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let socket = Socket { connection_id: self.connection_id, dialled };
         let reply = hello(document, name, facts, &mut self.state, socket, bson::DateTime::now())?;
         if let Some(metadata) = self.state.metadata.take() {
+            if let Some(name) = &metadata.application {
+                self.application = self.shared.metrics.applications.named(name);
+            }
             self.state.metadata = Some(lock(&self.shared.metadata).intern(metadata));
         }
         self.told = Some((facts.presentation, facts.max_wire_version));

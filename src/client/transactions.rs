@@ -9,11 +9,12 @@ use tokio::time::Instant;
 use super::exchange::Exchange;
 use super::session::Session;
 use crate::command::{Handling, TransactionId};
-use crate::reply::errors;
+use crate::reply::errors::{self, ErrorReply};
 use crate::reply::facts::ReplyFacts;
 use crate::reply::{Labels, OperationKind};
 use crate::routing::SocketUses;
-use crate::routing::pins::Ended;
+use crate::routing::pins::{Ended, StatementSerial};
+use crate::telemetry::labels::TransactionEnd;
 use crate::upstream::Cluster;
 use crate::upstream::pool::lock;
 
@@ -80,12 +81,46 @@ impl Drop for Uses {
     }
 }
 
+/// Counts one statement among those of its transaction that are on their way; dropping it counts it out.
+pub(super) struct StatementGuard {
+    cluster: Arc<Cluster>,
+    id: TransactionId,
+    serial: StatementSerial,
+}
+
+impl Drop for StatementGuard {
+    fn drop(&mut self) {
+        lock(&self.cluster.pins).statement_ended(self.id, self.serial, Instant::now());
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// The socket counts among those of its command's transaction, from before the command waits until the socket is gone.
-    pub(super) fn use_transaction(&mut self, exchange: &Exchange) {
-        if let Some(id) = exchange.command.session.transaction() {
-            self.transactions.uses(id, &exchange.cluster);
+    /// The socket counts among those of its command's transaction, from before the command waits until the socket is gone; and
+    /// the command among the statements that are on their way, until it has ended.
+    ///
+    /// # Errors
+    /// The transaction was ended by us: the command must not be passed on.
+    pub(super) fn use_transaction(&mut self, exchange: &mut Exchange) -> Result<(), ErrorReply> {
+        let Some(id) = exchange.command.session.transaction() else { return Ok(()) };
+        if exchange.statement.is_none() {
+            exchange.statement = self.begin_statement(id, &exchange.cluster)?;
         }
+        self.transactions.uses(id, &exchange.cluster);
+        Ok(())
+    }
+
+    /// Counts a statement of a transaction that is known here.
+    ///
+    /// # Errors
+    /// The transaction was ended by us.
+    pub(super) fn begin_statement(
+        &self,
+        id: TransactionId,
+        cluster: &Arc<Cluster>,
+    ) -> Result<Option<Box<StatementGuard>>, ErrorReply> {
+        let begun = lock(&cluster.pins).statement_begins(id, &self.application, Instant::now());
+        let serial = begun.map_err(|was_idle| errors::transaction_was_idle(&was_idle.to_string()))?;
+        Ok(serial.map(|serial| Box::new(StatementGuard { cluster: cluster.clone(), id, serial })))
     }
 
     /// Notes that a transaction has ended: by commit or abort, or because the server says that it is no more.
@@ -123,6 +158,7 @@ pub(super) fn abort_lost_transaction(exchange: &Exchange) {
         && let Some(id) = exchange.command.session.transaction()
         && let Some(ended) = end_transaction(&exchange.cluster, id)
     {
+        exchange.cluster.metrics.transactions_ended[TransactionEnd::ReplyLost].inc();
         exchange.cluster.abort_in_background(id, ended);
     }
 }

@@ -195,6 +195,8 @@ impl Builder<'_> {
             },
             server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
             command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
+            long_held: layers.duration_or_off(&limits::LONG_HELD).unwrap_or(limits::NEVER),
+            transaction_idle_timeout: layers.duration_or_off(&limits::TRANSACTION_IDLE_TIMEOUT),
             max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),
             adaptive_limit: file.adaptive_limit,
             heartbeat_frequency: layers.duration(&limits::HEARTBEAT_FREQUENCY),
@@ -570,12 +572,14 @@ mod tests {
     #[test]
     fn zero_means_off_or_never() {
         let text = "socket_timeout_ms = 0\ncommand_timeout_ms = 0\nmax_in_flight = 0\nmax_upstream_connections = 0\n\
-                    client_idle_timeout_ms = 0\nmax_idle_time_ms = 0\nmax_lifetime_ms = 0\n";
+                    client_idle_timeout_ms = 0\nmax_idle_time_ms = 0\nmax_lifetime_ms = 0\nlong_held_ms = 0\n\
+                    transaction_idle_timeout_ms = 0\n";
         let (config, _) = loaded(&Sources { profile: Some(Profile::Serverless), ..file(text) });
         let cluster = &config.clusters[0];
         assert_eq!((cluster.pool.socket_timeout, cluster.command_timeout, cluster.max_in_flight), (None, None, None));
         assert_eq!((cluster.max_upstream_connections, config.client.idle_timeout), (None, None));
         assert_eq!((cluster.pool.max_idle_time, cluster.pool.max_lifetime), (limits::NEVER, limits::NEVER));
+        assert_eq!((cluster.long_held, cluster.transaction_idle_timeout), (limits::NEVER, None));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::compressors::CompressorName;
 use super::databases::DatabasePattern;
 use super::fairness::{FairBy, PriorityRule, TenantRule};
 use super::limits::{self, Limit};
-use super::reader::{Found, Reader, Shown, Values, integer, nearest};
+use super::reader::{Found, Reader, Shown, Values, nearest};
 use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
 
 /// What the file says.
@@ -85,7 +85,6 @@ const CLUSTER_KEYS: &[&str] = &[
     "fair_by",
     "tenant",
     "priority",
-    "transaction_idle_timeout_ms",
 ];
 
 type Key<'a> = Spanned<Cow<'a, str>>;
@@ -290,11 +289,6 @@ impl Reader<'_> {
             }
             "tenant" => out.tenants = self.tenants(&path, value),
             "priority" => out.priorities = self.priorities(&path, value),
-            "transaction_idle_timeout_ms" => {
-                if integer(value) != Some(0) {
-                    self.refuse(value.span(), &path, format!("found {}, only 0 (off) is supported yet", Shown(value)));
-                }
-            }
             _ if is_table_of_limits(name) => self.limit_table(prefix, name, value, out),
             _ => match limit_named(limits::CLUSTER, name) {
                 Some(limit) => self.limit(limit, &path, value, &mut out.values),
@@ -462,18 +456,13 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_yet_is_accepted_only_as_its_default() {
-        let defaults =
-            "queue_discipline = \"fifo\"\nfair_by = \"application\"\nauth = \"none\"\ntransaction_idle_timeout_ms = 0";
-        sound(defaults);
-        let told = mistakes(
-            "auth = \"scram\"\nfair_by = \"user\"\nqueue_discipline = \"lifo\"\ntransaction_idle_timeout_ms = 1000\n",
-        );
+        sound("queue_discipline = \"fifo\"\nfair_by = \"application\"\nauth = \"none\"");
+        let told = mistakes("auth = \"scram\"\nfair_by = \"user\"\nqueue_discipline = \"lifo\"\n");
         assert_eq!(
             told,
             [
                 "mongomux.toml:1: auth: found \"scram\", only \"none\" is supported yet",
                 "mongomux.toml:3: queue_discipline: found \"lifo\", expected \"fifo\" or \"codel\"",
-                "mongomux.toml:4: transaction_idle_timeout_ms: found 1000, only 0 (off) is supported yet",
             ]
         );
     }

@@ -106,6 +106,12 @@ pub const SERVER_SELECTION_TIMEOUT: Limit = Limit::new("server_selection_timeout
 pub const SOCKET_TIMEOUT: Limit = Limit::off_by_default("socket_timeout_ms", MS, "off", 10, DAY);
 /// Longest run of one command once sent. Off: a server sets no limit either.
 pub const COMMAND_TIMEOUT: Limit = Limit::off_by_default("command_timeout_ms", MS, "off", 10, DAY);
+/// Commands, cursors and open transactions that are older are listed in `/stats`, counted and told in the log. Long for a
+/// request that a person waits for, and time enough to act before servers end a transaction, after 60 s.
+pub const LONG_HELD: Limit = Limit::new("long_held_ms", MS, 30_000, 100, DAY).or_zero("never");
+/// An open transaction of which no statement is on its way for this long is aborted. Off: an application may take its time,
+/// and its server's own limit of 60 s ends it.
+pub const TRANSACTION_IDLE_TIMEOUT: Limit = Limit::off_by_default("transaction_idle_timeout_ms", MS, "off", 100, DAY);
 /// Commands in flight per server. Off: the pool is the limit.
 pub const MAX_IN_FLIGHT: Limit = Limit::off_by_default("max_in_flight", COMMANDS, "off", 1, MAX_POOL_SIZE.max);
 /// The drivers' default; their specification forbids less than half a second.
@@ -150,6 +156,8 @@ pub const CLUSTER: &[Limit] = &[
     SERVER_SELECTION_TIMEOUT,
     SOCKET_TIMEOUT,
     COMMAND_TIMEOUT,
+    LONG_HELD,
+    TRANSACTION_IDLE_TIMEOUT,
     MAX_IN_FLIGHT,
     HEARTBEAT_FREQUENCY,
     LOCAL_THRESHOLD,
@@ -291,11 +299,11 @@ pub const MAX_TRANSACTIONS_PER_SOCKET: usize = 64;
 /// Cursors that are killed with the socket of a client that thinks of us as a load balancer. Drivers keep a socket to one
 /// cursor, or to those of one transaction.
 pub const MAX_CURSORS_PER_SOCKET: usize = 64;
-/// A transaction that is open for longer is worth a warning: servers end one 60 s after its start by default.
-pub const OVERDUE_TRANSACTION: Duration = Duration::from_secs(90);
-/// A connection that one command has had for longer is worth a warning: by then it is a report or an index build that
-/// wants a pool of its own, or something hangs.
-pub const LONG_COMMAND: Duration = Duration::from_secs(300);
+/// Names of applications that are told apart. What is beyond them is one application without a name: where each client has
+/// a name of its own, none of them says anything.
+pub const MAX_APPLICATIONS: usize = 1_000;
+/// Of what has been held for long, this many are listed for each server: the oldest tell the story, the rest is a number.
+pub const MAX_LONG_HELD_SHOWN: usize = 20;
 /// The largest reply there is, bytes: one document of a server with its message around it.
 pub const LARGEST_REPLY_BYTES: u64 = MAX_MESSAGE_BYTES.min;
 /// Requests up to this size have a share of the memory for themselves, bytes. A hello takes some hundred.

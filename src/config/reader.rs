@@ -184,7 +184,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn integer(value: &Spanned<DeValue<'_>>) -> Option<i64> {
+fn integer(value: &Spanned<DeValue<'_>>) -> Option<i64> {
     let number = value.get_ref().as_integer()?;
     i64::from_str_radix(number.as_str(), number.radix()).ok()
 }

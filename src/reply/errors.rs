@@ -324,6 +324,12 @@ pub fn cursor_collision(why: &str) -> ErrorReply {
     ErrorReply::new(code::HOST_UNREACHABLE, &format!("the cursor is lost: {why}"))
 }
 
+/// A transaction that we have ended, since its client was idle for too long. Drivers run it again from its start.
+pub fn transaction_was_idle(why: &str) -> ErrorReply {
+    let message = format!("the transaction is lost: {why}");
+    ErrorReply { labels: Labels::TRANSIENT_TRANSACTION, ..ErrorReply::new(code::NO_SUCH_TRANSACTION, &message) }
+}
+
 /// True for a code after which a cursor cannot be continued: not found, or killed.
 pub fn cursor_is_gone(code: i32) -> bool {
     matches!(code, 43 | 237)

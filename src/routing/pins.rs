@@ -2,6 +2,9 @@
 //!
 //! Bounded and expiring. At the bound a new pin is refused, a living one is never dropped: its client could not go on.
 
+mod long_held;
+mod statements;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +13,12 @@ use tokio::time::Instant;
 
 use crate::command::{SessionId, TransactionId};
 use crate::config::Address;
-use crate::config::limits::{
-    CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE, OVERDUE_TRANSACTION,
-};
+use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE};
+use crate::telemetry::Application;
 use crate::wire::Timestamp;
+pub use long_held::{HeldCursor, HeldPins, HeldTransaction, Holds};
+use statements::Statements;
+pub use statements::{StatementSerial, WasIdle};
 
 /// A cursor of a session lives as long as the session: 30 minutes, and a margin.
 const SESSION_PIN_EXPIRY: Duration = Duration::from_secs(33 * 60);
@@ -55,6 +60,8 @@ pub struct CursorPin {
     pub change_stream: bool,
     /// How long it can live.
     pub life: CursorLife,
+    /// Of the client that made it.
+    pub application: Application,
     /// Of one that waits for data: up to where everything that was written has been delivered, as far as is known.
     pub caught_up: Option<Timestamp>,
 }
@@ -112,6 +119,9 @@ struct PinnedTransaction {
     last_used: Instant,
     /// While it is open.
     room: Option<Room>,
+    statements: Statements,
+    /// Of the client that began it, once that is known.
+    application: Option<Application>,
 }
 
 impl PinnedTransaction {
@@ -148,18 +158,16 @@ pub struct Group {
 }
 
 impl Group {
-    fn of(ages: impl Iterator<Item = Duration>) -> Self {
-        ages.fold(Self::default(), |all, age| Self { count: all.count + 1, oldest: all.oldest.max(age) })
+    fn add(&mut self, age: Duration) {
+        (self.count, self.oldest) = (self.count + 1, self.oldest.max(age));
     }
-}
 
-/// Pins that should not be there any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Overdue {
-    /// Cursors that have been idle for longer than their expiry.
-    pub cursors: Group,
-    /// Transactions that have been open for longer than a server keeps them by default.
-    pub transactions: Group,
+    /// Of things that are so old.
+    pub fn of(ages: impl Iterator<Item = Duration>) -> Self {
+        let mut all = Self::default();
+        ages.for_each(|age| all.add(age));
+        all
+    }
 }
 
 /// Why there is no pin for a new cursor or transaction.
@@ -237,17 +245,18 @@ impl Pins {
             }
         }
         let (number, serial) = (id.number, self.next_serial());
-        let (sockets, abandoned) = (0, false);
         let pin = PinnedTransaction {
             number,
             serial,
             server,
             open: true,
-            sockets,
-            abandoned,
+            sockets: 0,
+            abandoned: false,
             since: now,
             last_used: now,
             room: None,
+            statements: Statements::none(serial, now),
+            application: None,
         };
         self.transactions.insert(id.session, pin);
         Ok(())
@@ -281,17 +290,9 @@ impl Pins {
             && pin.number == id.number
             && now.duration_since(pin.since) < TRANSACTION_PIN_EXPIRY
         {
-            *pin = PinnedTransaction {
-                serial,
-                open: true,
-                sockets: 0,
-                // Not at once again: what kept it from being aborted may take a while.
-                abandoned: false,
-                last_used: now,
-                server: pin.server.clone(),
-                room,
-                ..*pin
-            };
+            (pin.serial, pin.open, pin.sockets, pin.room) = (serial, true, 0, room);
+            // Not at once again: what kept it from being aborted may take a while.
+            (pin.abandoned, pin.last_used) = (false, now);
         }
     }
 
@@ -364,17 +365,13 @@ impl Pins {
         (cursors, transactions)
     }
 
-    /// What is stuck on one server. Looks at all pins, at the ages first.
-    pub fn overdue_on(&self, server: &Address, now: Instant) -> Overdue {
-        let cursors = self.cursors.values().filter_map(|cursor| {
+    /// Cursors on one server that should have been forgotten, as they have been idle for longer than their expiry. Looks at
+    /// all of them, at the ages first.
+    pub fn overlooked_on(&self, server: &Address, now: Instant) -> Group {
+        Group::of(self.cursors.values().filter_map(|cursor| {
             let idle = now.duration_since(cursor.last_used);
             (idle >= cursor.expiry() + OVERLOOKED && *cursor.pin.server == *server).then_some(idle)
-        });
-        let transactions = self.transactions.values().filter_map(|pin| {
-            let open = now.duration_since(pin.since);
-            (pin.open && open >= OVERDUE_TRANSACTION && *pin.server == *server).then_some(open)
-        });
-        Overdue { cursors: Group::of(cursors), transactions: Group::of(transactions) }
+        }))
     }
 
     /// Splits cursor ids by the server that holds them; ids that nobody knows come last, without a server.
@@ -395,6 +392,7 @@ impl Pins {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::Applications;
 
     fn server(port: u16) -> Arc<Address> {
         Arc::new(Address::tcp("127.0.0.1", port))
@@ -406,6 +404,7 @@ mod tests {
             awaits_data: false,
             change_stream: false,
             life: CursorLife::Plain,
+            application: Applications::default().unnamed(),
             caught_up: None,
         }
     }
@@ -486,27 +485,18 @@ mod tests {
     }
 
     #[test]
-    fn what_should_be_gone_is_overdue() {
+    fn a_cursor_that_should_be_gone_is_overlooked() {
         let (mut pins, now) = (Pins::default(), Instant::now());
         pins.pin_cursor(1, cursor(1), now).unwrap();
         pins.pin_cursor(2, CursorPin { life: CursorLife::Session, ..cursor(1) }, now).unwrap();
-        for (session, port) in [(1, 1), (2, 1), (3, 2)] {
-            let id = TransactionId { session: [session; 16], number: 1 };
-            pins.pin_transaction(id, server(port), now + Duration::from_secs(session.into())).unwrap();
-        }
-        let on = |pins: &Pins, port, seconds| pins.overdue_on(&server(port), now + Duration::from_secs(seconds));
+        pins.pin_cursor(3, cursor(2), now).unwrap();
+        let on = |pins: &Pins, port, seconds| pins.overlooked_on(&server(port), now + Duration::from_secs(seconds));
         let group = |count, seconds| Group { count, oldest: Duration::from_secs(seconds) };
-        assert_eq!(on(&pins, 1, 90), Overdue::default());
-        let transactions = group(2, 91);
-        assert_eq!(on(&pins, 1, 92), Overdue { transactions, ..Overdue::default() });
-        pins.end_transaction(TransactionId { session: [1; 16], number: 1 }, now + Duration::from_secs(9)).unwrap();
-        assert_eq!(on(&pins, 1, 92).transactions, group(1, 90));
-        assert_eq!(on(&pins, 2, 100).transactions, group(1, 97));
-        assert_eq!(on(&pins, 1, 719).cursors, Group::default());
-        assert_eq!(on(&pins, 1, 720).cursors, group(1, 720));
-        assert_eq!(on(&pins, 1, 3_000).cursors, group(2, 3_000));
+        assert_eq!(on(&pins, 1, 719), Group::default());
+        assert_eq!((on(&pins, 1, 720), on(&pins, 2, 720)), (group(1, 720), group(1, 720)));
+        assert_eq!(on(&pins, 1, 3_000), group(2, 3_000));
         pins.expire(now + Duration::from_secs(3_000));
-        assert_eq!(on(&pins, 1, 3_000), Overdue::default());
+        assert_eq!(on(&pins, 1, 3_000), Group::default());
     }
 
     #[test]

@@ -89,6 +89,7 @@ mod tests {
     use super::*;
     use crate::command::TransactionId;
     use crate::routing::{CursorLife, CursorPin};
+    use crate::telemetry::Applications;
     use crate::topology::TopologyKind;
     use crate::wire::encode;
 
@@ -130,6 +131,7 @@ mod tests {
             awaits_data: false,
             change_stream: false,
             life: CursorLife::Session,
+            application: Applications::default().unnamed(),
             caught_up: None,
         };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
@@ -172,6 +174,7 @@ mod tests {
             awaits_data: false,
             change_stream: false,
             life: CursorLife::Session,
+            application: Applications::default().unnamed(),
             caught_up: None,
         };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();

@@ -165,6 +165,21 @@ labels! {
         Transaction = "transaction",
     }
 
+    /// What is held for long.
+    "what": LongHeldKind {
+        Command = "command",
+        Cursor = "cursor",
+        Transaction = "transaction",
+    }
+
+    /// Why the proxy has aborted a transaction: its client was idle for too long, its clients have gone, or the reply to one of
+    /// its statements was lost.
+    "reason": TransactionEnd {
+        Idle = "idle",
+        Orphaned = "orphaned",
+        ReplyLost = "reply_lost",
+    }
+
     /// A breaker's states; their order is the value of `breaker_state`.
     "to": BreakerLabel {
         Closed = "closed",
@@ -264,6 +279,8 @@ mod tests {
         );
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
+        assert_eq!(texts::<LongHeldKind>(), "what: command cursor transaction");
+        assert_eq!(texts::<TransactionEnd>(), "reason: idle orphaned reply_lost");
         assert_eq!(texts::<BreakerLabel>(), "to: closed half_open open");
         assert_eq!(texts::<TripLabel>(), "reason: consecutive_failures success_rate probe_failed operator");
         assert_eq!(texts::<ServerEvent>(), "event: connected error disconnected reconnected");

@@ -18,9 +18,10 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::applications::Applications;
 use super::labels::{
-    BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane, Outcome,
-    PinKind, RetryReason, ServerEvent, ServerState, ShedReason, Side, TripLabel,
+    BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane,
+    LongHeldKind, Outcome, PinKind, RetryReason, ServerEvent, ServerState, ShedReason, Side, TransactionEnd, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -78,6 +79,8 @@ pub struct Metrics {
     registry: Registry,
     servers: Arc<ServerTable>,
 
+    /// Whose clients make all that work: shown by name, never as a label.
+    pub applications: Applications,
     pub client_connections: By<ClientState, IntGauge>,
     pub client_connections_surplus: IntGauge,
     pub client_connections_opened: IntCounter,
@@ -93,6 +96,8 @@ pub struct Metrics {
     pub retries: By<RetryReason, IntCounter>,
     pub pins: By<PinKind, IntGauge>,
     pub pin_seconds: Histogram,
+    pub long_held: By<LongHeldKind, IntGauge>,
+    pub transactions_ended: By<TransactionEnd, IntCounter>,
     pub received_bytes: By<Side, IntCounter>,
     pub sent_bytes: By<Side, IntCounter>,
     pub buffered_bytes: IntGauge,
@@ -120,6 +125,7 @@ impl Metrics {
         table.add(IntGauge::with_opts(version.const_label("version", env!("CARGO_PKG_VERSION")))).set(1);
 
         Arc::new(Self {
+            applications: Applications::default(),
             servers: Arc::new(ServerTable::new(&table, by_cluster)),
             client_connections: table.gauges("client_connections", "Client sockets that are open."),
             client_connections_surplus: table.gauge(
@@ -164,6 +170,8 @@ impl Metrics {
                 "Time for which cursors and transactions were bound.",
                 PIN_BUCKETS,
             ),
+            long_held: table.gauges("long_held", "What has been held for longer than long_held_ms."),
+            transactions_ended: table.counters("transactions_ended_total", "Transactions that the proxy has aborted."),
             received_bytes: table.counters("received_bytes_total", "Bytes read from sockets."),
             sent_bytes: table.counters("sent_bytes_total", "Bytes written to sockets."),
             buffered_bytes: table.gauge("buffered_bytes", "Memory that requests and replies take now."),
@@ -511,6 +519,8 @@ mod tests {
             ("retries_denied_total", COUNTER, vec![server()]),
             ("pins", GAUGE, vec![all::<PinKind>()]),
             ("pin_seconds", HISTOGRAM, vec![]),
+            ("long_held", GAUGE, vec![all::<LongHeldKind>()]),
+            ("transactions_ended_total", COUNTER, vec![all::<TransactionEnd>()]),
             ("received_bytes_total", COUNTER, vec![all::<Side>()]),
             ("sent_bytes_total", COUNTER, vec![all::<Side>()]),
             ("buffered_bytes", GAUGE, vec![]),

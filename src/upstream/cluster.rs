@@ -41,7 +41,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// Pins are searched for expired ones this often.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Open transactions are searched for those without a client this often: they hold locks.
+/// Open transactions are searched for those without a client, and for idle ones, this often: they hold locks.
 const ORPHAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One server of a cluster.
@@ -224,7 +224,10 @@ impl Cluster {
                 // Nothing is lost when an arm loses: a tick that is due stays due.
                 tokio::select! {
                     now = expiry.tick() => lock(&cluster.pins).expire(now),
-                    now = orphans.tick() => cluster.abort_orphans(now),
+                    now = orphans.tick() => {
+                        cluster.abort_orphans(now);
+                        cluster.abort_idle(now);
+                    }
                     () = cluster.tasks.cancelled() => return,
                 }
             }

@@ -12,12 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::cluster::Cluster;
+use super::in_use::Work;
 use super::pool::lock;
 use crate::admission::Lane;
 use crate::command::TransactionId;
 use crate::config::Address;
 use crate::routing::pins::Ended;
-use crate::telemetry::labels::CommandLabel;
+use crate::telemetry::ApplicationId;
+use crate::telemetry::labels::{CommandLabel, TransactionEnd};
 use crate::topology::Criteria;
 use crate::wire::{encode, op_msg};
 
@@ -82,7 +84,7 @@ impl Cluster {
         let message = encode::op_msg(connection.next_request_id(), 0, command);
         let generation = connection.generation;
         let name = command.iter().next().and_then(Result::ok).map_or("", |(name, _)| name.as_str());
-        connection.in_use().begin(Some(CommandLabel::of(name)), Instant::now());
+        connection.in_use().begin(Work::command(CommandLabel::of(name), ApplicationId::OWN), Instant::now());
         match connection.exchange(message.bytes()).await {
             Ok(reply) => RawDocumentBuf::from_bytes(op_msg::reply_document(reply)?.1.to_vec()).ok(),
             Err(error) => {
@@ -142,13 +144,42 @@ impl Cluster {
         if orphans.is_empty() {
             return;
         }
-        let oldest_ms = orphans.iter().map(|(_, ended)| ended.open_for).max().unwrap_or_default().as_millis();
-        tracing::info!(count = orphans.len(), oldest_ms, "aborting open transactions whose clients have gone");
-        for (id, ended) in orphans {
+        tracing::info!(
+            count = orphans.len(),
+            oldest_ms = oldest_ms(&orphans),
+            "aborting transactions whose clients have gone"
+        );
+        self.abort_all(orphans, TransactionEnd::Orphaned);
+    }
+
+    /// Aborts the open transactions of which no statement has been on its way for too long, as many as may be under way; the
+    /// others come later.
+    pub fn abort_idle(self: &Arc<Self>, now: Instant) {
+        let Some(limit) = self.config.transaction_idle_timeout else { return };
+        let idle = lock(&self.pins).take_idle(limit, MAX_BACKGROUND - self.errands(), now);
+        if idle.is_empty() {
+            return;
+        }
+        tracing::info!(
+            count = idle.len(),
+            oldest_ms = oldest_ms(&idle),
+            "aborting transactions that are idle for too long"
+        );
+        self.abort_all(idle, TransactionEnd::Idle);
+    }
+
+    fn abort_all(self: &Arc<Self>, transactions: Vec<(TransactionId, Ended)>, reason: TransactionEnd) {
+        for (id, ended) in transactions {
             self.metrics.pin_seconds.observe(ended.open_for.as_secs_f64());
+            self.metrics.transactions_ended[reason].inc();
             self.abort_in_background(id, ended);
         }
     }
+}
+
+/// How long the oldest of them was open.
+fn oldest_ms(ended: &[(TransactionId, Ended)]) -> u128 {
+    ended.iter().map(|(_, ended)| ended.open_for).max().unwrap_or_default().as_millis()
 }
 
 fn abort_transaction(id: TransactionId) -> RawDocumentBuf {

@@ -60,7 +60,7 @@ impl Cluster {
 
 fn holders(in_use: u32, most: u32, uses: &[Use]) -> String {
     let mut groups: Vec<(CommandLabel, usize, Duration)> = Vec::new();
-    for (command, age) in uses.iter().filter_map(|it| it.command.map(|command| (command, it.age))) {
+    for (command, age) in uses.iter().filter_map(|it| it.work.command.map(|command| (command, it.age))) {
         match groups.iter_mut().find(|(other, ..)| *other == command) {
             Some((_, count, oldest)) => (*count, *oldest) = (*count + 1, (*oldest).max(age)),
             None => groups.push((command, 1, age)),
@@ -79,16 +79,21 @@ fn holders(in_use: u32, most: u32, uses: &[Use]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::ApplicationId;
+    use crate::upstream::in_use::Work;
 
     #[test]
     fn the_words_name_what_has_most_connections() {
-        let of = |command, age| Use { command: Some(command), age: Duration::from_millis(age) };
+        let of = |command, age| {
+            let work = Work::command(command, ApplicationId::UNNAMED);
+            Use { work, age: Duration::from_millis(age) }
+        };
         assert_eq!(holders(0, 10, &[]), "0 of at most 10 upstream connections are in use");
         let uses = [
             of(CommandLabel::Update, 7),
             of(CommandLabel::Find, 20),
             of(CommandLabel::Find, 1_200),
-            Use { command: None, age: Duration::from_secs(9) },
+            Use { work: Work::OWN, age: Duration::from_secs(9) },
             of(CommandLabel::Count, 1),
             of(CommandLabel::Distinct, 1),
         ];

@@ -17,7 +17,7 @@ pub use super::bound::ClusterBound;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
-use super::in_use::{InUse, Use};
+use super::in_use::{InUse, Use, Work};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
 use crate::admission::{Claim, Gradient, Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
@@ -503,7 +503,7 @@ impl Pool {
         loop {
             let connection = self.0.state().borrow_available()?;
             if let Some(guard) = self.guard_alive(connection, Lane::Background.into()) {
-                guard.in_use().begin(None, Instant::now());
+                guard.in_use().begin(Work::OWN, Instant::now());
                 return Some(guard);
             }
         }
@@ -639,7 +639,7 @@ impl PooledConnection {
     }
 
     fn give_up(&self, mut connection: Box<Connection>, reason: ConnectionClosed, now: Instant) {
-        connection.in_use().end();
+        connection.in_use().end(now);
         let held = held(&mut connection, now);
         self.pool.0.parts.server_metrics.connections_closed[reason].inc();
         let woken = self.pool.0.state().discard(connection, held, now);
@@ -681,7 +681,7 @@ impl Drop for PooledConnection {
         if self.pool.owes_place() {
             return self.give_up(connection, ConnectionClosed::Idle, now);
         }
-        connection.in_use().end();
+        connection.in_use().end(now);
         connection.clear_reply();
         connection.last_used = now;
         let held = held(&mut connection, now);
