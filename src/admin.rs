@@ -9,15 +9,19 @@ pub mod advice;
 #[cfg(test)]
 mod fixture;
 pub mod gauges;
+pub mod history;
 pub mod long_held;
 pub mod order;
+pub mod sampler;
 pub mod server;
 pub mod snapshot_log;
 pub mod stats;
 pub mod suspicions;
 pub mod tenants;
+pub mod trends;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -33,10 +37,13 @@ use tokio::time::Instant;
 
 use crate::admission::{MemoryBudget, Mode};
 use crate::config::limits::ADMIN_BODY_BYTES;
+use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::Cluster;
 
+pub use history::SAMPLE_INTERVAL;
 use order::ModeOrder;
+use sampler::Histories;
 pub use server::serve;
 pub use snapshot_log::log_snapshots;
 
@@ -51,6 +58,8 @@ pub struct Admin {
     clusters: Vec<Arc<Cluster>>,
     metrics: Arc<Metrics>,
     memory: Arc<MemoryBudget>,
+    /// The last minutes.
+    histories: Arc<Histories>,
     /// True from the order to drain on, whoever gave it.
     draining: watch::Sender<bool>,
     started: Instant,
@@ -64,7 +73,13 @@ impl Admin {
         memory: Arc<MemoryBudget>,
         draining: watch::Sender<bool>,
     ) -> Arc<Self> {
-        Arc::new(Self { clusters, metrics, memory, draining, started: Instant::now() })
+        let histories = Arc::default();
+        Arc::new(Self { clusters, metrics, memory, histories, draining, started: Instant::now() })
+    }
+
+    /// Remembers from now on how the pools are used, with a sample in each interval.
+    pub fn keep_history(&self, interval: Duration, tasks: &Tasks) {
+        sampler::keep(self.histories.clone(), self.clusters.clone(), interval, tasks);
     }
 
     /// Why no traffic should come here, one reason per line; `None` when it may.
@@ -105,12 +120,14 @@ impl Admin {
     /// Everything that `/stats` tells.
     pub fn stats(&self) -> stats::Stats {
         let now = Instant::now();
+        let clusters = self.clusters.iter().enumerate();
+        let clusters = clusters.map(|(index, cluster)| stats::of_cluster(cluster, &self.histories.of(index), now));
         stats::Stats {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: now.duration_since(self.started).as_secs(),
             draining: *self.draining.borrow(),
             surplus_clients: usize::try_from(self.metrics.client_connections_surplus.get()).unwrap_or_default(),
-            clusters: self.clusters.iter().map(|cluster| stats::of_cluster(cluster, now)).collect(),
+            clusters: clusters.collect(),
         }
     }
 }

@@ -8,7 +8,7 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admin::{self, Admin};
+use crate::admin::{self, Admin, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
@@ -123,6 +123,7 @@ impl App {
         }
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
+        admin.keep_history(SAMPLE_INTERVAL, &tasks);
         tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);

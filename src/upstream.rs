@@ -22,6 +22,7 @@ pub mod pool_state;
 mod scripted;
 pub mod settling;
 pub mod tls;
+pub mod usage;
 
 pub use cluster::{Cluster, Operation, SelectError, Server};
 pub use connection::{Connection, ReceiveError, Reply, SendError};

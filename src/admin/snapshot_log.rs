@@ -114,6 +114,7 @@ fn log(cluster: &str, server: &Address, line: &Line, now: Instant) {
 #[cfg(test)]
 mod tests {
     use super::super::fixture::Fixture;
+    use super::super::sampler::ClusterHistory;
     use super::super::stats::of_cluster;
     use super::super::stats::tests::pool;
     use super::*;
@@ -157,7 +158,8 @@ mod tests {
         let group = |oldest| Group { count: 1, oldest: seconds(oldest) };
         let expected = [Suspicion::OpenTransactions(group(100)), Suspicion::Unaccounted(group(80))];
         assert_eq!(told(&servers), expected);
-        let advice = &of_cluster(&fixture.cluster, now + seconds(100)).servers[0].recommendations;
+        let advice =
+            &of_cluster(&fixture.cluster, &ClusterHistory::default(), now + seconds(100)).servers[0].recommendations;
         assert!(advice.len() == 1 && advice[0].contains("1 transactions are open for long"), "{advice:?}");
 
         // The connection is used by a command, and the transaction over.
@@ -168,7 +170,8 @@ mod tests {
         assert_eq!(told(&servers), []);
         let servers = look(servers, 400);
         assert_eq!(told(&servers), [Suspicion::LongCommands(group(270), CommandLabel::Find)]);
-        let advice = &of_cluster(&fixture.cluster, now + seconds(400)).servers[0].recommendations;
+        let advice =
+            &of_cluster(&fixture.cluster, &ClusterHistory::default(), now + seconds(400)).servers[0].recommendations;
         assert!(advice.len() == 1 && advice[0].contains("for 270s by `find`"), "{advice:?}");
         drop((leaked, operation));
         assert_eq!(told(&look(servers, 450)), []);

@@ -11,8 +11,10 @@ use tokio::time::Instant;
 
 use super::advice;
 use super::long_held::{LongHeldStats, Look};
+use super::sampler::{self, ClusterHistory};
 use super::suspicions::at_a_look;
 use super::tenants::TenantStats;
+use super::trends::{self, Trends};
 use crate::breaker::BreakerState;
 use crate::telemetry::labels::ServerEvent;
 use crate::telemetry::metrics::ServerMetrics;
@@ -281,6 +283,8 @@ pub struct ServerFacts<'a> {
     pub look: &'a Look,
     /// What has been held for long.
     pub long_held: LongHeldStats,
+    /// What the last minutes say; `None` where there were none.
+    pub trends: Option<Trends>,
 }
 
 /// Tells of one server.
@@ -318,19 +322,22 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
     } else {
         Status::Healthy
     };
-    stats.recommendations = advice::for_server(&stats, all_in_use);
+    let trends = facts.trends.clone().unwrap_or_default();
+    // One cause, one advice: the minutes say more about it than the moment.
+    stats.recommendations = advice::for_server(&stats, all_in_use && !trends.short);
+    stats.recommendations.extend(trends.words);
     stats.recommendations.extend(at_a_look(facts.look).iter().map(advice::for_suspicion));
     stats
 }
 
 /// Tells of one cluster.
-pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
-    let topology = cluster.topology();
+pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> ClusterStats {
+    let (topology, bounds) = (cluster.topology(), sampler::bounds(&cluster.config));
+    let name = |id| cluster.metrics.applications.name(id).map(String::from);
     let servers = cluster.servers().into_iter().map(|server| {
         // One after the other: each takes the same lock, and a guard lives as long as its statement.
         let pins = lock(&cluster.pins).count_on(&server.address);
         let look = Look::at(cluster, &server, now);
-        let name = |id| cluster.metrics.applications.name(id).map(String::from);
         let facts = ServerFacts {
             address: server.address.to_string(),
             description: topology.servers.get(&*server.address),
@@ -342,6 +349,7 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
             pins,
             long_held: look.stats(name),
             look: &look,
+            trends: history.servers.get(&*server.address).map(|ring| trends::for_server(ring, bounds, name)),
         };
         let tenants = super::tenants::of_server(cluster, &server);
         ServerStats { tenants, ..of_server(&facts, now) }
@@ -371,6 +379,7 @@ pub fn of_cluster(cluster: &Cluster, now: Instant) -> ClusterStats {
         servers,
     };
     stats.recommendations = advice::for_cluster(&stats);
+    stats.recommendations.extend(trends::for_clients(&history.clients));
     stats
 }
 
@@ -472,6 +481,7 @@ pub(super) mod tests {
             pins: (3, 1),
             look,
             long_held: look.stats(|_| None),
+            trends: None,
         }
     }
 

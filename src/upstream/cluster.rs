@@ -4,7 +4,7 @@
 //! goes back into the topology. The rules are those of the SDAM specification ("Error handling").
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -137,6 +137,8 @@ pub struct Cluster {
     pub metrics: Arc<Metrics>,
     /// Clients that are connected to listeners that lead to it.
     pub clients: AtomicUsize,
+    /// Those that there have been so far.
+    pub clients_opened: AtomicU64,
     /// The time without a primary, as far as reads were served in it.
     pub degraded: Episode,
     pub(super) last_load: LastLoad,
@@ -173,6 +175,7 @@ impl Cluster {
             tasks,
             metrics,
             clients: AtomicUsize::new(0),
+            clients_opened: AtomicU64::new(0),
             degraded: Episode::default(),
             monitor,
             dialer,

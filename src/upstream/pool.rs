@@ -19,6 +19,7 @@ use super::handshake::Dialer;
 use super::health::Health;
 use super::in_use::{InUse, Use, Work};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
+use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
@@ -136,6 +137,7 @@ pub(super) struct Shared {
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
     open: Mutex<Vec<OpenConnection>>,
+    usage: PoolUsage,
     last_id: AtomicU64,
     /// Checked out since the last ping.
     pub(super) used: AtomicBool,
@@ -184,6 +186,7 @@ impl Pool {
             work: Notify::new(),
             pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
             open: Mutex::default(),
+            usage: PoolUsage::default(),
             last_id: AtomicU64::new(0),
             used: AtomicBool::new(false),
             recheck: AtomicBool::new(false),
@@ -247,8 +250,12 @@ impl Pool {
         let turn = Turn { pool: self, ticket };
         loop {
             self.0.work.notify_one();
-            let handed = tokio::time::timeout_at(deadline, turn.wait()).await.map_err(|_| CheckOutError::Timeout)??;
-            if let Some(connection) = self.vet(handed, claim) {
+            let handed = tokio::time::timeout_at(deadline, turn.wait()).await.unwrap_or(Err(CheckOutError::Timeout));
+            if let Err(CheckOutError::Timeout | CheckOutError::Shed) = handed {
+                self.0.usage.waited(since.elapsed());
+            }
+            if let Some(connection) = self.vet(handed?, claim) {
+                self.0.usage.waited(since.elapsed());
                 return Ok(connection);
             }
             // Whose connection died on the way does not start over at the end of the queue.
@@ -424,6 +431,11 @@ impl Pool {
     /// The connections in use of which it was told what for.
     pub fn uses(&self, now: Instant) -> Vec<Use> {
         lock(&self.0.open).iter().filter_map(|connection| connection.in_use.look(now)).collect()
+    }
+
+    /// How the pool has been used.
+    pub fn usage(&self) -> &PoolUsage {
+        &self.0.usage
     }
 
     /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
@@ -628,6 +640,7 @@ pub struct PooledConnection {
 impl PooledConnection {
     fn new(mut connection: Box<Connection>, claim: Claim, pool: &Pool) -> Self {
         connection.taken = Some((claim, Instant::now()));
+        pool.0.usage.began();
         Self { connection: Some(connection), pool: pool.clone() }
     }
 
@@ -639,7 +652,7 @@ impl PooledConnection {
     }
 
     fn give_up(&self, mut connection: Box<Connection>, reason: ConnectionClosed, now: Instant) {
-        connection.in_use().end(now);
+        self.pool.0.usage.ended(connection.in_use().end(now));
         let held = held(&mut connection, now);
         self.pool.0.parts.server_metrics.connections_closed[reason].inc();
         let woken = self.pool.0.state().discard(connection, held, now);
@@ -681,7 +694,7 @@ impl Drop for PooledConnection {
         if self.pool.owes_place() {
             return self.give_up(connection, ConnectionClosed::Idle, now);
         }
-        connection.in_use().end(now);
+        self.pool.0.usage.ended(connection.in_use().end(now));
         connection.clear_reply();
         connection.last_used = now;
         let held = held(&mut connection, now);
