@@ -7,7 +7,7 @@ use std::time::Duration as StdDuration;
 
 use bson::{Document, doc};
 use mongodb::Client;
-use mongodb::error::TRANSIENT_TRANSACTION_ERROR;
+use mongodb::error::{RETRYABLE_WRITE_ERROR, TRANSIENT_TRANSACTION_ERROR};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
@@ -16,6 +16,7 @@ use serde_json::Value;
 use support::PATIENCE;
 use support::hold::{eventually, hold_finds, hold_inserts};
 use support::proxy::{Proxy, proxy};
+use support::relay::Fault;
 use support::statements::Raw;
 use tokio::time::timeout;
 
@@ -133,6 +134,24 @@ async fn a_statement_without_its_client_is_on_its_way_as_well() {
     assert_eq!((open(&proxy), ended(&proxy, "orphaned")), (1, 0.0));
     hold.release().await;
     eventually("the other one ends as well", async || open(&proxy) == 0).await;
+}
+
+/// The server has committed and nobody has heard of it: to say that the transaction is lost would make its client run it again.
+#[tokio::test]
+async fn a_transaction_whose_commit_was_sent_is_not_ended() {
+    let (_deployment, relay, proxy) = support::relayed("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let mut client = support::connect(proxy.address()).await;
+    client.command(DATABASE, doc! { "create": "c" }).await.unwrap();
+    client.command(DATABASE, doc! { "create": "d" }).await.unwrap();
+    let (committed, forgotten) = (Raw::new(), Raw::new());
+    client.command(DATABASE, committed.first(insert(1))).await.unwrap();
+    relay.next("commitTransaction", Fault::NoReply, 1);
+    let lost = committed.end(&mut client, "commitTransaction").await.unwrap_err();
+    assert!(lost.code() == Some(6) && lost.has_label(RETRYABLE_WRITE_ERROR), "{lost}");
+    client.command(DATABASE, forgotten.first(change(1))).await.unwrap();
+    eventually("the other one is ended", async || ended(&proxy, "idle") == 1.0).await;
+    committed.end(&mut client, "commitTransaction").await.unwrap();
+    assert_eq!(count(&mut client, "c", doc! {}).await, 1);
 }
 
 /// As applications write it: the callback runs again.

@@ -78,7 +78,7 @@ impl Pins {
 
     /// The server may hear of a commit from now on.
     pub fn commit_is_sent(&mut self, id: TransactionId) {
-        if let Some(pin) = self.open_transaction(id) {
+        if let Some(pin) = self.transactions.get_mut(&id.session).filter(|pin| pin.number == id.number) {
             pin.statements.commit_sent = true;
         }
     }
@@ -87,7 +87,9 @@ impl Pins {
     pub fn take_idle(&mut self, limit: Duration, most: usize, now: Instant) -> Vec<(TransactionId, Ended)> {
         let idle = self.transactions.iter_mut().filter_map(|(session, pin)| {
             let idle = pin.statements.idle(now).filter(|idle| *idle >= limit)?;
-            (pin.open && !pin.statements.commit_sent).then_some((session, pin, idle))
+            // What was ended before and is open still is an orphan: that is not tried again at once.
+            let spared = pin.statements.commit_sent || pin.statements.was_idle.is_some();
+            (pin.open && !spared).then_some((session, pin, idle))
         });
         let ended = idle.take(most).map(|(session, pin, idle)| {
             pin.statements.was_idle = Some(WasIdle(idle));
@@ -132,17 +134,20 @@ mod tests {
         let (mut pins, now, id) = (Pins::default(), Instant::now(), transaction(1, 5));
         pins.pin_transaction(id, server(), now).unwrap();
         let statement = begins(&mut pins, id, now).unwrap().unwrap();
-        assert_eq!(idle(&mut pins, now + 20 * LIMIT), [], "its first statement is on its way");
-        let ended = now + 20 * LIMIT;
+        assert_eq!(idle(&mut pins, now + 5 * LIMIT), [], "its first statement is on its way");
+        let ended = now + 5 * LIMIT;
         pins.statement_ended(id, statement, ended);
         assert_eq!(idle(&mut pins, ended + LIMIT - SECOND), []);
         let taken = pins.take_idle(LIMIT, usize::MAX, ended + LIMIT);
-        assert_eq!((taken[0].0, taken[0].1.open_for), (id, 21 * LIMIT));
+        assert_eq!((taken[0].0, taken[0].1.open_for), (id, 6 * LIMIT));
         assert_eq!((idle(&mut pins, ended + 2 * LIMIT), pins.count()), (vec![], (0, 0)), "once");
         assert_eq!(begins(&mut pins, id, ended + LIMIT), Err(WasIdle(LIMIT)));
         // Its server could not be asked to abort it: it is tried again, and its client still hears nothing else.
         pins.reopen_transaction(id, None, ended + LIMIT);
         assert_eq!(begins(&mut pins, id, ended + LIMIT), Err(WasIdle(LIMIT)));
+        assert_eq!(pins.count(), (0, 1), "open again");
+        assert_eq!(idle(&mut pins, ended + 2 * LIMIT), [], "it is an orphan from now on");
+        assert_eq!(pins.take_orphans(usize::MAX, ended + 2 * LIMIT).len(), 1);
         // The next one of its session is another.
         let next = transaction(1, 6);
         assert_eq!(begins(&mut pins, next, ended + LIMIT), Ok(None));
@@ -279,7 +284,7 @@ mod tests {
                     Step::Finish(_) => {}
                     Step::Commit(session, number) => {
                         pins.commit_is_sent(transaction(session, number));
-                        if let Some(known) = model.get_mut(&session).filter(|it| it.number == number && it.open) {
+                        if let Some(known) = model.get_mut(&session).filter(|it| it.number == number) {
                             known.commit_sent = true;
                         }
                     }
@@ -302,7 +307,7 @@ mod tests {
                         let mut expected = BTreeSet::new();
                         for (session, known) in &mut model {
                             let quiet = known.on_their_way.is_empty() && now.duration_since(known.last) >= LIMIT;
-                            if known.open && quiet && !known.commit_sent {
+                            if known.open && quiet && !known.commit_sent && !known.refuses {
                                 (known.open, known.refuses) = (false, true);
                                 expected.insert(transaction(*session, known.number));
                             }
