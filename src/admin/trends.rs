@@ -490,23 +490,20 @@ mod tests {
     fn a_pool_is_too_large_when_most_of_what_is_open_is_never_used() {
         let open = |open, peak| move |it: &mut Interval| (it.open, it.peak) = (open, peak);
         assert_eq!(always(open(40, 3)), QUIET, "ten were open at the beginning of it, and three were in use");
-        let mut large = ring(50, same(INTERVALS + 1, Interval { open: 40, peak: 10, ..healthy() }));
+        let large = ring(50, same(INTERVALS + 1, Interval { open: 40, peak: 10, ..healthy() }));
         let with = |min_pool_size| Bounds { min_pool_size, max_pool_size: 50, ..BOUNDS };
         only(&said(with(40), &large), &["Of 40 connections", "10 were in use at once", "lower min_pool_size to 20"]);
         only(&said(with(2), &large), &["lower max_pool_size to 20"]);
-        large = ring(50, same(INTERVALS + 1, Interval { open: 40, peak: 11, ..healthy() }));
-        assert_eq!(said(with(40), &large), QUIET);
+        let used = ring(50, same(INTERVALS + 1, Interval { open: 40, peak: 11, ..healthy() }));
+        assert_eq!(said(with(40), &used), QUIET);
         let small = |open| said(with(2), &ring(50, same(INTERVALS + 1, Interval { open, peak: 1, ..healthy() })));
         assert_eq!((small(9), small(10).len()), (vec![], 1), "a few are not worth a word");
         let young = ring(50, same(INTERVALS - 1, Interval { open: 10, peak: 1, ..healthy() }));
         assert_eq!(said(with(40), &young), QUIET, "not before five minutes");
-        let once =
-            same(INTERVALS, Interval { open: 40, peak: 1, ..healthy() }).chain([Interval { open: 40, ..healthy() }]);
-        assert_eq!(
-            said(with(40), &ring(50, once.chain([Interval { open: 40, peak: 11, ..healthy() }]))),
-            QUIET,
-            "a peak"
-        );
+        let with_peak = |open, peak| Interval { open, peak, ..healthy() };
+        let once = |it| same(15, with_peak(40, 1)).chain([it]).chain(same(15, with_peak(40, 1)));
+        assert_eq!(said(with(40), &ring(50, once(with_peak(40, 11)))), QUIET, "they were needed once");
+        assert_eq!(said(with(40), &ring(50, once(with_peak(9, 1)))), QUIET, "they were closed once");
     }
 
     #[test]
