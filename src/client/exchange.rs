@@ -40,7 +40,7 @@ pub(super) struct Exchange {
     /// Since when it waits to be sent: its arrival, or the last time that a server had it.
     pub(super) unsent_since: Instant,
     /// Attempts since then that were not written whole.
-    pub(super) attempts: u32,
+    pub(super) attempts: u16,
     /// Was sent again already, after it had been written whole.
     pub(super) resent: bool,
     /// The server that the last attempt failed on.

@@ -234,10 +234,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     ) -> Result<Attempt, Failed> {
         let server = operation.server();
         self.broke(exchange, operation, connection, why);
-        exchange.attempts += 1;
+        exchange.attempts = exchange.attempts.saturating_add(1);
         let in_time = Instant::now() < exchange.sent_by(&exchange.cluster.config);
         if in_time && self.again(exchange, operation, Failure::NotWritten) {
-            let doubled = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(exchange.attempts).unwrap_or(u32::MAX));
+            let doubled = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(exchange.attempts.into()).unwrap_or(u32::MAX));
             let pause = if exchange.attempts > 1 { doubled.min(LONGEST_PAUSE) } else { Duration::ZERO };
             return Ok(Attempt::Again(pause));
         }

@@ -105,6 +105,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// A number for its connection, as servers give one: no two of the process have the same.
+    pub fn number(&self) -> i64 {
+        i64::try_from(self.ticket).unwrap_or(i64::MAX).saturating_add(1)
+    }
+
     /// True as soon as it is one of the `max_clients`, and from then on.
     pub fn is_regular(&self) -> bool {
         self.ticket < self.places.regular_below.load(Ordering::Relaxed)

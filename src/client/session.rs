@@ -40,7 +40,6 @@ pub struct Session<S> {
     /// keeps to what the greeting of a socket said, so more than that is for new sockets.
     pub(super) told: Option<(Shown, i32)>,
     pub(super) ends: Box<Ends>,
-    connection_id: i64,
     pub(super) doings: Doings,
     /// Whose client it is, as far as it has told.
     pub(super) application: Application,
@@ -89,23 +88,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> Self {
         let ends = Box::new(ends);
         let socket = ClientSocket::new(stream, shared.bounds.clone());
-        let connection_id = shared.activity.next_connection_id();
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
         let application = shared.metrics.applications.unnamed();
-        Self {
-            socket,
-            shared,
-            state,
-            told: None,
-            ends,
-            connection_id,
-            doings,
-            application,
-            transactions,
-            cursors,
-            place,
-        }
+        Self { socket, shared, state, told: None, ends, doings, application, transactions, cursors, place }
     }
 
     /// Serves the client until it leaves or has to be closed; returns why.
@@ -350,7 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     fn hello(&mut self, document: &[u8], name: &str, facts: &Facts) -> Result<RawDocumentBuf, ErrorReply> {
         let dialled = &self.ends.dialled();
-        let socket = Socket { connection_id: self.connection_id, dialled };
+        let socket = Socket { connection_id: self.place.number(), dialled };
         let reply = hello(document, name, facts, &mut self.state, socket, bson::DateTime::now())?;
         if let Some(metadata) = self.state.metadata.take() {
             if let Some(name) = &metadata.application {

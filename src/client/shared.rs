@@ -1,6 +1,6 @@
 //! What all sessions of a listener share, and what those of all listeners do.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, watch};
@@ -66,7 +66,6 @@ pub struct Activity {
     pub sessions: Tasks,
     /// Client sockets that are open.
     pub clients: AtomicUsize,
-    last_connection_id: AtomicI64,
     /// Commands between their arrival and the end of their reply; hello and long polls do not count.
     in_flight: AtomicUsize,
     long_polls: AtomicUsize,
@@ -80,11 +79,6 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// A number for a client's connection, as servers give one; no two of the process have the same.
-    pub fn next_connection_id(&self) -> i64 {
-        self.last_connection_id.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
     /// A command arrived; dropping the guard says that it has ended.
     pub fn begin(self: &Arc<Self>, long_poll: bool) -> InFlight {
         if long_poll {
