@@ -206,11 +206,13 @@ impl<C, W> PoolState<C, W> {
         &self.tenants
     }
 
-    /// How long those who wait now will take, if each holds a connection as long as commands did of late; `None` before the
-    /// first did.
+    /// How long those who wait now will take, if each holds a connection as long as commands did of late, and as far as they may
+    /// wait at all; `None` before the first did.
     pub fn drains_in(&self) -> Option<Duration> {
         let turns = count(self.queue.len()) / self.limit.max(1);
-        self.tenants.mean_held().map(|held| held.saturating_mul(turns))
+        let drains_in = self.tenants.mean_held().map(|held| held.saturating_mul(turns));
+        let patience = self.codel.as_ref().and_then(Codel::patience);
+        drains_in.map(|drains_in| drains_in.min(patience.unwrap_or(drains_in)))
     }
 
     /// Takes an available connection, unless its lane or its tenant has all that it may have. Nobody is overtaken: as long as
@@ -621,6 +623,18 @@ mod tests {
     }
 
     #[test]
+    fn how_long_the_queue_takes_follows_from_how_long_commands_take() {
+        let (mut pool, now) = (ready_pool(1), Instant::now());
+        let CheckOut::Now(connection) = pool.check_out(REGULAR) else { panic!("one is available") };
+        (0..8).for_each(|number| drop(pool.enqueue(REGULAR, now, number)));
+        assert_eq!(pool.drains_in(), None, "nothing is known");
+        let held = Held { claim: REGULAR, time: Some(Duration::from_millis(100)) };
+        pool.check_in(connection, 0, held, now);
+        pool.enqueue(REGULAR, now, 8);
+        assert_eq!(pool.drains_in(), Some(Duration::from_millis(200)), "eight wait for four connections");
+    }
+
+    #[test]
     fn a_queue_that_stands_refuses_who_has_waited_too_long_and_takes_the_newest() {
         let ms = Duration::from_millis;
         let discipline = QueueDiscipline::Codel { target: ms(20), interval: ms(500) };
@@ -652,6 +666,10 @@ mod tests {
         assert_eq!(pool.poll(waits[refused[0] as usize].0, |_| {}), Waiting::Shed);
         assert_eq!(pool.leave(waits[refused[1] as usize].0), None);
         assert_eq!(pool.shed.len(), refused.len() - 2, "whoever knows is forgotten");
+        let (held, now) = (Held { claim: REGULAR, time: Some(ms(1_000)) }, Instant::now());
+        pool.check_in(connection, generation, held, now);
+        (0..8).for_each(|number| drop(pool.enqueue(REGULAR, now, number)));
+        assert_eq!(pool.drains_in(), Some(ms(40)), "nobody waits longer");
     }
 
     #[test]
