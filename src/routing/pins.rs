@@ -31,6 +31,9 @@ const NO_TIMEOUT_PIN_EXPIRY: Duration = Duration::from_secs(24 * 60 * 60);
 /// this is looked for on the primary, which is where it runs anyway unless that changed.
 const TRANSACTION_PIN_EXPIRY: Duration = Duration::from_secs(120);
 
+/// By default a server has ended by then what was idle for so long. Where it has not, nothing is kept for it any more.
+const ROOM_EXPIRY: Duration = Duration::from_secs(65);
+
 /// Cursors are looked through for expired ones every few seconds. One that has been idle for longer than its expiry by
 /// this was overlooked.
 const OVERLOOKED: Duration = Duration::from_secs(60);
@@ -348,6 +351,9 @@ impl Pins {
     pub fn expire(&mut self, now: Instant) {
         self.cursors.retain(|_, cursor| now.duration_since(cursor.last_used) < cursor.expiry());
         self.transactions.retain(|_, pin| {
+            if pin.statements.idle(now).is_some_and(|idle| idle >= ROOM_EXPIRY) {
+                pin.room = None;
+            }
             let limit = if pin.open { TRANSACTION_PIN_EXPIRY } else { ENDED_TRANSACTION_EXPIRY };
             now.duration_since(pin.last_used) < limit
         });
@@ -482,6 +488,40 @@ mod tests {
         assert_eq!(pins.count(), (0, 0));
         pins.expire(now + ENDED_TRANSACTION_EXPIRY);
         assert_eq!(pins.transaction(TRANSACTION, now), None);
+    }
+
+    #[test]
+    fn room_is_kept_while_a_transaction_is_open_and_not_for_ever() {
+        let (mut pins, now, kept) = (Pins::default(), Instant::now(), Arc::new(()));
+        let is_kept = || Arc::strong_count(&kept) > 1;
+        let mut begin = |pins: &mut Pins, id, now| {
+            pins.pin_transaction(id, server(1), now).unwrap();
+            pins.keep_room(id, || Room::new(kept.clone()));
+            assert!(is_kept());
+        };
+        begin(&mut pins, TRANSACTION, now);
+        let ended = pins.end_transaction(TRANSACTION, now).unwrap();
+        assert!(is_kept(), "for its abort");
+        pins.reopen_transaction(TRANSACTION, ended.room, now);
+        assert!(is_kept(), "it is open again");
+        let next = TransactionId { number: 6, ..TRANSACTION };
+        begin(&mut pins, next, now);
+        assert_eq!(Arc::strong_count(&kept), 2, "the older one of the session has ended");
+        drop(pins.end_transaction(next, now));
+        assert!(!is_kept());
+        pins.keep_room(next, || unreachable!("it has ended"));
+        let last = TransactionId { number: 7, ..TRANSACTION };
+        begin(&mut pins, last, now);
+        let statement = pins.statement_begins(last, &Applications::default().unnamed(), now).unwrap().unwrap();
+        pins.expire(now + 2 * ROOM_EXPIRY - Duration::from_secs(11));
+        assert!(is_kept(), "a statement is on its way");
+        let idle_since = now + Duration::from_secs(30);
+        pins.transaction(last, idle_since);
+        pins.statement_ended(last, statement, idle_since);
+        pins.expire(idle_since + ROOM_EXPIRY - Duration::from_secs(1));
+        assert!(is_kept());
+        pins.expire(idle_since + ROOM_EXPIRY);
+        assert!(!is_kept() && pins.transaction(last, idle_since).is_some());
     }
 
     #[test]
