@@ -21,6 +21,7 @@ use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::wire_client::WireClient;
 use mongomux::tasks::Tasks;
+use support::bench::cpu_seconds;
 use support::program::Program;
 use tokio::sync::{Barrier, watch};
 use tokio::time::{Duration, Instant, sleep, timeout};
@@ -40,9 +41,6 @@ const LAST_EVENT: Duration = Duration::from_secs(20);
 /// `max_pool_size` by default.
 const CONNECTIONS: usize = 10;
 
-/// Of `/proc/PID/stat`: what Linux tells all programs, whatever it counts in itself.
-const MILLIS_PER_TICK: u64 = 10;
-
 struct Load {
     streams: usize,
     finders: usize,
@@ -57,8 +55,8 @@ struct Round {
     finds: Histogram<u64>,
     events: Histogram<u64>,
     wrong: Vec<String>,
-    server_ms: u64,
-    proxy_ms: u64,
+    server_seconds: f64,
+    proxy_seconds: f64,
     get_mores: i64,
 }
 
@@ -108,16 +106,16 @@ async fn measure() -> Vec<String> {
             let millis = |of: &Histogram<u64>, quantile| {
                 Duration::from_micros(of.value_at_quantile(quantile)).as_secs_f64() * 1e3
             };
-            let per_second = |count: u64| count as f64 / load.length.as_secs_f64();
+            let per_second = |amount: f64| amount / load.length.as_secs_f64();
             println!(
                 "| {name} | {:.1} / {:.1} | {:.0} / {:.0} | {:.0} | {:.0} % | {:.0} % |",
                 millis(&round.finds, 0.5),
                 millis(&round.finds, 0.99),
                 millis(&round.events, 0.5),
                 millis(&round.events, 0.99),
-                per_second(round.get_mores.unsigned_abs()),
-                per_second(round.server_ms) / 10.0,
-                per_second(round.proxy_ms) / 10.0,
+                per_second(round.get_mores as f64),
+                per_second(round.server_seconds) * 100.0,
+                per_second(round.proxy_seconds) * 100.0,
             );
             finds[way].push(millis(&round.finds, 0.99));
             events[way].push(millis(&round.events, 0.5));
@@ -216,12 +214,13 @@ async fn run(load: &Load, address: &Address, server: &Address, (server_pid, prox
     }
     phase.send_replace(Phase::Measure);
     let (server_before, proxy_before, get_mores_before) =
-        (cpu_ms(server_pid), cpu_ms(proxy_pid), get_mores(&mut setup).await);
+        (cpu_seconds(server_pid), cpu_seconds(proxy_pid), get_mores(&mut setup).await);
     let start = Instant::now();
     while start.elapsed() < load.length {
         write(&mut writer).await;
     }
-    let (server_ms, proxy_ms) = (cpu_ms(server_pid) - server_before, cpu_ms(proxy_pid) - proxy_before);
+    let (server_seconds, proxy_seconds) =
+        (cpu_seconds(server_pid) - server_before, cpu_seconds(proxy_pid) - proxy_before);
     let get_mores = get_mores(&mut setup).await - get_mores_before;
     phase.send_replace(Phase::End);
     let wanted: Vec<i32> = (0..inserted).collect();
@@ -242,7 +241,7 @@ async fn run(load: &Load, address: &Address, server: &Address, (server_pid, prox
     setup.command(DATABASE, doc! { "drop": "events" }).await.unwrap();
     tasks.join_all(Duration::from_secs(20)).await;
     let take = |histogram: Arc<Mutex<Histogram<u64>>>| histogram.lock().unwrap().clone();
-    Round { finds: take(finds), events: take(events), wrong, server_ms, proxy_ms, get_mores }
+    Round { finds: take(finds), events: take(events), wrong, server_seconds, proxy_seconds, get_mores }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,11 +255,4 @@ async fn get_mores(client: &mut WireClient) -> i64 {
     let status: Document = client.command("admin", doc! { "serverStatus": 1 }).await.unwrap();
     let counters = status.get_document("opcounters").unwrap();
     counters.get_i64("getmore").or_else(|_| counters.get_i32("getmore").map(i64::from)).unwrap()
-}
-
-fn cpu_ms(pid: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    ticks * MILLIS_PER_TICK
 }

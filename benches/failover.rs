@@ -25,6 +25,7 @@ use mongomux::config::limits::{MAX_POOL_SIZE, SERVER_SELECTION_TIMEOUT, WAIT_QUE
 use mongomux::sandbox::census::Census;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
+use support::bench::{cpu_seconds, peak_kib};
 use support::elections::{Elected, Elections};
 use support::ledger::{self, Ledger, Load};
 use support::program::Program;
@@ -43,9 +44,6 @@ const MAX_TIME_GRACE: Duration = Duration::from_secs(1);
 const NORMAL: Duration = Duration::from_secs(10);
 const SECONDS_AFTER: u64 = 8;
 const PAUSE_BETWEEN: Duration = Duration::from_secs(4);
-
-/// Of `/proc/PID/stat`: what Linux tells all programs, whatever it counts in itself.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 // The goals.
 const FIRST_SUCCESS: Duration = Duration::from_millis(250);
@@ -266,12 +264,12 @@ impl Bench {
 
     /// What the program needs for so long.
     async fn watch(&self, time: Duration) -> Needs {
-        let (cpu, opens) = (cpu_seconds(&self.proxy), self.foreign_opens());
+        let (cpu, opens) = (cpu_seconds(self.proxy.pid()), self.foreign_opens());
         sleep(time).await;
         Needs {
-            cpu: (cpu_seconds(&self.proxy) - cpu) / time.as_secs_f64(),
+            cpu: (cpu_seconds(self.proxy.pid()) - cpu) / time.as_secs_f64(),
             attempts: per_second(self.foreign_opens() - opens, time),
-            peak_kib: peak_kib(&self.proxy),
+            peak_kib: peak_kib(self.proxy.pid()),
         }
     }
 
@@ -320,18 +318,4 @@ struct Needs {
     attempts: f64,
     /// Of the whole run so far.
     peak_kib: u64,
-}
-
-/// Processor time of the program since its start.
-fn cpu_seconds(proxy: &Program) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", proxy.pid())).unwrap();
-    // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
-    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / TICKS_PER_SECOND
-}
-
-fn peak_kib(proxy: &Program) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", proxy.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

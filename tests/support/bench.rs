@@ -1,7 +1,11 @@
 //! How a bench runs that also judges what it sees.
 #![allow(clippy::print_stdout, reason = "a measurement prints its result")]
 
+use std::fs;
 use std::process::ExitCode;
+
+/// Of `/proc/PID/stat`: what Linux tells all programs, whatever it counts in itself.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Runs a measurement, with as many descriptors as there may be, and tells what it has found wrong; 1 if there is anything.
 pub fn run(measure: impl Future<Output = Vec<String>>) -> ExitCode {
@@ -12,4 +16,19 @@ pub fn run(measure: impl Future<Output = Vec<String>>) -> ExitCode {
         println!("WRONG: {what}");
     }
     ExitCode::from(u8::from(!wrong.is_empty()))
+}
+
+/// Processor time of a process since its start.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name in parentheses may hold anything; user and system time are the 12th and 13th field after it.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / TICKS_PER_SECOND
+}
+
+/// The most memory that a process has held at once.
+pub fn peak_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

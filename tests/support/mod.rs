@@ -13,6 +13,7 @@ pub mod elections;
 pub mod hold;
 pub mod large;
 pub mod ledger;
+pub mod open_loop;
 pub mod pair;
 pub mod program;
 pub mod proxy;
