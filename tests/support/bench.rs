@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Of `/proc/PID/stat`: what Linux tells all programs, whatever it counts in itself.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -31,4 +32,16 @@ pub fn peak_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// The value that this share of all is below; zero of none.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an index within the list"
+)]
+pub fn quantile(mut values: Vec<Duration>, share: f64) -> Duration {
+    values.sort_unstable();
+    values.get((values.len() as f64 * share) as usize).or(values.last()).copied().unwrap_or_default()
 }

@@ -158,27 +158,30 @@ impl Crowd {
         flow
     }
 
-    /// Commands per second over so many of the sockets, each of which sends the next when it has got an answer.
-    pub async fn saturate(&self, sockets: usize, length: Duration) -> f64 {
-        let (ended, served) = (Instant::now() + length, Arc::<AtomicUsize>::default());
+    /// Commands over so many of the sockets, each of which sends the next when it has got an answer: how long those took that
+    /// were served.
+    pub async fn saturate(&self, sockets: usize, length: Duration) -> Vec<Duration> {
+        let (ended, served) = (Instant::now() + length, Arc::<Mutex<Vec<Duration>>>::default());
         let tasks = Tasks::new();
         for _ in 0..sockets {
             let (crowd, served) = (self.clone(), served.clone());
             let mut socket = self.idle.lock().unwrap().pop().expect("more sockets");
             tasks.spawn("closed loop", async move {
                 for message in crowd.messages.iter().cycle() {
-                    if socket.exchange(message).await == Answer::Served && Instant::now() < ended {
-                        served.fetch_add(1, Ordering::Relaxed);
-                    }
+                    let asked = Instant::now();
+                    let answer = socket.exchange(message).await;
                     if Instant::now() >= ended {
                         break;
+                    }
+                    if answer == Answer::Served {
+                        served.lock().unwrap().push(asked.elapsed());
                     }
                 }
                 crowd.idle.lock().unwrap().push(socket);
             });
         }
         assert_eq!(tasks.join_all(length + super::PATIENCE).await, 0, "commands without an answer");
-        served.load(Ordering::Relaxed) as f64 / length.as_secs_f64()
+        std::mem::take(&mut *served.lock().unwrap())
     }
 
     async fn run(
