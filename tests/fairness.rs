@@ -1,0 +1,229 @@
+//! Who asks for much takes nothing from who asks for little: tenants share a pool by weight, levels go one after the other and
+//! leave nobody out, and those who wait for data leave the pool to those who do not.
+//!
+//! What is asserted are shares of what was served, and waits as the proxy itself has measured them: never a time of a client.
+#![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
+#![allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+#![allow(clippy::print_stdout, reason = "tells the counts")]
+
+mod support;
+
+use std::cell::{Cell, RefCell};
+
+use bson::{Document, doc};
+use futures_util::future::join_all;
+use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::wire_client::WireClient;
+use support::open_loop::{Answer, Socket};
+use support::proxy::{Proxy, proxy};
+use support::{PATIENCE, connect, fail_command, next_batch, raw};
+use tokio::time::timeout;
+
+const DATABASE: &str = "fairness";
+
+/// Of the pool that all compete for.
+const CONNECTIONS: usize = 10;
+
+/// For which each command holds its connection, at the least.
+const HELD_MS: i32 = 10;
+
+/// Far more than can have a connection.
+const FLOOD: usize = 300;
+
+/// As many as it takes to ask for half of the pool.
+const VICTIM: usize = 10;
+
+/// Served to the one that is looked at; long enough for shares to be what they are.
+const COMMANDS: usize = 500;
+
+async fn pair(settings: &str) -> (Deployment, Proxy) {
+    let deployment = support::replica_set(1).await;
+    let server = &deployment.members()[0];
+    let documents = [doc! { "_id": 1 }];
+    support::client(server)
+        .await
+        .command(DATABASE, doc! { "insert": "c", "documents": documents.to_vec() })
+        .await
+        .unwrap();
+    let held = doc! {
+        "failCommands": ["find"], "blockConnection": true, "blockTimeMS": HELD_MS, "appName": "mongomux",
+    };
+    fail_command(server, 0, held).await;
+    let pool =
+        format!("max_pool_size = {CONNECTIONS}\nmin_pool_size = {CONNECTIONS}\nwait_queue_timeout_ms = 600000\n");
+    let proxy = proxy(&deployment.uri(), &format!("{pool}{settings}")).await;
+    (deployment, proxy)
+}
+
+/// An application, and how much it asks for.
+struct Application {
+    name: &'static str,
+    sockets: usize,
+    find: Document,
+}
+
+fn application(name: &'static str, sockets: usize) -> Application {
+    Application { name, sockets, find: doc! { "find": "c", "filter": { "_id": 1 } } }
+}
+
+/// All sockets of all applications send one command after the other until [`COMMANDS`] of the first application are served;
+/// how many each has got by then.
+async fn compete<const N: usize>(proxy: &Proxy, applications: [Application; N]) -> [usize; N] {
+    let (counts, result) = (RefCell::new([0; N]), Cell::new(None));
+    let mut sockets = Vec::new();
+    for (index, Application { name, sockets: count, mut find }) in applications.into_iter().enumerate() {
+        find.insert("$db", DATABASE);
+        for _ in 0..count {
+            sockets.push((index, Socket::open(proxy.address(), name).await, raw::command(find.clone())));
+        }
+    }
+    let all = join_all(sockets.into_iter().map(async |(index, mut socket, find)| {
+        while result.get().is_none() {
+            assert_eq!(socket.exchange(&find).await, Answer::Served);
+            let mut counts = counts.borrow_mut();
+            counts[index] += 1;
+            if counts[0] == COMMANDS && result.get().is_none() {
+                result.set(Some(*counts));
+            }
+        }
+    }));
+    timeout(PATIENCE, all).await.unwrap_or_else(|_| panic!("{:?} after {PATIENCE:?}", counts.borrow()));
+    println!("served: {:?}", result.get().unwrap());
+    result.get().unwrap()
+}
+
+/// What the first has got of all.
+fn share<const N: usize>(counts: [usize; N]) -> f64 {
+    counts[0] as f64 / counts.iter().sum::<usize>() as f64
+}
+
+#[tokio::test]
+async fn a_flood_leaves_others_their_half() {
+    let (_deployment, proxy) = pair("").await;
+    let counts = compete(&proxy, [application("victim", VICTIM), application("flood", FLOOD)]).await;
+    assert!((0.4..0.6).contains(&share(counts)), "{counts:?}");
+    proxy.settles().await;
+}
+
+#[tokio::test]
+async fn weights_are_kept() {
+    let (_deployment, proxy) = pair("[[tenant]]\napplication = \"victim\"\nweight = 3\n").await;
+    let counts = compete(&proxy, [application("victim", 2 * VICTIM), application("flood", FLOOD)]).await;
+    assert!((0.65..0.85).contains(&share(counts)), "three quarters: {counts:?}");
+}
+
+#[tokio::test]
+async fn what_one_does_not_ask_for_the_others_have() {
+    let (_deployment, proxy) = pair("").await;
+    let counts = compete(&proxy, [application("victim", 1), application("flood", FLOOD)]).await;
+    // One command at a time is a tenth of the pool at most, and less by its wait for the next connection.
+    assert!((0.05..0.101).contains(&share(counts)), "{counts:?}");
+    let counts = compete(&proxy, [application("flood", FLOOD), application("gone", 0)]).await;
+    assert_eq!(counts, [COMMANDS, 0]);
+}
+
+#[tokio::test]
+async fn many_tenants_share_alike() {
+    let (_deployment, proxy) = pair("").await;
+    let counts =
+        compete(&proxy, [application("a", 20), application("b", 40), application("c", 80), application("d", 160)])
+            .await;
+    assert!(counts.iter().all(|count| count.abs_diff(COMMANDS) < COMMANDS / 5), "a quarter each: {counts:?}");
+}
+
+/// It is time that is shared, not commands.
+#[tokio::test]
+async fn who_holds_connections_longer_gets_fewer_commands() {
+    let (_deployment, proxy) = pair("").await;
+    let slow = Application {
+        find: doc! { "find": "c", "filter": { "$where": "sleep(90) || true" } },
+        ..application("flood", FLOOD)
+    };
+    let counts = compete(&proxy, [application("victim", VICTIM), slow]).await;
+    // Half of the pool each, and nine or ten of the one for one of the other.
+    assert!(counts[0] > 5 * counts[1], "{counts:?}");
+    assert!(counts[1] > 0, "nor is it left out: {counts:?}");
+}
+
+#[tokio::test]
+async fn a_lower_level_gets_little_and_never_nothing() {
+    let (_deployment, proxy) = pair("[[priority]]\napplication = \"batch*\"\nlevel = \"low\"\n").await;
+    let counts = compete(&proxy, [application("web", 3 * CONNECTIONS), application("batch-7", FLOOD)]).await;
+    let left = 1.0 - share(counts);
+    assert!((0.03..0.2).contains(&left), "about a tenth is left to the batch: {counts:?}");
+    // And all of it while nobody else asks.
+    let counts = compete(&proxy, [application("batch-7", FLOOD), application("web", 0)]).await;
+    assert_eq!(counts, [COMMANDS, 0]);
+}
+
+#[tokio::test]
+async fn a_higher_level_passes_all_others() {
+    let (_deployment, proxy) = pair("[[priority]]\napplication = \"pager\"\nlevel = \"high\"\n").await;
+    let counts = compete(&proxy, [application("pager", 3 * CONNECTIONS), application("web", FLOOD)]).await;
+    assert!((0.03..0.2).contains(&(1.0 - share(counts))), "about a tenth is left: {counts:?}");
+}
+
+/// A cursor that waits for data, over a socket of its own.
+struct Tail {
+    client: WireClient,
+    collection: &'static str,
+    id: i64,
+}
+
+impl Tail {
+    /// Opens it: a change stream of `plain`, or a tailable cursor of `capped`, which has one document.
+    async fn open(proxy: &Proxy, capped: bool) -> Self {
+        let mut client = connect(proxy.address()).await;
+        let command = if capped {
+            doc! { "find": "capped", "tailable": true, "awaitData": true }
+        } else {
+            doc! { "aggregate": "plain", "pipeline": [{ "$changeStream": {} }], "cursor": {} }
+        };
+        let reply = client.command(DATABASE, command).await.unwrap();
+        let id = reply.get_document("cursor").unwrap().get_i64("id").unwrap();
+        Self { client, collection: if capped { "capped" } else { "plain" }, id }
+    }
+
+    /// Follows until it has seen so many numbers, which it returns.
+    async fn follow(&mut self, count: usize) -> Vec<i32> {
+        let mut seen = Vec::new();
+        while seen.len() < count {
+            let get_more = doc! { "getMore": self.id, "collection": self.collection, "maxTimeMS": 600_000 };
+            let reply = self.client.command(DATABASE, get_more).await.unwrap();
+            let events = next_batch(&reply);
+            seen.extend(
+                events.iter().map(|event| event.get_document("fullDocument").unwrap_or(event).get_i32("_id").unwrap()),
+            );
+        }
+        seen
+    }
+}
+
+#[tokio::test]
+async fn five_hundred_who_wait_for_data_leave_the_pool_to_finds() {
+    const TAILS: usize = 500;
+    const EVENTS: i32 = 5;
+    let (_deployment, proxy) = pair("").await;
+    let mut writer = connect(proxy.address()).await;
+    writer.command(DATABASE, doc! { "create": "plain" }).await.unwrap();
+    writer.command(DATABASE, doc! { "create": "capped", "capped": true, "size": 100_000 }).await.unwrap();
+    let mut insert = async |number: i32| {
+        for collection in ["plain", "capped"] {
+            let documents = [doc! { "_id": number }];
+            writer.command(DATABASE, doc! { "insert": collection, "documents": documents.to_vec() }).await.unwrap();
+        }
+    };
+    // Of an empty capped collection there is no cursor.
+    insert(0).await;
+    let mut tails = join_all((0..TAILS).map(|number| Tail::open(&proxy, number % 2 == 0))).await;
+    let finds = async {
+        for number in 1..=EVENTS {
+            compete(&proxy, [application("finder", CONNECTIONS)]).await;
+            insert(number).await;
+        }
+    };
+    let follow = join_all(tails.iter_mut().map(|tail| tail.follow(usize::try_from(EVENTS).unwrap())));
+    let (seen, ()) = timeout(PATIENCE * 2, async { tokio::join!(follow, finds) }).await.expect("all go on");
+    let wanted: Vec<i32> = (1..=EVENTS).collect();
+    assert!(seen.iter().all(|seen| *seen == wanted), "{seen:?}");
+}
