@@ -107,7 +107,7 @@ async fn a_flood_leaves_others_their_half() {
 
 #[tokio::test]
 async fn weights_are_kept() {
-    let (_deployment, proxy) = pair("[[tenant]]\napplication = \"victim\"\nweight = 3\n").await;
+    let (_deployment, proxy) = pair("[[tenant]]\nname = \"victim\"\nweight = 3\n").await;
     let counts = compete(&proxy, [application("victim", 2 * VICTIM), application("flood", FLOOD)]).await;
     assert!((0.65..0.85).contains(&share(counts)), "three quarters: {counts:?}");
 }

@@ -38,13 +38,24 @@ pub enum Answer {
     Served,
     /// By the proxy, with the labels that make drivers back off.
     Refused {
-        /// It has waited in vain; else it was not allowed to wait.
-        waited: bool,
+        /// When.
+        refusal: Refusal,
         /// `baseBackoffMS`, or what drivers take without it.
         backoff: Duration,
     },
     /// Some other error, or an answer to something else.
     Wrong(i32),
+}
+
+/// When a command was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// As soon as it came: it was not allowed to wait.
+    AtOnce,
+    /// When its queue stood and would have made it late.
+    Standing,
+    /// At the limit of all waits.
+    AtTheLimit,
 }
 
 /// One command as it was sent.
@@ -113,10 +124,13 @@ fn answer(document: &[u8]) -> Answer {
         return Answer::Wrong(code);
     }
     let asked_for = document.get_i32("baseBackoffMS").ok().and_then(|millis| u64::try_from(millis).ok());
-    Answer::Refused {
-        waited: document.get_str("errmsg").unwrap().contains("waited"),
-        backoff: asked_for.map_or(BASE_BACKOFF, Duration::from_millis),
-    }
+    let text = document.get_str("errmsg").unwrap();
+    let refusal = match text.contains(": waited ") {
+        false => Refusal::AtOnce,
+        true if text.contains("in a queue that stands") => Refusal::Standing,
+        true => Refusal::AtTheLimit,
+    };
+    Answer::Refused { refusal, backoff: asked_for.map_or(BASE_BACKOFF, Duration::from_millis) }
 }
 
 /// Sockets to send over, and what to send.
