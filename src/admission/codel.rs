@@ -19,13 +19,15 @@ pub struct Codel {
     until: Option<Instant>,
     /// The shortest wait at its head since the look began.
     least: Duration,
+    /// Somebody was refused since the look began.
+    refused: bool,
     stands: bool,
 }
 
 impl Codel {
     /// Of a queue that does not stand.
     pub fn new(target: Duration, interval: Duration) -> Self {
-        Self { target, interval, until: None, least: Duration::MAX, stands: false }
+        Self { target, interval, until: None, least: Duration::MAX, refused: false, stands: false }
     }
 
     /// So long has the one at the head of the queue waited; zero when nobody is there.
@@ -33,13 +35,19 @@ impl Codel {
         match self.until {
             Some(until) if now < until => self.least = self.least.min(head),
             until => {
-                self.stands = until.is_some() && self.least.min(head) > self.target;
+                self.stands = until.is_some() && (self.refused || self.least.min(head) > self.target);
                 self.until = Some(now + self.interval);
                 self.least = head;
+                self.refused = false;
             }
         }
-        // Whoever has overtaken it: an empty queue is none that stands.
-        self.stands &= !head.is_zero();
+        // Whoever has overtaken it: an empty queue is none that stands. One that we have emptied ourselves tells nothing.
+        self.stands &= !head.is_zero() || self.refused;
+    }
+
+    /// Somebody was refused for it: the queue is shorter by our doing, and no sign of less demand.
+    pub fn refused(&mut self) {
+        self.refused = true;
     }
 
     /// True while the queue stands.
@@ -92,6 +100,21 @@ mod tests {
         assert!(!codel.stands());
         watch(&mut codel, &mut now, ms(400), || ms(35));
         assert!(!codel.stands(), "it takes an interval again");
+    }
+
+    #[test]
+    fn a_queue_that_was_emptied_by_refusing_goes_on_to_stand() {
+        let (mut codel, mut now) = (Codel::new(ms(20), ms(500)), Instant::now());
+        watch(&mut codel, &mut now, ms(510), || ms(21));
+        for _ in 0..5 {
+            codel.refused();
+            codel.observe(Duration::ZERO, now);
+            watch(&mut codel, &mut now, ms(500), || ms(1));
+            assert!(codel.stands());
+        }
+        codel.refused();
+        watch(&mut codel, &mut now, ms(1_010), || ms(1));
+        assert!(!codel.stands(), "nobody was refused for an interval, and the head waits less than the target");
     }
 
     #[test]

@@ -279,6 +279,7 @@ impl<C, W> PoolState<C, W> {
             let late = oldest.filter(|_| codel.patience().is_some_and(|patience| head > patience));
             let Some((ticket, _)) = late else { return woken };
             let Some(entry) = self.queue.remove(ticket) else { return woken };
+            codel.refused();
             self.shed.insert(ticket);
             woken.push(entry.waiter);
         }
