@@ -14,6 +14,7 @@ use bson::{Document, doc};
 use futures_util::future::join_all;
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::wire_client::WireClient;
+use mongomux::upstream::pool::TenantSnapshot;
 use support::open_loop::{Answer, Socket};
 use support::proxy::{Proxy, proxy};
 use support::{PATIENCE, connect, fail_command, next_batch, raw};
@@ -97,11 +98,23 @@ fn share<const N: usize>(counts: [usize; N]) -> f64 {
     counts[0] as f64 / counts.iter().sum::<usize>() as f64
 }
 
+/// What the proxy has seen of a tenant.
+fn seen(proxy: &Proxy, name: &str) -> TenantSnapshot {
+    let cluster = &proxy.clusters()[0];
+    let all = cluster.servers()[0].pool.tenants();
+    let tenants = cluster.tenants.lock().unwrap();
+    all.into_iter().find(|tenant| tenants.name(tenant.id).0 == name).unwrap_or_else(|| panic!("{name} was not there"))
+}
+
 #[tokio::test]
 async fn a_flood_leaves_others_their_half() {
     let (_deployment, proxy) = pair("").await;
     let counts = compete(&proxy, [application("victim", VICTIM), application("flood", FLOOD)]).await;
     assert!((0.4..0.6).contains(&share(counts)), "{counts:?}");
+    // Half of its sockets wait for the other half.
+    let (victim, flood) = (seen(&proxy, "victim"), seen(&proxy, "flood"));
+    assert!(victim.wait_median < 2 * victim.held, "{victim:?}");
+    assert!(flood.wait_median > 10 * flood.held, "{flood:?}");
     proxy.settles().await;
 }
 
@@ -116,6 +129,8 @@ async fn weights_are_kept() {
 async fn what_one_does_not_ask_for_the_others_have() {
     let (_deployment, proxy) = pair("").await;
     let counts = compete(&proxy, [application("victim", 1), application("flood", FLOOD)]).await;
+    let victim = seen(&proxy, "victim");
+    assert!(victim.wait_median < victim.held, "it has the next connection that is free: {victim:?}");
     // One command at a time is a tenth of the pool at most, and less by its wait for the next connection.
     assert!((0.05..0.101).contains(&share(counts)), "{counts:?}");
     let counts = compete(&proxy, [application("flood", FLOOD), application("gone", 0)]).await;
@@ -223,7 +238,10 @@ async fn five_hundred_who_wait_for_data_leave_the_pool_to_finds() {
         }
     };
     let follow = join_all(tails.iter_mut().map(|tail| tail.follow(usize::try_from(EVENTS).unwrap())));
-    let (seen, ()) = timeout(PATIENCE * 2, async { tokio::join!(follow, finds) }).await.expect("all go on");
+    let (followed, ()) = timeout(PATIENCE * 2, async { tokio::join!(follow, finds) }).await.expect("all go on");
     let wanted: Vec<i32> = (1..=EVENTS).collect();
-    assert!(seen.iter().all(|seen| *seen == wanted), "{seen:?}");
+    assert!(followed.iter().all(|seen| *seen == wanted), "{followed:?}");
+    // As many finders as connections, of which those who wait for data have half at most, and those only for moments.
+    let finder = seen(&proxy, "finder");
+    assert!(finder.wait_median < finder.held, "{finder:?}");
 }
