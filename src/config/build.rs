@@ -276,7 +276,7 @@ impl Builder<'_> {
 
     fn program(
         &mut self,
-        clusters: Option<Vec<ClusterConfig>>,
+        mut clusters: Option<Vec<ClusterConfig>>,
         listeners: Vec<ListenerConfig>,
         admin: Address,
         file: &Values,
@@ -290,6 +290,9 @@ impl Builder<'_> {
         };
         let max_message = self.max_message(&layers, memory_limit);
         self.room_for_compressed(clusters.as_deref().unwrap_or_default(), memory_limit);
+        for cluster in clusters.iter_mut().flatten() {
+            cluster.wait_queue_bytes = cluster.wait_queue_bytes.min(saturating_usize(memory_limit / 2));
+        }
         let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
         Some(Config {
             clusters: clusters?,
@@ -560,6 +563,7 @@ mod tests {
         assert_eq!(memory(&container(256 << 20, file("memory_limit_bytes = 100000000"))), 100_000_000);
         let (config, warnings) = loaded(&container(128 << 20, Sources::default()));
         assert_eq!((config.memory_limit_bytes, config.client.max_message_bytes), (64 << 20, 34_589_952));
+        assert_eq!(config.clusters[0].wait_queue_bytes, 32 << 20, "requests that are refused have to be read as well");
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         // Half of it is too little for one message each way: the least that works instead.
         for tiny in [1 << 20, 64 << 20] {

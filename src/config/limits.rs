@@ -88,8 +88,8 @@ pub const WAIT_QUEUE_TIMEOUT: Limit = Limit::new("wait_queue_timeout_ms", MS, 5_
 /// Waiting commands of a cluster: one each of twice the 2,000 sockets this is built for.
 pub const WAIT_QUEUE_SIZE: Limit = Limit::new("wait_queue_size", COMMANDS, 4_000, 1, 1_000_000);
 /// Requests of waiting commands together. Of small requests the count is the limit; this is for large ones. One is let on
-/// however large it is, when nobody else waits.
-pub const WAIT_QUEUE_BYTES: Limit = Limit::new("wait_queue_bytes", BYTES, 64 << 20, 1 << 20, 1 << 40);
+/// however large it is, when nobody else waits. Half of [`MEMORY_LIMIT_BYTES`] at most, so that who is refused can be read.
+pub const WAIT_QUEUE_BYTES: Limit = Limit::new("wait_queue_bytes", BYTES, 256 << 20, 1 << 20, 1 << 40);
 /// Of one tenant on one server. Off: shares do more good than fixed bounds.
 pub const TENANT_MAX_IN_FLIGHT: Limit =
     Limit::off_by_default("tenant_max_in_flight", COMMANDS, "off", 1, MAX_POOL_SIZE.max);
