@@ -1,6 +1,7 @@
 //! The bounds on commands of a cluster that wait, for a server and for a connection alike: how many, of how many bytes, and
 //! how many of one tenant.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -75,7 +76,7 @@ impl Waiting {
         if waiting > 0 && self.bytes.saturating_add(newcomer.bytes) > limits.bytes {
             return Some(AdmitError::BytesFull { waiting, bytes: self.bytes, limit: limits.bytes });
         }
-        let (waiting, share) = (self.of(newcomer.tenant), limit / newcomer.tenants.max(1));
+        let (waiting, share) = (self.of(newcomer.tenant), (limit / newcomer.tenants.max(1)).max(1));
         let almost_full = self.count >= limit - limit / LAST_PART;
         let limit = if almost_full { newcomer.max_waiting.min(share) } else { newcomer.max_waiting };
         (waiting >= limit).then_some(AdmitError::TenantFull { waiting, limit })
@@ -110,13 +111,18 @@ pub struct Admission {
     waiting: Mutex<Waiting>,
     limits: Limits,
     freed: Notify,
+    /// Who waits for a permit.
+    in_line: AtomicUsize,
+    /// How many of them may still be asked whether they can use what has come free.
+    asked: AtomicUsize,
 }
 
 impl Admission {
     /// Lets at most `count` commands wait, with requests of `bytes` all together.
     pub fn new(count: usize, bytes: usize) -> Arc<Self> {
         let (waiting, freed) = (Mutex::default(), Notify::new());
-        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed })
+        let (in_line, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed, in_line, asked })
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -153,18 +159,34 @@ impl Admission {
     /// # Cancel safety
     /// Safe: nothing is held while waiting.
     pub async fn admit_until(self: &Arc<Self>, newcomer: Newcomer, deadline: Instant) -> Result<Permit, AdmitError> {
+        let _in_line = InLine::new(self);
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // Enabled before the look, so that a place freed in between is not missed.
             freed.as_mut().enable();
-            let refused = match self.admit(newcomer) {
+            let outcome = self.admit(newcomer);
+            match outcome {
+                // Nobody can use what is not there.
+                Err(AdmitError::QueueFull { .. }) => self.asked.store(0, Ordering::Relaxed),
+                // There may be room for the next one, too, or for one that is smaller or somebody else's.
+                _ => self.ask_next(),
+            }
+            let refused = match outcome {
                 Ok(permit) => return Ok(permit),
                 Err(refused) => refused,
             };
             if tokio::time::timeout_at(deadline, freed).await.is_err() {
                 return Err(refused);
             }
+        }
+    }
+
+    /// Asks the first in line whether it can use what has come free, unless all have been asked.
+    fn ask_next(&self) {
+        let next = |left: usize| left.checked_sub(1);
+        if self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok() {
+            self.freed.notify_one();
         }
     }
 
@@ -183,9 +205,27 @@ pub struct Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.admission.lock().remove(self.newcomer);
-        // All: the first in line may be one whom another limit holds back.
-        self.admission.freed.notify_waiters();
+        let admission = &self.admission;
+        admission.lock().remove(self.newcomer);
+        // One after the other, and each once: to wake all of thousands for each place would cost more than the place is worth.
+        admission.asked.store(admission.in_line.load(Ordering::Relaxed), Ordering::Relaxed);
+        admission.ask_next();
+    }
+}
+
+/// One that waits for a permit.
+struct InLine<'a>(&'a Admission);
+
+impl<'a> InLine<'a> {
+    fn new(admission: &'a Admission) -> Self {
+        admission.in_line.fetch_add(1, Ordering::Relaxed);
+        Self(admission)
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.0.in_line.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -242,6 +282,26 @@ mod tests {
         let _held = [admission.admit(of(1)).unwrap(), admission.admit(of(1)).unwrap()];
         assert_eq!(admission.admit(of(1)).unwrap_err(), AdmitError::TenantFull { waiting: 2, limit: 2 });
         assert!(admission.admit(of(2)).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whom_another_limit_holds_back_does_not_hold_back_the_next_in_line() {
+        let admission = Admission::new(10, 100);
+        let of = |tenant, bytes| Newcomer { tenant, bytes, max_waiting: 1, tenants: 3 };
+        let held = [admission.admit(of(1, 10)).unwrap(), admission.admit(of(2, 80)).unwrap()];
+        let until = Instant::now() + std::time::Duration::from_secs(9);
+        // Its tenant has all that it may have; too large; and one that fits as soon as the large one has gone.
+        let mut line: Vec<_> =
+            [of(1, 1), of(3, 95), of(3, 20)].map(|newcomer| Box::pin(admission.admit_until(newcomer, until))).into();
+        for waits in &mut line {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        let [first, second] = held;
+        drop(second);
+        let outcome = tokio::time::timeout(std::time::Duration::from_secs(1), futures_util::future::select_all(line));
+        let (permit, index, _line) = outcome.await.expect("one can go");
+        assert_eq!((permit.is_ok(), index), (true, 2));
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]

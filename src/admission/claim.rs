@@ -30,7 +30,7 @@ pub struct Claim {
     pub lane: Lane,
     /// Within that lane; only [`Lane::Regular`] tells levels apart.
     pub level: Level,
-    /// The server may keep it waiting for what an open transaction holds.
+    /// The server may keep it waiting for what an open transaction holds, or it begins one itself.
     pub locks: bool,
     /// Whose it is.
     pub tenant: Tenant,

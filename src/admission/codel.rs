@@ -34,6 +34,8 @@ impl Codel {
     pub fn observe(&mut self, head: Duration, now: Instant) {
         match self.until {
             Some(until) if now < until => self.least = self.least.min(head),
+            // Nothing has happened for long: what was before says nothing any more.
+            Some(until) if now >= until + self.interval => *self = Self::new(self.target, self.interval),
             until => {
                 self.stands = until.is_some() && (self.refused || self.least.min(head) > self.target);
                 self.until = Some(now + self.interval);
@@ -100,6 +102,16 @@ mod tests {
         assert!(!codel.stands());
         watch(&mut codel, &mut now, ms(400), || ms(35));
         assert!(!codel.stands(), "it takes an interval again");
+    }
+
+    #[test]
+    fn a_long_silence_ends_it() {
+        let (mut codel, mut now) = (Codel::new(ms(20), ms(500)), Instant::now());
+        watch(&mut codel, &mut now, ms(510), || ms(30));
+        codel.refused();
+        assert!(codel.stands());
+        codel.observe(ms(1), now + ms(1_100));
+        assert!(!codel.stands(), "a burst after a pause is no overload");
     }
 
     #[test]

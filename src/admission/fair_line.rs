@@ -135,11 +135,14 @@ impl<T> FairLine<T> {
                 None => barred += 1,
                 Some(ticket) => {
                     barred = 0;
+                    let cost = pick.tenants.cost(id);
                     if !self.granted {
                         self.granted = true;
-                        line.deficit += UNIT * i64::from(line.tenant.weight);
+                        // Who was kept from using its turn by its own bound has it still, and no further one.
+                        if line.deficit < cost {
+                            line.deficit += UNIT * i64::from(line.tenant.weight);
+                        }
                     }
-                    let cost = pick.tenants.cost(id);
                     if line.deficit >= cost {
                         line.deficit -= cost;
                         return self.remove(ticket).map(|entry| (ticket, entry));
@@ -152,9 +155,16 @@ impl<T> FairLine<T> {
         None
     }
 
-    /// The one who has waited longest, and since when.
-    pub fn oldest(&self) -> Option<(Ticket, Instant)> {
+    /// When the one who has waited longest joined.
+    pub fn oldest(&self) -> Option<Instant> {
         let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
+        parts.filter_map(|part| part.first_key_value()).map(|(_, entry)| entry.since).min()
+    }
+
+    /// The one who has waited longest of those that may go, and since when. Looks at each tenant that waits.
+    pub fn oldest_of(&self, pick: Pick<'_>) -> Option<(Ticket, Instant)> {
+        let lines = self.lines.values().filter(|line| pick.tenants.has_room(line.tenant));
+        let parts = lines.flat_map(|line| [Some(&line.free), pick.may_lock.then_some(&line.locks)]).flatten();
         let first = parts.filter_map(|part| part.first_key_value());
         let first = first.min_by_key(|(sequence, _)| **sequence);
         first.map(|(sequence, entry)| (Ticket { claim: entry.claim, sequence: *sequence }, entry.since))
@@ -230,7 +240,7 @@ mod tests {
     #[test]
     fn shares_are_of_time_not_of_commands() {
         let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
-        let of = |id| Tenant { id, ..Tenant::COMMON };
+        let of = |id| Claim { tenant: Tenant { id, ..Tenant::COMMON }, ..Lane::Regular.into() };
         for (id, held) in [(1, 1), (2, 4)].into_iter().cycle().take(400) {
             tenants.begin(of(id), Duration::ZERO);
             tenants.end(of(id), Some(Duration::from_millis(held)));
@@ -266,12 +276,35 @@ mod tests {
         for waiter in 0..4 {
             enter(&mut line, bounded, waiter);
         }
-        tenants.begin(bounded, Duration::ZERO);
+        let claim = Claim { tenant: bounded, ..Lane::Regular.into() };
+        tenants.begin(claim, Duration::ZERO);
         assert_eq!(pop(&mut line, pick(&tenants)), None);
         join(&mut line, 2, 1, 9);
         assert_eq!(pop(&mut line, pick(&tenants)), Some((2, 9)));
-        tenants.end(bounded, None);
+        tenants.end(claim, None);
         assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 0)));
+    }
+
+    #[test]
+    fn who_is_held_back_by_its_own_bound_saves_no_turns() {
+        let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
+        let bounded = Tenant { id: 1, weight: 4, max_in_flight: 1 };
+        let claim = Claim { tenant: bounded, ..Lane::Regular.into() };
+        for waiter in 0..3_000 {
+            enter(&mut line, bounded, waiter);
+        }
+        for _ in 0..1_000 {
+            assert!(pop(&mut line, pick(&tenants)).is_some());
+            tenants.begin(claim, Duration::ZERO);
+            assert_eq!(pop(&mut line, pick(&tenants)), None);
+            tenants.end(claim, None);
+        }
+        for waiter in 10_000..10_100 {
+            join(&mut line, 2, 4, waiter);
+        }
+        let first: Vec<u16> = (0..80).map(|_| pop(&mut line, pick(&tenants)).unwrap().0).collect();
+        let saver = first.iter().filter(|tenant| **tenant == 1).count();
+        assert!((36..=48).contains(&saver), "{saver} of 80");
     }
 
     proptest! {

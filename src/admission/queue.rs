@@ -92,8 +92,10 @@ impl<T> WaitQueue<T> {
 
     /// Of the levels of [`Lane::Regular`] and then of [`Lane::Background`], but for whom they have passed over too often.
     fn pop_other(&mut self, regular: bool, background: bool, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
-        let overdue = (0..=LEVELS).rev().find(|place| self.passed_over[*place] >= PASSED_OVER);
-        let (place, next) = overdue.into_iter().chain(0..=LEVELS).find_map(|place| {
+        // All of them: the first may be one that may not go now.
+        let passed_over = self.passed_over;
+        let overdue = (0..=LEVELS).rev().filter(|place| passed_over[*place] >= PASSED_OVER);
+        let (place, next) = overdue.chain(0..=LEVELS).find_map(|place| {
             let next = match self.regular.get_mut(place) {
                 Some(line) if regular => line.pop(pick),
                 None if background => self.pop_first(Lane::Background),
@@ -162,12 +164,12 @@ impl<T> WaitQueue<T> {
     pub fn oldest(&self) -> Option<Instant> {
         let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
         let plain = plain.filter_map(|line| line.first_key_value()).map(|(_, entry)| entry.since);
-        plain.chain(self.oldest_regular().map(|(_, since)| since)).min()
+        plain.chain(self.regular.iter().filter_map(FairLine::oldest)).min()
     }
 
-    /// The one of [`Lane::Regular`] who has waited longest, and since when.
-    pub fn oldest_regular(&self) -> Option<(Ticket, Instant)> {
-        self.regular.iter().filter_map(FairLine::oldest).min_by_key(|(ticket, _)| ticket.sequence)
+    /// The one of [`Lane::Regular`] who has waited longest of those that may go, and since when.
+    pub fn oldest_regular(&self, pick: Pick<'_>) -> Option<(Ticket, Instant)> {
+        self.regular.iter().filter_map(|line| line.oldest_of(pick)).min_by_key(|(ticket, _)| ticket.sequence)
     }
 
     /// Waiting commands of each tenant that has some in [`Lane::Regular`].
@@ -247,6 +249,23 @@ mod tests {
         let count = |what| first.iter().filter(|waiter| **waiter == what).count();
         assert_eq!((count(0), count(1), count(2), count(3)), (73, 8, 9, 10), "{first:?}");
         assert_eq!(first[..9], [0; 9]);
+    }
+
+    #[test]
+    fn who_may_not_go_does_not_hide_others_that_were_passed_over() {
+        let (mut queue, mut tenants) = (WaitQueue::new(), TenantTable::default());
+        let bounded = Tenant { id: 1, weight: 1, max_in_flight: 1 };
+        let low = Claim { level: Level::Low, tenant: bounded, ..Lane::Regular.into() };
+        tenants.begin(low, std::time::Duration::ZERO);
+        queue.push(low, Instant::now(), 2);
+        for _ in 0..300 {
+            queue.push(Claim { level: Level::High, ..Lane::Regular.into() }, Instant::now(), 0);
+            queue.push(Lane::Regular.into(), Instant::now(), 1);
+        }
+        let pick = |tenants| Pick { may_lock: true, newest_first: false, tenants };
+        let went: Vec<u32> = (0..200).map(|_| queue.pop(|_| true, pick(&tenants)).unwrap().1.waiter).collect();
+        let normal = went.iter().filter(|waiter| **waiter == 1).count();
+        assert_eq!((normal, went.contains(&2)), (20, false), "{went:?}");
     }
 
     #[test]

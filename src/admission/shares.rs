@@ -2,13 +2,13 @@
 //!
 //! | lane | may have in use |
 //! | --- | --- |
-//! | `transaction` | all `n`, and goes first |
+//! | `transaction` | all that there may be, also beyond an adaptive limit, and goes first |
 //! | all others together | `n` while no transaction is open on the server, else `n` less what is kept for transactions: one for each that is open, up to a tenth of `n` and one at least |
 //! | `await` of those | half of `n`, one at least |
 //! | `background` of those | a quarter of `n`, one at least |
 //!
 //! Of a single connection nothing can be kept. While a transaction is open it carries the transaction's statements and
-//! reads from outside, which no lock keeps waiting; writes from outside wait here.
+//! reads from outside, which no lock keeps waiting; writes from outside, and other transactions that begin, wait here.
 
 use super::claim::Lane;
 use crate::telemetry::labels::Label as _;
@@ -53,9 +53,11 @@ impl InUse {
 /// What there is to share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
-    /// In use at once, by all lanes.
+    /// In use at once, by all lanes but that of transactions.
     pub limit: u32,
-    /// Connections that there can be: fewer than `limit` where other pools have what a bound over all of them allows.
+    /// In use at once, whatever adapts: a limit that falls while a transaction is open must not lock out its commit.
+    pub most: u32,
+    /// Connections that are certain: fewer than `limit` where other pools may have what a bound over all of them allows.
     pub reach: u32,
     /// Transactions that are open on the server.
     pub open_transactions: u32,
@@ -70,7 +72,7 @@ impl Shares {
 
     /// True when one more of that lane may be in use, whatever else holds a command back.
     pub fn allow(&self, lane: Lane, in_use: &InUse) -> bool {
-        if in_use.total() >= self.limit {
+        if in_use.total() >= if lane == Lane::Transaction { self.most } else { self.limit } {
             return false;
         }
         let others = || in_use.total() - in_use.of(Lane::Transaction);
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     fn shares(limit: u32, open_transactions: u32) -> Shares {
-        Shares { limit, reach: u32::MAX, open_transactions }
+        Shares { limit, most: limit, reach: u32::MAX, open_transactions }
     }
 
     /// As many of a lane as may be in use at once, beside those of `beside`.
@@ -149,8 +151,17 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_that_fell_does_not_lock_out_a_transaction() {
+        let fell = Shares { most: 20, ..shares(18, 1) };
+        let mut in_use = InUse::default();
+        (0..18).for_each(|_| in_use.begin(Lane::Regular));
+        assert!(fell.allow(Lane::Transaction, &in_use));
+        assert!([Lane::Regular, Lane::Await, Lane::Background].iter().all(|lane| !fell.allow(*lane, &in_use)));
+    }
+
+    #[test]
     fn what_cannot_be_opened_cannot_be_kept() {
-        let bounded = Shares { limit: 10, reach: 2, open_transactions: 1 };
+        let bounded = Shares { reach: 2, ..shares(10, 1) };
         assert_eq!(most(bounded, Lane::Regular, &[]), 1);
         let single = Shares { reach: 1, ..bounded };
         assert!(!single.allow_locks() && single.allow(Lane::Regular, &InUse::default()));

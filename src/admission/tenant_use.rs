@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::claim::{Mean, Tenant};
+use super::claim::{Claim, Lane, Mean, Tenant};
 
 /// The cost of a command that holds its connection as long as commands do on average.
 pub const UNIT: i64 = 1_024;
@@ -71,6 +71,8 @@ impl Waits {
 pub struct TenantUse {
     /// Connections in use.
     pub in_use: u32,
+    /// Those of them that count against its own bound: whoever waits for data or goes on with a transaction is not held to it.
+    bounded: u32,
     /// How long it holds one.
     pub held: Mean,
     /// How long its commands waited for one.
@@ -94,16 +96,18 @@ impl TenantTable {
     }
 
     /// It gets a connection, after a wait.
-    pub fn begin(&mut self, tenant: Tenant, waited: Duration) {
-        let used = self.of(tenant);
+    pub fn begin(&mut self, claim: Claim, waited: Duration) {
+        let used = self.of(claim.tenant);
         used.in_use += 1;
+        used.bounded += u32::from(claim.lane == Lane::Regular);
         used.waits.add(waited);
     }
 
     /// It gives a connection back that it has held for so long; `None` where that is no measure.
-    pub fn end(&mut self, tenant: Tenant, held: Option<Duration>) {
-        let used = self.of(tenant);
+    pub fn end(&mut self, claim: Claim, held: Option<Duration>) {
+        let used = self.of(claim.tenant);
         used.in_use -= 1;
+        used.bounded -= u32::from(claim.lane == Lane::Regular);
         if let Some(held) = held {
             used.held.add(held);
             self.held.add(held);
@@ -113,7 +117,7 @@ impl TenantTable {
     /// True while its own bound lets it have one more.
     pub fn has_room(&self, tenant: Tenant) -> bool {
         let bound = tenant.max_in_flight;
-        bound == u16::MAX || self.tenants.get(usize::from(tenant.id)).is_none_or(|used| used.in_use < bound.into())
+        bound == u16::MAX || self.tenants.get(usize::from(tenant.id)).is_none_or(|used| used.bounded < bound.into())
     }
 
     /// What its next command is expected to take of the connections' time, [`UNIT`] being the average.
@@ -148,17 +152,25 @@ mod tests {
     const A: Tenant = Tenant { id: 1, weight: 1, max_in_flight: 2 };
     const B: Tenant = Tenant { id: 5, weight: 1, max_in_flight: u16::MAX };
 
+    fn of(tenant: Tenant) -> Claim {
+        Claim { tenant, ..Lane::Regular.into() }
+    }
+
     #[test]
     fn a_tenant_has_as_many_as_it_may() {
         let mut table = TenantTable::default();
+        // Neither counts against its bound.
+        for lane in [Lane::Await, Lane::Transaction] {
+            table.begin(Claim { lane, ..of(A) }, Duration::ZERO);
+        }
         for _ in 0..2 {
             assert!(table.has_room(A));
-            table.begin(A, Duration::ZERO);
+            table.begin(of(A), Duration::ZERO);
         }
         assert!(!table.has_room(A) && table.has_room(B));
-        table.end(A, None);
+        table.end(of(A), None);
         assert!(table.has_room(A));
-        assert_eq!(table.all()[1].in_use, 1);
+        assert_eq!(table.all()[1].in_use, 3);
     }
 
     #[test]
@@ -166,15 +178,15 @@ mod tests {
         let mut table = TenantTable::default();
         assert_eq!(table.cost(A.id), UNIT, "nothing is known");
         for (tenant, held) in [(A, MS), (B, MS * 3)].into_iter().cycle().take(400) {
-            table.begin(tenant, Duration::ZERO);
-            table.end(tenant, Some(held));
+            table.begin(of(tenant), Duration::ZERO);
+            table.end(of(tenant), Some(held));
         }
         let (cheap, dear) = (table.cost(A.id), table.cost(B.id));
         assert!((2.9..3.1).contains(&(dear as f64 / cheap as f64)), "{cheap} {dear}");
         assert_eq!(table.cost(7), UNIT, "a newcomer");
         for _ in 0..400 {
-            table.begin(B, Duration::ZERO);
-            table.end(B, Some(MS * 1_000));
+            table.begin(of(B), Duration::ZERO);
+            table.end(of(B), Some(MS * 1_000));
         }
         assert_eq!(table.cost(A.id), UNIT / SPREAD);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::claim::{Level, Tenant};
+use super::claim::Tenant;
 use crate::config::FairnessConfig;
 use crate::config::limits::MAX_TENANTS;
 
@@ -12,6 +12,8 @@ pub struct Tenants {
     config: FairnessConfig,
     ids: HashMap<Box<str>, u16>,
     all: Vec<Known>,
+    /// One without a name was seen.
+    nameless: bool,
 }
 
 #[derive(Debug)]
@@ -24,25 +26,24 @@ struct Known {
 impl Tenants {
     /// Only the one without a name.
     pub fn new(config: FairnessConfig) -> Self {
-        let mut tenants = Self { config, ids: HashMap::new(), all: Vec::new() };
+        let mut tenants = Self { config, ids: HashMap::new(), all: Vec::new(), nameless: false };
         tenants.add("");
         tenants
-    }
-
-    /// What tells tenants apart, and the rules.
-    pub fn config(&self) -> &FairnessConfig {
-        &self.config
     }
 
     /// The tenant of that name.
     pub fn of(&mut self, name: &str) -> Tenant {
         if name.is_empty() {
+            self.nameless = true;
             return self.all[0].tenant;
         }
         match self.ids.get(name) {
             Some(id) => self.all[usize::from(*id)].tenant,
             None if self.all.len() < MAX_TENANTS => self.add(name),
-            None => self.all[0].tenant,
+            None => {
+                self.nameless = true;
+                self.all[0].tenant
+            }
         }
     }
 
@@ -56,19 +57,14 @@ impl Tenants {
         tenant
     }
 
-    /// How much the commands of that application matter.
-    pub fn level_of(&self, application: &str) -> Level {
-        self.config.level_of(application)
-    }
-
     /// Waiting commands that a tenant may have.
     pub fn max_waiting(&self, id: u16) -> usize {
         self.all.get(usize::from(id)).map_or(usize::MAX, |known| known.max_waiting)
     }
 
-    /// How many have been seen, the one without a name only if it is the only one.
+    /// How many have been seen.
     pub fn count(&self) -> usize {
-        (self.all.len() - 1).max(1)
+        (self.all.len() - usize::from(!self.nameless)).max(1)
     }
 
     /// Name and weight of a tenant.
@@ -96,10 +92,11 @@ mod tests {
         let (web, batch) = (tenants.of("web"), tenants.of("batch-7"));
         assert_eq!(web, Tenant { id: 1, ..Tenant::COMMON });
         assert_eq!(batch, Tenant { id: 2, weight: 4, max_in_flight: 2 });
+        assert_eq!(tenants.count(), 2);
         assert_eq!((tenants.of("web"), tenants.of("")), (web, Tenant::COMMON));
         assert_eq!([0, 1, 2].map(|id| tenants.max_waiting(id)), [100, 100, 9]);
         assert_eq!([0, 1, 2].map(|id| tenants.name(id)), [("", 1), ("web", 1), ("batch-7", 4)]);
-        assert_eq!(tenants.count(), 2);
+        assert_eq!(tenants.count(), 3);
     }
 
     #[test]
@@ -108,7 +105,7 @@ mod tests {
         for number in 0..2 * MAX_TENANTS {
             tenants.of(&format!("tenant {number}"));
         }
-        assert_eq!(tenants.count(), MAX_TENANTS - 1);
+        assert_eq!(tenants.count(), MAX_TENANTS);
         assert_eq!(tenants.of("one more").id, 0);
         assert_ne!(tenants.of("tenant 7").id, 0);
     }

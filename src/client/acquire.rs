@@ -167,6 +167,10 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
                 tokio::time::sleep(REROUTE_PAUSE).await;
                 cluster.reconcile(&cluster.topology());
             }
+            // Nobody could be told: it joins again, as the newest.
+            Err(CheckOutError::Shed)
+                if exchange.kind == OperationKind::Unacknowledged
+                    && Instant::now() < exchange.sent_by(&cluster.config) => {}
             Err(CheckOutError::Shed) => {
                 let server = (*operation.server().address).clone();
                 let (waited, load) = (queued.elapsed(), cluster.load(Instant::now()));

@@ -205,6 +205,8 @@ fn classify(command: &Command, frame: &Frame, cluster: &Cluster, now: Instant) -
         _ => Lane::Regular,
     };
     let writes = matches!(kind, OperationKind::Write | OperationKind::RetryableWrite | OperationKind::Unacknowledged);
-    let locks = writes && matches!(command.effect(), Effect::Write | Effect::Other);
+    // A transaction that begins is like a write: beside one that overlaps it forever, no write would have its turn.
+    let begins = kind == OperationKind::InTransaction && lane == Lane::Regular;
+    let locks = begins || writes && matches!(command.effect(), Effect::Write | Effect::Other);
     (kind, Claim { locks, ..lane.into() }, cursor.is_some() && pinned.is_none())
 }

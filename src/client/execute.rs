@@ -3,6 +3,7 @@
 //! Where nothing has to be waited for, it runs straight through. Whatever fails before the request was written whole is
 //! tried again on a server selected anew, within the command's deadline; after that the driver decides, on our labels.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +20,7 @@ use super::socket::ReadEnd;
 use crate::admission::Lane;
 use crate::breaker::{self, Outcome};
 use crate::command::Handling;
+use crate::config::Address;
 use crate::reply::errors;
 use crate::reply::retry::Failure;
 use crate::reply::{
@@ -411,6 +413,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(ReadEnd::Left);
             }
             Refusal::Reply(error) => (Some(error), labels::Outcome::Failed),
+            // A server had it whole before: what keeps it from being sent again does not make that undone.
+            Refusal::Situation(situation)
+                if exchange.resent && situation.is_certain_of_nothing_sent() && exchange.failed.is_some() =>
+            {
+                let why = format!("and it could not be sent again: {situation}");
+                let lost = |server: &Arc<Address>| Situation::NoReply { server: (**server).clone(), why };
+                (
+                    exchange.failed.as_ref().map(lost).and_then(|lost| answer(&lost, exchange.kind)),
+                    labels::Outcome::Failed,
+                )
+            }
             Refusal::Situation(situation) => {
                 count_shed(&self.shared, &situation, exchange.kind);
                 let outcome =

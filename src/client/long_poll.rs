@@ -83,6 +83,11 @@ impl LongPoll {
         now < self.look_by() && (now < self.catch_up.not_before() || !self.is_due(now))
     }
 
+    /// How long the server may wait now; `None` where whoever waits for data waits here.
+    fn slice(&self, now: Instant) -> Option<Duration> {
+        self.server.long_polls.slice(now).filter(|_| !self.server.pool.is_cramped())
+    }
+
     /// When it asks whatever it knows.
     fn look_by(&self) -> Instant {
         self.until.min(self.asked + CEILING)
@@ -90,7 +95,7 @@ impl LongPoll {
 
     fn is_due(&self, now: Instant) -> bool {
         let polls = &self.server.long_polls;
-        polls.slice(now).is_some() || self.catch_up.is_due(polls.newest())
+        self.slice(now).is_some() || self.catch_up.is_due(polls.newest())
     }
 
     /// How long the server may wait when it is asked now.
@@ -99,7 +104,7 @@ impl LongPoll {
         self.catch_up.asks(polls.newest());
         let none = if wire_version >= TAKES_NO_WAIT { Duration::ZERO } else { LEAST_WAIT };
         let remaining = self.until.saturating_duration_since(now);
-        self.wait = polls.slice(now).map_or(none, |slice| slice.min(remaining)).max(none);
+        self.wait = self.slice(now).map_or(none, |slice| slice.min(remaining)).max(none);
         self.asked = now;
         self.wait
     }

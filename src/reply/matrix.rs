@@ -184,6 +184,11 @@ impl Situation {
         }
     }
 
+    /// True where the answer says that nothing was sent, so that any command may be sent again.
+    pub fn is_certain_of_nothing_sent(&self) -> bool {
+        row(self).write.1.contains(NOT_SENT)
+    }
+
     /// True once the last byte of the request may have reached the server: the outcome is unknown.
     pub fn after_complete_write(&self) -> bool {
         match self {

@@ -494,7 +494,7 @@ mod tests {
     fn room_is_kept_while_a_transaction_is_open_and_not_for_ever() {
         let (mut pins, now, kept) = (Pins::default(), Instant::now(), Arc::new(()));
         let is_kept = || Arc::strong_count(&kept) > 1;
-        let mut begin = |pins: &mut Pins, id, now| {
+        let begin = |pins: &mut Pins, id, now| {
             pins.pin_transaction(id, server(1), now).unwrap();
             pins.keep_room(id, || Room::new(kept.clone()));
             assert!(is_kept());

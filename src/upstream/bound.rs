@@ -1,7 +1,8 @@
 //! `max_upstream_connections`: the bound over all servers of a cluster, and the line for a place of it.
 //!
 //! Who is in line gets the next place that is given back. For that, other pools give up idle connections; where there are
-//! none, a pool without any connection gets that of the next command to end elsewhere, so that no server is left out.
+//! none, a pool without any connection, or where a transaction waits, gets that of the next command to end elsewhere, so that no
+//! server is left out and no transaction stuck.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ pub struct ClusterBound {
     limit: u32,
     /// Told when somebody is in line: idle connections elsewhere should make room.
     starved: Notify,
-    /// A pool without any connection is in line: the next connection to be checked in elsewhere makes room.
+    /// A pool in need is in line: the next connection to be checked in elsewhere makes room.
     owed: AtomicBool,
 }
 
@@ -39,9 +40,9 @@ impl ClusterBound {
         self.limit.saturating_sub(free)
     }
 
-    /// Free places; `None` where there is no bound.
-    pub(super) fn spare(&self) -> Option<u32> {
-        (self.limit < UNLIMITED).then(|| u32::try_from(self.places.available_permits()).unwrap_or(u32::MAX))
+    /// False where there is no bound.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit < UNLIMITED
     }
 
     /// Takes a place if there is one and nobody is in line.
@@ -84,11 +85,11 @@ impl Line {
     }
 
     /// Joins, or stays where it is. Asks the others for room when it joins, and `again` on demand: nobody may have had any
-    /// before. `empty` says that the pool has no connection at all.
-    pub(super) fn wait(&mut self, again: bool, empty: bool) {
+    /// before. `in_need` says that the pool has no connection at all, or that a transaction waits for one.
+    pub(super) fn wait(&mut self, again: bool, in_need: bool) {
         if self.turn.is_none() || again {
             self.bound.starved.notify_waiters();
-            self.bound.owed.fetch_or(empty, Ordering::Relaxed);
+            self.bound.owed.fetch_or(in_need, Ordering::Relaxed);
         }
         self.turn.get_or_insert_with(|| {
             let place = self.bound.places.clone().acquire_owned();

@@ -129,8 +129,8 @@ pub struct Connection {
     pub generation: u64,
     /// When it was last given back.
     pub last_used: Instant,
-    /// For what and when it was checked out; `None` while it is available.
-    pub(super) taken: Option<(Claim, Instant)>,
+    /// For what it was checked out, and when, if for a command; `None` while it is available.
+    pub(super) taken: Option<(Claim, Option<Instant>)>,
     /// When it is to be replaced.
     pub expires: Instant,
     /// Longest silence of the server in the middle of a message; `None` for no limit.

@@ -36,6 +36,7 @@ pub async fn run(pool: Pool) {
     let mut next_sweep = Instant::now();
     let mut no_probe_before = Instant::now();
     let mut probe_waits = false;
+    let mut in_need = false;
     loop {
         let mut starved = pin!(bound.starved());
         // Listens from here on, so that who asks for room while we are busy is heard.
@@ -63,8 +64,11 @@ pub async fn run(pool: Pool) {
             start_recheck(&pool);
         }
         if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
-            line.wait(swept, shared.state().counts().total() == 0);
+            // Asked again when the need is new, and now and then: two pools in need would ask each other without end.
+            let before = std::mem::replace(&mut in_need, shared.state().is_in_need());
+            line.wait(swept || (in_need && !before), in_need);
         } else {
+            in_need = false;
             line.leave();
         }
         close_discarded(&shared);
@@ -337,7 +341,7 @@ fn retire(
 
 /// Closes one idle connection, as another pool of the cluster has waiters and may not open any.
 fn make_room(shared: &Shared) {
-    if shared.state().queue().is_empty() {
+    if shared.state().can_spare_idle() {
         retire(shared, 0, 1, ConnectionClosed::Idle, |_, _| true);
     }
 }

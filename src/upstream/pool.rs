@@ -133,6 +133,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Where the bound on connections in use adapts. Locked before `state`, so that its last word is the one in force.
     gradient: Option<Mutex<Gradient>>,
+    /// No more may be in use: saves a look for all others.
+    two_at_most: bool,
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
@@ -171,8 +173,8 @@ impl Pool {
         let max_in_flight = parts.max_in_flight.unwrap_or(max_pool_size).min(max_pool_size);
         let gradient = parts.adaptive_limit.then(|| Gradient::new(min_pool_size, max_in_flight));
         let limit = gradient.as_ref().map_or(max_in_flight, Gradient::limit);
-        let discipline = parts.discipline;
-        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight, discipline };
+        let (discipline, contended) = (parts.discipline, parts.cluster_bound.is_limited());
+        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight, discipline, contended };
         let mut state = PoolState::new(bounds);
         let nobody = state.set_limit(limit, Instant::now());
         debug_assert!(nobody.is_empty(), "nobody waits for a pool that is being made");
@@ -183,6 +185,7 @@ impl Pool {
             parts,
             state: Mutex::new(state),
             gradient: gradient.map(Mutex::new),
+            two_at_most: max_in_flight <= 2,
             work: Notify::new(),
             pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
             open: Mutex::default(),
@@ -281,6 +284,11 @@ impl Pool {
         woken.into_iter().for_each(Waker::wake);
         // For those who wait there may be one more to establish.
         self.0.work.notify_one();
+    }
+
+    /// True when one of two connections is kept for a transaction: who waits for data must not have the other one for long.
+    pub fn is_cramped(&self) -> bool {
+        self.0.two_at_most && self.0.state().is_cramped()
     }
 
     /// A transaction begins on the server.
@@ -466,7 +474,7 @@ impl Pool {
     /// twice for the same place.
     fn owes_place(&self) -> bool {
         let bound = &self.0.parts.cluster_bound;
-        bound.owes_place() && self.0.state().counts().total() > 1 && bound.give_place()
+        bound.owes_place() && self.0.state().can_give() && bound.give_place()
     }
 
     /// True while somebody waits and the bound leaves room for the connection that is established for him: until that is
@@ -502,10 +510,12 @@ impl Pool {
     }
 
     fn guard_alive(&self, connection: Box<Connection>, claim: Claim) -> Option<PooledConnection> {
-        let mut guard = PooledConnection::new(connection, claim, self);
+        let mut guard = PooledConnection::new(connection, claim, Some(Instant::now()), self);
         if guard.is_alive() {
             return Some(guard);
         }
+        // Dead before it was of use to anybody.
+        guard.taken = Some((claim, None));
         guard.discard(ConnectionClosed::Error);
         None
     }
@@ -530,11 +540,7 @@ impl std::fmt::Debug for Pool {
 
 impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        let mut state = lock(&self.state);
-        if let Some(spare) = self.parts.cluster_bound.spare() {
-            state.set_spare(spare);
-        }
-        state
+        lock(&self.state)
     }
 
     /// True for a pool that lost its server and is not warm again.
@@ -615,7 +621,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let handed = self.pool.0.state().leave(self.ticket);
         if let Some(connection) = handed {
-            drop(PooledConnection::new(connection, self.ticket.claim, self.pool));
+            drop(PooledConnection::new(connection, self.ticket.claim, None, self.pool));
         }
     }
 }
@@ -638,8 +644,8 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
-    fn new(mut connection: Box<Connection>, claim: Claim, pool: &Pool) -> Self {
-        connection.taken = Some((claim, Instant::now()));
+    fn new(mut connection: Box<Connection>, claim: Claim, since: Option<Instant>, pool: &Pool) -> Self {
+        connection.taken = Some((claim, since));
         pool.0.usage.began();
         Self { connection: Some(connection), pool: pool.clone() }
     }
@@ -664,7 +670,7 @@ impl PooledConnection {
 /// What a connection that comes back was taken for.
 fn held(connection: &mut Connection, now: Instant) -> Held {
     let (claim, since) = connection.taken.take().expect("it was told when the guard was made");
-    Held { claim, time: Some(now.duration_since(since)) }
+    Held { claim, time: since.map(|since| now.duration_since(since)) }
 }
 
 impl Deref for PooledConnection {

@@ -53,6 +53,8 @@ pub struct PoolBounds {
     pub max_in_flight: u32,
     /// In which order those go who wait.
     pub discipline: QueueDiscipline,
+    /// Other pools may have the places for connections that this one has not: a bound over all of them is in force.
+    pub contended: bool,
 }
 
 /// Outcome of [`PoolState::check_out`].
@@ -136,8 +138,6 @@ pub struct PoolState<C, W> {
     shed: HashSet<Ticket>,
     /// On the server.
     open_transactions: u32,
-    /// Connections that a bound over several pools leaves for this one, beside those that it has.
-    spare: u32,
     /// See [`PoolState::limit`]; `max_in_flight` unless it was set.
     limit: u32,
 }
@@ -166,7 +166,6 @@ impl<C, W> PoolState<C, W> {
             },
             shed: HashSet::new(),
             open_transactions: 0,
-            spare: u32::MAX,
             limit: bounds.max_in_flight,
         }
     }
@@ -237,7 +236,7 @@ impl<C, W> PoolState<C, W> {
         self.in_use.begin(claim.lane);
         // What the proxy does for itself is nobody's.
         if claim.lane != Lane::Background {
-            self.tenants.begin(claim.tenant, waited);
+            self.tenants.begin(claim, waited);
         }
     }
 
@@ -249,8 +248,10 @@ impl<C, W> PoolState<C, W> {
     }
 
     fn shares(&self) -> Shares {
-        let reach = self.counts().total().saturating_add(self.spare);
-        Shares { limit: self.most_in_use(), reach, open_transactions: self.open_transactions }
+        let open = || count(self.available.len()) + self.in_use.total();
+        let reach = if self.bounds.contended { open() } else { u32::MAX };
+        let (limit, most) = (self.most_in_use(), self.bounds.max_in_flight);
+        Shares { limit, most, reach, open_transactions: self.open_transactions }
     }
 
     /// Takes an available connection for the pool's own use (a probe or a ping), whatever the status.
@@ -270,9 +271,12 @@ impl<C, W> PoolState<C, W> {
     /// Looks how the queue does, where somebody wants to know, and refuses who has waited too long for that.
     fn shed_late(&mut self, now: Instant) -> Woken<W> {
         let mut woken = Woken::new();
+        let shares = self.shares();
         let Some(codel) = &mut self.codel else { return woken };
         loop {
-            let oldest = self.queue.oldest_regular();
+            let pick = Pick { may_lock: shares.allow_locks(), newest_first: false, tenants: &self.tenants };
+            // Who may not go whatever is free says nothing about how the queue does.
+            let oldest = self.queue.oldest_regular(pick);
             let head = oldest.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
             // Whoever has just come is not an empty queue.
             codel.observe(if oldest.is_some() { head.max(Duration::from_nanos(1)) } else { head }, now);
@@ -329,9 +333,25 @@ impl<C, W> PoolState<C, W> {
         self.limit.saturating_add(self.in_use.of(Lane::Await)).min(self.bounds.max_in_flight)
     }
 
-    /// A bound over several pools leaves so many connections for this one, beside those that it has.
-    pub fn set_spare(&mut self, spare: u32) {
-        self.spare = spare;
+    /// True when all others share one connection, as another one is kept for a transaction.
+    pub fn is_cramped(&self) -> bool {
+        let shares = self.shares();
+        shares.kept() > 0 && shares.limit.min(shares.reach) - shares.kept() == 1
+    }
+
+    /// True when the pool can do with one connection less: nobody waits, and what is idle is not all kept for a transaction.
+    pub fn can_spare_idle(&self) -> bool {
+        self.queue.is_empty() && count(self.available.len()) > self.shares().kept()
+    }
+
+    /// True when the pool needs a connection although others need theirs: it has none, or a transaction waits for one.
+    pub fn is_in_need(&self) -> bool {
+        self.counts().total() == 0 || self.queue.lane_len(Lane::Transaction) > 0
+    }
+
+    /// True when the pool can give one up for another that is in need: it has more, beside what is kept for transactions.
+    pub fn can_give(&self) -> bool {
+        self.counts().total() > 1 + self.shares().kept()
     }
 
     /// Looks whether a waiter's turn has come; renews its waker if not.
@@ -380,11 +400,11 @@ impl<C, W> PoolState<C, W> {
     }
 
     fn release(&mut self, held: Held) {
-        let Claim { lane, tenant, .. } = held.claim;
+        let lane = held.claim.lane;
         self.in_use.end(lane);
         if lane != Lane::Background {
             // Who waits for data says nothing about how long commands take.
-            self.tenants.end(tenant, held.time.filter(|_| lane != Lane::Await));
+            self.tenants.end(held.claim, held.time.filter(|_| lane != Lane::Await));
         }
     }
 
@@ -418,9 +438,12 @@ impl<C, W> PoolState<C, W> {
     pub fn wants_connection(&self) -> bool {
         let counts = self.counts();
         let open = counts.available + counts.in_use + counts.pending;
-        // Those who wait beside an available one may not have any.
-        let for_waiters =
-            counts.available == 0 && count(self.queue.len()) > self.pending && counts.in_use < self.most_in_use();
+        let shares = self.shares();
+        let transaction = self.queue.lane_len(Lane::Transaction) > 0;
+        let most = if transaction { shares.most } else { shares.limit };
+        // Those who wait beside an available one may not have any, unless for that there are too few.
+        let too_few = counts.available == 0 || (shares.open_transactions > 0 && shares.reach < shares.limit);
+        let for_waiters = too_few && count(self.queue.len()) > self.pending && counts.in_use < most;
         self.status == PoolStatus::Ready && (for_waiters || open < self.bounds.min_pool_size)
     }
 
@@ -573,6 +596,7 @@ mod tests {
         max_connecting: 2,
         max_in_flight: 4,
         discipline: QueueDiscipline::Fifo,
+        contended: false,
     };
 
     /// A connection of the model: its number and its generation.
@@ -740,7 +764,7 @@ mod tests {
             operations in prop::collection::vec((0_u8..20, 0_usize..8), 1..400)
         ) {
             let bounds =
-                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo };
+                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo, contended: false };
             let mut pool: PoolState<Fake, u32> = PoolState::new(bounds);
             let now = Instant::now();
             let (mut pending, mut used, mut tickets, mut closing) = (Vec::new(), Vec::<(Fake, Claim)>::new(), Vec::<Ticket>::new(), 0_u32);
@@ -834,9 +858,10 @@ mod tests {
                 prop_assert!(of_bounded <= 2, "the bound of a tenant");
                 if pool.status() == PoolStatus::Ready && counts.available > 0 {
                     let waits = |lane| tickets.iter().any(|ticket| ticket.claim.lane == lane);
+                    let any = counts.in_use < in_flight.min(max);
+                    prop_assert!(!any || !waits(Lane::Transaction), "a transaction waits beside a free connection");
                     let in_flight = (pool.limit() + in_use(Lane::Await)).min(in_flight);
                     let free = counts.in_use < in_flight;
-                    prop_assert!(!free || !waits(Lane::Transaction), "a transaction waits beside a free connection");
                     let plain = tickets.iter().any(|ticket| {
                         ticket.claim.lane == Lane::Regular && !ticket.claim.locks && ticket.claim.tenant.id == 0
                     });
