@@ -146,7 +146,7 @@ async fn what_frees_something_is_served_without_room() {
 #[tokio::test]
 async fn who_says_nothing_is_closed_and_frees_its_place_surplus_or_not() {
     let deployment = support::standalone().await;
-    let proxy = proxy(&deployment.uri(), "max_clients = 1\nhandshake_timeout_ms = 300").await;
+    let proxy = proxy(&deployment.uri(), "max_clients = 1\nhandshake_timeout_ms = 2000").await;
     let hello = raw::command(doc! { "hello": 1, "$db": "admin" });
     let mut silent = raw::connect(proxy.address()).await;
     let mut slow = raw::connect(proxy.address()).await;

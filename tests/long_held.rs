@@ -22,15 +22,19 @@ use tokio::time::timeout;
 
 const DATABASE: &str = "held";
 
-/// Collections `c` and `d`, with a document in each.
+/// Far more than a busy machine needs between two statements, or for a command that nothing keeps.
+const IDLE_LIMIT: &str = "max_pool_size = 3\ntransaction_idle_timeout_ms = 1500";
+const COMMAND_LIMIT: &str = "max_pool_size = 4\ncommand_timeout_ms = 2000";
+
+/// Collections `c` and `d`, with documents in each that no limit of the proxy has seen.
 async fn pair(settings: &str) -> (Deployment, Proxy) {
     let deployment = support::replica_set(1).await;
-    let proxy = proxy(&deployment.uri(), settings).await;
-    let mut client = support::connect(proxy.address()).await;
+    let mut client = support::client(&deployment.members()[0]).await;
     for collection in ["c", "d"] {
         let documents = vec![doc! { "_id": 0 }, doc! { "_id": -1 }, doc! { "_id": -2 }];
         client.command(DATABASE, doc! { "insert": collection, "documents": documents }).await.unwrap();
     }
+    let proxy = proxy(&deployment.uri(), settings).await;
     (deployment, proxy)
 }
 
@@ -63,7 +67,7 @@ fn open(proxy: &Proxy) -> usize {
 
 #[tokio::test]
 async fn an_idle_transaction_is_aborted_and_its_client_starts_over() {
-    let (deployment, proxy) = pair("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let (deployment, proxy) = pair(IDLE_LIMIT).await;
     let [server] = deployment.members() else { panic!("one server") };
     let mut client = support::connect(proxy.address()).await;
     let mut raw = Raw::new();
@@ -101,7 +105,7 @@ async fn an_idle_transaction_is_aborted_and_its_client_starts_over() {
 /// Of two transactions the one that began to be idle later is ended, and the one that waits for its server is not.
 #[tokio::test]
 async fn a_transaction_with_a_statement_on_its_way_is_not_idle() {
-    let (deployment, proxy) = pair("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let (deployment, proxy) = pair(IDLE_LIMIT).await;
     let [server] = deployment.members() else { panic!("one server") };
     let (mut busy, mut idle) = (support::connect(proxy.address()).await, support::connect(proxy.address()).await);
     let (working, forgotten) = (Raw::new(), Raw::new());
@@ -121,7 +125,7 @@ async fn a_transaction_with_a_statement_on_its_way_is_not_idle() {
 /// A client that left in the middle of a statement: its server works on, and the transaction is not ended meanwhile.
 #[tokio::test]
 async fn a_statement_without_its_client_is_on_its_way_as_well() {
-    let (deployment, proxy) = pair("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let (deployment, proxy) = pair(IDLE_LIMIT).await;
     let [server] = deployment.members() else { panic!("one server") };
     let (mut leaving, mut idle) = (support::connect(proxy.address()).await, support::connect(proxy.address()).await);
     let (working, forgotten) = (Raw::new(), Raw::new());
@@ -139,7 +143,7 @@ async fn a_statement_without_its_client_is_on_its_way_as_well() {
 /// The server has committed and nobody has heard of it: to say that the transaction is lost would make its client run it again.
 #[tokio::test]
 async fn a_transaction_whose_commit_was_sent_is_not_ended() {
-    let (_deployment, relay, proxy) = support::relayed("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let (_deployment, relay, proxy) = support::relayed(IDLE_LIMIT).await;
     let mut client = support::connect(proxy.address()).await;
     client.command(DATABASE, doc! { "create": "c" }).await.unwrap();
     client.command(DATABASE, doc! { "create": "d" }).await.unwrap();
@@ -157,7 +161,7 @@ async fn a_transaction_whose_commit_was_sent_is_not_ended() {
 /// As applications write it: the callback runs again.
 #[tokio::test]
 async fn a_driver_runs_the_transaction_again() {
-    let (_deployment, proxy) = pair("max_pool_size = 3\ntransaction_idle_timeout_ms = 300").await;
+    let (_deployment, proxy) = pair(IDLE_LIMIT).await;
     let client = Client::with_uri_str(proxy.uri()).await.unwrap();
     let things = client.database(DATABASE).collection::<Document>("c");
     let mut session = client.start_session().await.unwrap();
@@ -183,7 +187,7 @@ async fn a_driver_runs_the_transaction_again() {
 /// server; a write goes on there, and is done whatever its client was told.
 #[tokio::test]
 async fn a_command_that_takes_too_long_is_answered_by_its_kind() {
-    let (deployment, proxy) = pair("max_pool_size = 4\ncommand_timeout_ms = 500").await;
+    let (deployment, proxy) = pair(COMMAND_LIMIT).await;
     let [server] = deployment.members() else { panic!("one server") };
     let mut client = support::connect(proxy.address()).await;
 
@@ -213,7 +217,7 @@ async fn a_command_that_takes_too_long_is_answered_by_its_kind() {
 
     let opened = client.command(DATABASE, doc! { "find": "d", "batchSize": 1 }).await.unwrap();
     let cursor = opened.get_document("cursor").unwrap().get_i64("id").unwrap();
-    let block = doc! { "failCommands": ["getMore"], "blockConnection": true, "blockTimeMS": 2_000 };
+    let block = doc! { "failCommands": ["getMore"], "blockConnection": true, "blockTimeMS": 30_000 };
     support::fail_command(server, 1, block).await;
     let more = client.reply(DATABASE, doc! { "getMore": cursor, "collection": "d" }).await.unwrap();
     assert_eq!(support::code_and_labels(&more), (43, vec![]), "{more}");
