@@ -1,6 +1,7 @@
 //! Overload is an answer or a wait, never a lost socket: what the queue is bounded by. What the clients are bounded by is in
 //! `accepting.rs`, the memory in `memory.rs`.
 #![allow(clippy::unwrap_used, reason = "tests, their helpers included")]
+#![allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 
 mod support;
 
@@ -154,6 +155,56 @@ async fn large_requests_are_bounded_by_their_bytes_and_a_refusal_says_what_is_go
         assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
     }
     assert_eq!((ids(server).await, proxy.shed("queue_full")), (vec![0, 1, 3], 1.0));
+}
+
+/// The only connection is held, and inserts come every 20 ms until so many have come, or the first was refused: how many were
+/// carried out, and what the others were told.
+async fn standing_queue(discipline: &str, most: usize) -> (usize, Vec<Document>) {
+    let deployment = support::standalone().await;
+    let server = &deployment.members()[0];
+    let proxy = proxy(&deployment.uri(), &format!("{PATIENT}queue_discipline = \"{discipline}\"")).await;
+    let blocked = Blocked::start(server, &proxy, 0).await;
+    let (mut sent, mut arrivals) = (Vec::new(), tokio::time::interval(Duration::from_millis(20)));
+    let refused = || proxy.shed("queue_stands");
+    let come = async {
+        while sent.len() < most && refused() == 0.0 {
+            arrivals.tick().await;
+            let mut client = connect(proxy.address()).await;
+            let request = client.send(&Request::new("test", insert(i32::try_from(sent.len()).unwrap()))).await.unwrap();
+            eventually("it waits", async || proxy.waiting() as f64 + refused() > sent.len() as f64).await;
+            sent.push((client, request));
+        }
+    };
+    // A third of the time that a command may wait.
+    timeout(Duration::from_secs(20), come).await.expect("somebody is refused");
+    let refused = refused();
+    blocked.release().await;
+    let (mut served, mut told) = (Vec::new(), Vec::new());
+    for (number, (client, request)) in sent.iter_mut().enumerate() {
+        let reply = timeout(AT_ONCE, client.receive(*request)).await.expect("an answer").unwrap().document().unwrap();
+        match reply.get_f64("ok").unwrap() {
+            1.0 => served.push(i32::try_from(number).unwrap()),
+            _ => told.push(reply),
+        }
+    }
+    assert_eq!(ids(server).await, served, "what was refused was never executed");
+    assert!(refused <= told.len() as f64 && proxy.shed("queue_stands") == told.len() as f64, "{refused}: {told:?}");
+    assert_eq!(proxy.shed("queue_full") + proxy.shed("queue_timeout"), 0.0);
+    proxy.settles().await;
+    (served.len(), told)
+}
+
+#[tokio::test]
+async fn a_queue_that_stands_refuses_long_before_the_limit_of_waits_and_fifo_does_not() {
+    let (served, refused) = standing_queue("codel", usize::MAX).await;
+    assert!(!refused.is_empty() && served > 0, "{served} served, {refused:?}");
+    for reply in &refused {
+        assert_overloaded(reply);
+        let message = reply.get_str("errmsg").unwrap();
+        assert!(message.contains("in a queue that stands; 1 of at most 1 upstream connections"), "{message}");
+    }
+    let all = served + refused.len();
+    assert_eq!(standing_queue("fifo", all).await, (all, vec![]));
 }
 
 /// A statement of the transaction of that session.

@@ -9,12 +9,15 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
+use std::net::Ipv4Addr;
 
 use bson::{Document, doc};
 use futures_util::future::join_all;
 use mongomux::sandbox::deployment::Deployment;
-use mongomux::sandbox::wire_client::WireClient;
+use mongomux::sandbox::wire_client::{Request, WireClient};
 use mongomux::upstream::pool::TenantSnapshot;
+use serde_json::Value;
+use support::hold::hold_finds;
 use support::open_loop::{Answer, Socket};
 use support::proxy::{Proxy, proxy};
 use support::{PATIENCE, connect, fail_command, next_batch, raw};
@@ -59,12 +62,14 @@ async fn pair(settings: &str) -> (Deployment, Proxy) {
 /// An application, and how much it asks for.
 struct Application {
     name: &'static str,
+    host: Ipv4Addr,
     sockets: usize,
     find: Document,
 }
 
 fn application(name: &'static str, sockets: usize) -> Application {
-    Application { name, sockets, find: doc! { "find": "c", "filter": { "_id": 1 } } }
+    let find = doc! { "find": "c", "filter": { "_id": 1 }, "$db": DATABASE };
+    Application { name, host: Ipv4Addr::LOCALHOST, sockets, find }
 }
 
 /// All sockets of all applications send one command after the other until [`COMMANDS`] of the first application are served;
@@ -72,10 +77,10 @@ fn application(name: &'static str, sockets: usize) -> Application {
 async fn compete<const N: usize>(proxy: &Proxy, applications: [Application; N]) -> [usize; N] {
     let (counts, result) = (RefCell::new([0; N]), Cell::new(None));
     let mut sockets = Vec::new();
-    for (index, Application { name, sockets: count, mut find }) in applications.into_iter().enumerate() {
-        find.insert("$db", DATABASE);
+    for (index, Application { name, host, sockets: count, find }) in applications.into_iter().enumerate() {
         for _ in 0..count {
-            sockets.push((index, Socket::open(proxy.address(), name).await, raw::command(find.clone())));
+            let socket = Socket::open_from(host, proxy.address(), name).await;
+            sockets.push((index, socket, raw::command(find.clone())));
         }
     }
     let all = join_all(sockets.into_iter().map(async |(index, mut socket, find)| {
@@ -118,6 +123,74 @@ async fn a_flood_leaves_others_their_half() {
     proxy.settles().await;
 }
 
+/// The names by which `/stats` tells tenants, in order.
+async fn tenants(proxy: &Proxy) -> Vec<String> {
+    let answer = support::http(proxy.admin_address(), "GET", "/stats", "").await;
+    let stats: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let tenants = stats["clusters"][0]["servers"][0]["tenants"].as_array().unwrap();
+    let mut names: Vec<_> = tenants.iter().map(|tenant| tenant["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn databases_share_alike_whoever_asks() {
+    let (_deployment, proxy) = pair("fair_by = \"database\"\n").await;
+    let mut flood = application("app", FLOOD);
+    flood.find.insert("$db", "other");
+    let counts = compete(&proxy, [application("app", VICTIM), flood]).await;
+    assert!((0.4..0.6).contains(&share(counts)), "{counts:?}");
+    assert_eq!(tenants(&proxy).await, [DATABASE, "other"]);
+}
+
+#[tokio::test]
+async fn hosts_share_alike_whatever_they_ask() {
+    let (_deployment, proxy) = pair("fair_by = \"address\"\n").await;
+    let flood = Application { host: Ipv4Addr::new(127, 0, 0, 2), ..application("app", FLOOD) };
+    let counts = compete(&proxy, [application("app", VICTIM), flood]).await;
+    assert!((0.4..0.6).contains(&share(counts)), "{counts:?}");
+    assert_eq!(tenants(&proxy).await, ["127.0.0.1", "127.0.0.2"]);
+}
+
+/// A find that the server holds, over a socket of its own.
+async fn send_held(proxy: &Proxy, application: &str) -> (WireClient, i32) {
+    let mut client = WireClient::connect_as(proxy.address(), application).await.unwrap();
+    let request = client.send(&Request::new(DATABASE, doc! { "find": "held" })).await.unwrap();
+    (client, request)
+}
+
+#[tokio::test]
+async fn one_tenant_has_no_more_connections_and_no_more_that_wait_than_it_may() {
+    let (deployment, proxy) = pair("tenant_max_in_flight = 3\ntenant_max_waiting = 2\n").await;
+    let hold = hold_finds(&deployment.members()[0], &format!("{DATABASE}.held")).await;
+    let mut sent = Vec::new();
+    for _ in 0..3 {
+        sent.push(send_held(&proxy, "greedy").await);
+    }
+    hold.reaches(3).await;
+    for waiting in 1..=2 {
+        sent.push(send_held(&proxy, "greedy").await);
+        proxy.waits(waiting).await;
+    }
+    let (mut refused, request) = send_held(&proxy, "greedy").await;
+    let refused = timeout(PATIENCE, refused.receive(request)).await.expect("an answer").unwrap().document().unwrap();
+    support::assert_overloaded(&refused);
+    let message = refused.get_str("errmsg").unwrap();
+    assert!(message.contains("2 commands of the same tenant wait, of at most 2;"), "{message}");
+    // There are seven connections for all others, of whom each has as much.
+    for _ in 0..3 {
+        sent.push(send_held(&proxy, "modest").await);
+    }
+    hold.reaches(6).await;
+    assert_eq!((hold.count().await, proxy.waiting(), proxy.shed("queue_full")), (6, 2, 1.0));
+    hold.release().await;
+    for (client, request) in &mut sent {
+        let reply = timeout(PATIENCE, client.receive(*request)).await.expect("an answer").unwrap().document().unwrap();
+        assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
+    }
+    proxy.settles().await;
+}
+
 #[tokio::test]
 async fn weights_are_kept() {
     let (_deployment, proxy) = pair("[[tenant]]\nname = \"victim\"\nweight = 3\n").await;
@@ -152,7 +225,7 @@ async fn many_tenants_share_alike() {
 async fn who_holds_connections_longer_gets_fewer_commands() {
     let (_deployment, proxy) = pair("").await;
     let slow = Application {
-        find: doc! { "find": "c", "filter": { "$where": "sleep(90) || true" } },
+        find: doc! { "find": "c", "filter": { "$where": "sleep(90) || true" }, "$db": DATABASE },
         ..application("flood", FLOOD)
     };
     let counts = compete(&proxy, [application("victim", VICTIM), slow]).await;

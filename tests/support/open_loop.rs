@@ -5,6 +5,7 @@
 
 #![allow(clippy::cast_precision_loss, reason = "counts far below 2^52")]
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +15,7 @@ use mongomux::tasks::Tasks;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::raw;
@@ -89,7 +90,19 @@ pub struct Socket {
 impl Socket {
     /// Opens one and says hello as `application`.
     pub async fn open(address: &Address, application: &str) -> Self {
-        let mut stream = raw::connect(address).await;
+        Self::greet(raw::connect(address).await, application).await
+    }
+
+    /// As [`Socket::open`], from an address of this machine that is chosen.
+    pub async fn open_from(host: Ipv4Addr, address: &Address, application: &str) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((host, 0).into()).unwrap();
+        let stream = socket.connect(address.to_string().parse().unwrap()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self::greet(stream, application).await
+    }
+
+    async fn greet(mut stream: TcpStream, application: &str) -> Self {
         let metadata = doc! {
             "application": { "name": application }, "driver": { "name": "open loop", "version": "1" }, "os": { "type": "any" },
         };
