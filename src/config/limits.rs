@@ -181,7 +181,8 @@ pub const TENANT: &[Limit] = &[
 
 // ---- of the program ----
 
-/// Client sockets whose commands go upstream; see also [`SURPLUS_CLIENTS_SHARE`]. At 1 to 5 KiB each these are some tens of megabytes; the open-file limit is the other bound.
+/// Client sockets whose commands go upstream; see also [`SURPLUS_CLIENTS_SHARE`]. At 1 to 5 KiB each these are some tens of
+/// megabytes; the open-file limit is the other bound.
 pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1_000_000);
 /// Off: drivers keep sockets open on purpose, and an idle one costs a kilobyte.
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
