@@ -13,9 +13,12 @@
 mod support;
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::ExitCode;
 
 use bson::doc;
+use mongomux::admin::stats::Stats;
+use mongomux::admin::tenants::TenantStats;
 use mongomux::config::Address;
 use mongomux::sandbox::deployment::Deployment;
 use support::bench::quantile;
@@ -36,6 +39,9 @@ const WEB: usize = 20;
 /// Two tenants of the same weight, each of which asks for its half: a tenth less for the moments in which it does not.
 const HALF: f64 = 0.4;
 
+/// Of its ten sockets five wait for the other five, so each for about as long as a connection is held.
+const MOST_WAIT: f64 = 2.0;
+
 /// What a higher level leaves to a lower one: about a tenth.
 const LEFT_TO_LOW: std::ops::Range<f64> = 0.03..0.2;
 
@@ -54,8 +60,8 @@ async fn measure() -> Vec<String> {
         "failCommands": ["find"], "blockConnection": true, "blockTimeMS": HELD_MS, "appName": "mongomux",
     };
     fail_command(server, 0, held).await;
-    println!("| who | beside | served/s | p50 / p99 | share |");
-    println!("| --- | --- | --- | --- | --- |");
+    println!("| who | beside | served/s | p50 / p99 | waited, median | held | share |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut wrong = Vec::new();
     for (settings, who, beside) in [
         ("", ("victim", VICTIM), None),
@@ -65,10 +71,15 @@ async fn measure() -> Vec<String> {
         ("", ("web", WEB), Some(("batch-7", BATCH))),
         (PRIORITY, ("web", WEB), Some(("batch-7", BATCH))),
     ] {
-        let proxy = start(&deployment, settings).await;
-        let share = compete(&proxy.address().await, who, beside, length, !settings.is_empty()).await;
+        let (proxy, admin) = start(&deployment, settings).await;
+        let addresses = (&proxy.address().await, &admin);
+        let (share, seen) = compete(addresses, who, beside, length, !settings.is_empty()).await;
+        let waits = seen.wait_median_ms / seen.held_ms;
         match (who.0, beside) {
             ("victim", Some(_)) if share < HALF => wrong.push(format!("the flood leaves {share:.2} to the victim")),
+            ("victim", Some(_)) if waits >= MOST_WAIT => {
+                wrong.push(format!("the victim waits, by what it holds: {waits:.1}"))
+            }
             ("web", Some(_)) if !settings.is_empty() && !LEFT_TO_LOW.contains(&(1.0 - share)) => {
                 wrong.push(format!("web leaves {:.2} to batch", 1.0 - share));
             }
@@ -78,24 +89,37 @@ async fn measure() -> Vec<String> {
     wrong
 }
 
-async fn start(deployment: &Deployment, settings: &str) -> Program {
+/// The program, and where it tells what it has seen.
+async fn start(deployment: &Deployment, settings: &str) -> (Program, Address) {
     let file = tempfile::NamedTempFile::new().unwrap();
     let pool = format!("max_pool_size = {CONNECTIONS}\nmin_pool_size = {CONNECTIONS}\n{settings}");
     fs::write(file.path(), pool).unwrap();
-    let proxy = Program::run(&["--log", "info", "--config", file.path().to_str().unwrap(), &deployment.uri()]);
+    // The log does not tell a port that the program has chosen.
+    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (config, uri) = (file.path().to_str().unwrap(), deployment.uri());
+    let arguments = ["run", "--listen", "127.0.0.1:0", "--admin", &admin, "--log", "info", "--config", config, &uri];
+    let proxy = Program::start(&arguments);
     // It has read the file by then.
     proxy.address().await;
-    proxy
+    (proxy, admin.parse().unwrap())
 }
 
-/// Prints what `who` gets, and returns its share of all that is served.
+/// What the program has seen of a tenant.
+async fn seen(admin: &Address, name: &str) -> TenantStats {
+    let answer = support::http(admin, "GET", "/stats", "").await;
+    let stats: Stats = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let tenants = stats.clusters[0].servers[0].tenants.clone();
+    tenants.into_iter().find(|tenant| tenant.name == name).unwrap()
+}
+
+/// Prints what `who` gets, and returns its share of all that is served, and what the program has seen of it.
 async fn compete(
-    proxy: &Address,
+    (proxy, admin): (&Address, &Address),
     (who, sockets): (&str, usize),
     beside: Option<(&str, usize)>,
     length: Duration,
     priority: bool,
-) -> f64 {
+) -> (f64, TenantStats) {
     let find = raw::command(doc! { "find": "things", "filter": { "_id": 1 }, "$db": "bench" });
     let crowd = Crowd::open(proxy, who, sockets, vec![find.clone()], 0).await;
     let others = match beside {
@@ -110,15 +134,18 @@ async fn compete(
     };
     let (served, rest) = tokio::join!(crowd.saturate(sockets, length), rest);
     let share = served.len() as f64 / (served.len() + rest).max(1) as f64;
+    let seen = seen(admin, who).await;
     let millis = |at| quantile(served.clone(), at).as_secs_f64() * 1e3;
     println!(
-        "| `{who}`, {sockets} sockets | {}{} | {:.0} | {:.1} / {:.1} ms | {:.0} % |",
+        "| `{who}`, {sockets} sockets | {}{} | {:.0} | {:.1} / {:.1} ms | {:.1} ms | {:.1} ms | {:.0} % |",
         beside.map_or("nobody".to_owned(), |(name, sockets)| format!("`{name}`, {sockets} sockets")),
         if priority { ", of low priority" } else { "" },
         served.len() as f64 / length.as_secs_f64(),
         millis(0.5),
         millis(0.99),
+        seen.wait_median_ms,
+        seen.held_ms,
         share * 100.0,
     );
-    share
+    (share, seen)
 }
