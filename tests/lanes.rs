@@ -9,7 +9,7 @@ mod support;
 use std::cell::Cell;
 
 use bson::{Document, doc};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{Request, WireClient};
@@ -223,33 +223,60 @@ async fn on_one_connection_reads_pass_an_open_transaction_and_writes_wait() {
 async fn many_open_transactions_all_commit() {
     const TRANSACTIONS: i32 = 20;
     let deployment = support::replica_set(1).await;
-    for max_pool_size in [1, 2] {
-        let case = Case::new(&deployment, max_pool_size).await;
-        let transactions = join_all((0..TRANSACTIONS).map(async |id| {
-            let mut transaction = Transaction::new(&case).await;
+    let case = Case::new(&deployment, 2).await;
+    let transactions = join_all((0..TRANSACTIONS).map(async |id| {
+        let mut transaction = Transaction::new(&case).await;
+        transaction.run(increment(id)).await;
+        transaction
+    }));
+    let mut transactions = timeout(PATIENCE, transactions).await.expect("all begin");
+    assert_eq!(case.proxy.pinned().1, 20, "all of them are open");
+    // One for each lock, and each has to wait for its transaction.
+    let updates = join_all((0..TRANSACTIONS).map(|id| Sent::new(&case, increment(id)))).await;
+    case.under_way(updates.len()).await;
+    for _ in 0..3 {
+        join_all(transactions.iter_mut().zip(0..).map(async |(transaction, id)| {
+            transaction.run(doc! { "find": "c", "filter": { "_id": id } }).await;
             transaction.run(increment(id)).await;
-            transaction
-        }));
-        let mut transactions = timeout(PATIENCE, transactions).await.expect("all begin");
-        assert_eq!(case.proxy.pinned().1, 20, "all of them are open");
-        // One for each lock, and each has to wait for its transaction.
-        let updates = join_all((0..TRANSACTIONS).map(|id| Sent::new(&case, increment(id)))).await;
-        case.under_way(updates.len()).await;
-        for _ in 0..3 {
-            join_all(transactions.iter_mut().zip(0..).map(async |(transaction, id)| {
-                transaction.run(doc! { "find": "c", "filter": { "_id": id } }).await;
-                transaction.run(increment(id)).await;
-            }))
-            .await;
-        }
-        join_all(transactions.into_iter().map(|transaction| transaction.end("commitTransaction"))).await;
-        all_succeed(updates).await;
-        for id in 0..TRANSACTIONS {
-            assert_eq!(case.value(id).await, 5, "document {id}");
-        }
-        assert_eq!(case.proxy.pinned(), (0, 0));
-        case.proxy.settles().await;
+        }))
+        .await;
     }
+    join_all(transactions.into_iter().map(|transaction| transaction.end("commitTransaction"))).await;
+    all_succeed(updates).await;
+    for id in 0..TRANSACTIONS {
+        assert_eq!(case.value(id).await, 5, "document {id}");
+    }
+    assert_eq!(case.proxy.pinned(), (0, 0));
+    case.proxy.settles().await;
+}
+
+/// Otherwise transactions that overlap would keep writes from outside waiting for ever.
+#[tokio::test]
+async fn on_one_connection_transactions_go_one_after_the_other_with_writes_between_them() {
+    const TRANSACTIONS: i32 = 20;
+    let deployment = support::replica_set(1).await;
+    let case = Case::new(&deployment, 1).await;
+    let mut first = Transaction::new(&case).await;
+    first.run(increment(0)).await;
+    let write = Sent::new(&case, increment(0)).await;
+    case.under_way(1).await;
+    let others = join_all((1..TRANSACTIONS).map(async |id| {
+        let mut transaction = Transaction::new(&case).await;
+        transaction.run(increment(id)).await;
+        transaction.run(increment(id)).await;
+        transaction.end("commitTransaction").await;
+    }));
+    let ends = async {
+        case.under_way(20).await;
+        assert_eq!(case.proxy.pinned().1, 1, "none begins beside it");
+        first.end("commitTransaction").await;
+        all_succeed(vec![write]).await;
+    };
+    timeout(PATIENCE, join(others, ends)).await.expect("everybody has a turn");
+    for id in 0..TRANSACTIONS {
+        assert_eq!(case.value(id).await, 2, "document {id}");
+    }
+    assert_eq!(case.proxy.pinned(), (0, 0));
 }
 
 /// The queue is never empty when a transaction begins, so the next write is about to go when its lock is taken.
