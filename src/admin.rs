@@ -416,7 +416,7 @@ mod tests {
         for _ in 0..10 {
             held.push(pool.check_out(Lane::Regular, Instant::now() + std::time::Duration::from_secs(5)).await.unwrap());
         }
-        let _place = fixture.cluster.admission.admit_always(Newcomer::default());
+        let _place = fixture.cluster.admission.admit_always(Newcomer { bytes: 700, ..Newcomer::default() });
         let waiter = pool.clone();
         let deadline = Instant::now() + std::time::Duration::from_secs(60);
         let mut waiting = Box::pin(waiter.check_out(Lane::Transaction, deadline));
@@ -434,12 +434,14 @@ mod tests {
             format!("mongomux_wait_queue_length{{lane=\"transaction\",server=\"{server}\"}} 1"),
             format!("mongomux_wait_queue_length{{lane=\"regular\",server=\"{server}\"}} 0"),
             "mongomux_wait_queue_oldest_seconds 3".to_owned(),
+            "mongomux_wait_queue_bytes 700".to_owned(),
         ] {
             assert!(body.lines().any(|it| it == line), "missing: {line}\n{body}");
         }
         let stats = admin.stats();
         let cluster = &stats.clusters[0];
-        assert_eq!((cluster.wait_queue.length, cluster.connections.utilization), (1, 100));
+        let queue = cluster.wait_queue;
+        assert_eq!((queue.length, queue.bytes, cluster.connections.utilization), (1, Some(700), 100));
         assert_eq!((cluster.status, cluster.servers[0].status), (stats::Status::Degraded, stats::Status::Degraded));
         drop(waiting);
         held.clear();

@@ -22,6 +22,7 @@ pub mod shares;
 mod sharing;
 pub mod system;
 pub mod uri;
+mod vain;
 
 use std::fmt;
 use std::time::Duration;

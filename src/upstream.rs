@@ -21,6 +21,7 @@ pub mod pool_state;
 #[cfg(test)]
 mod scripted;
 pub mod settling;
+pub mod shortage;
 pub mod tls;
 pub mod usage;
 

@@ -54,6 +54,7 @@ const PURE: &[&str] = &[
     "admission/tenants.rs",
     "upstream/backoff.rs",
     "upstream/pool_state.rs",
+    "upstream/shortage.rs",
     "reply/",
     "client/catch_up.rs",
     "client/pace.rs",

@@ -10,8 +10,10 @@ use bson::doc;
 use mongomux::admin::Admin;
 use mongomux::sandbox::wire_client::WireClient;
 use mongomux::tasks::Tasks;
+use mongomux::upstream::Cluster;
 use support::hold::eventually;
-use support::proxy::{Proxy, proxy};
+use support::proxy::{Proxy, configured, proxy};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Duration;
@@ -66,4 +68,26 @@ async fn a_pool_that_is_too_small_asks_for_more_and_one_that_is_well_for_nothing
     set.join_all().await;
     tasks.cancel();
     assert_eq!(tasks.join_all(Duration::from_secs(5)).await, 0);
+}
+
+/// What clients of several clusters ask of one of them says nothing about their sockets.
+#[tokio::test]
+async fn sockets_are_counted_where_the_commands_on_them_are() {
+    let proxy = configured(
+        "[[cluster]]\nname = \"a\"\nupstream = \"mongodb://127.0.0.1:1\"\n\
+         [[cluster]]\nname = \"b\"\nupstream = \"mongodb://127.0.0.1:1\"\n\
+         [[listener]]\nlisten = \"127.0.0.1:0\"\ncluster = \"a\"\ndatabases = { b = \"b\" }\n\
+         [[listener]]\nlisten = \"127.0.0.1:0\"\ncluster = \"b\"\n",
+    )
+    .await;
+    let [both, only] = proxy.addresses() else { panic!("two listeners") };
+    let mut clients = Vec::new();
+    for address in [both, both, only] {
+        clients.push(TcpStream::connect(address.to_string()).await.unwrap());
+    }
+    let count = |count: fn(&Cluster) -> u64| proxy.clusters().iter().map(|it| count(it)).collect::<Vec<_>>();
+    let are_there = async || count(|cluster| cluster.clients.load(Ordering::Relaxed) as u64) == [2, 3];
+    eventually("all are accepted", are_there).await;
+    let are_counted = async || count(|cluster| cluster.clients_opened.load(Ordering::Relaxed)) == [0, 1];
+    eventually("those of one cluster are counted", are_counted).await;
 }

@@ -5,12 +5,13 @@ use super::suspicions::Suspicion;
 use crate::config::limits::{MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
 use crate::routing::pins::Group;
 use crate::telemetry::labels::Label as _;
+use crate::upstream::shortage::Shortage;
 
 /// From this share of a bound on, percent, it is time to say so: there is still room to act.
 const NEARLY_FULL_PERCENT: usize = 80;
 
-/// About one server. `all_in_use`: no further command may use it now.
-pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
+/// About one server. `shortage`: why no further command may use it now.
+pub fn for_server(server: &ServerStats, shortage: Option<Shortage>) -> Vec<String> {
     let mut advice = Vec::new();
     let (waiting, active) = (server.wait_queue.length, server.connections.active);
     let error = server.error.as_deref();
@@ -24,18 +25,27 @@ pub fn for_server(server: &ServerStats, all_in_use: bool) -> Vec<String> {
         advice
             .push(format!("Connecting does not work: {why}. Check that the server runs and can be reached from here."));
     }
-    if all_in_use && waiting > 0 && server.limit < server.connections.max {
-        advice.push(format!(
-            "{waiting} commands wait, as {} may be in flight at once (max_in_flight, adaptive_limit): find the slow commands.",
-            server.limit
-        ));
-    } else if all_in_use && waiting > 0 {
-        advice.push(format!(
+    let limit = server.limit;
+    advice.extend(shortage.map(|shortage| match (shortage, waiting) {
+        (Shortage::Adaptive, 0) => {
+            format!("{limit} commands are in flight, as many as the server is given (adaptive_limit): the next has to wait.")
+        }
+        (Shortage::Adaptive, _) => format!(
+            "{waiting} commands wait, as the server is given {limit} at once (adaptive_limit): find the slow commands, or give \
+             the server more."
+        ),
+        (Shortage::InFlight, 0) => {
+            format!("{active} commands are in flight, as many as may be (max_in_flight): the next has to wait.")
+        }
+        (Shortage::InFlight, _) => format!(
+            "{waiting} commands wait and {active} are in flight, as many as may be: raise max_in_flight, or find the slow \
+             commands."
+        ),
+        (_, 0) => format!("All {active} connections are in use: the next command has to wait."),
+        (_, _) => format!(
             "{waiting} commands wait and all {active} connections are in use: raise max_pool_size, or find the slow commands."
-        ));
-    } else if all_in_use {
-        advice.push(format!("All {active} connections are in use: the next command has to wait."));
-    }
+        ),
+    }));
     advice
 }
 
@@ -128,6 +138,18 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_in_flight_is_named_where_that_is_the_bound() {
+        let said =
+            |shortage, waiting| for_server(&ServerStats { limit: 5, ..server(5, waiting) }, Some(shortage)).concat();
+        for (shortage, key) in [(Shortage::Adaptive, "adaptive_limit"), (Shortage::InFlight, "max_in_flight")] {
+            for (waiting, words) in [(0, "5 "), (7, "7 commands wait")] {
+                let said = said(shortage, waiting);
+                assert!(said.starts_with(words) && said.contains(key) && !said.contains("max_pool_size"), "{said}");
+            }
+        }
+    }
+
+    #[test]
     fn an_open_breaker_names_the_last_error() {
         let open = ServerStats {
             breaker: "open".to_owned(),
@@ -136,7 +158,7 @@ mod tests {
             error: Some("authentication as `a` failed".to_owned()),
             ..server(0, 0)
         };
-        let said = for_server(&open, false);
+        let said = for_server(&open, None);
         assert_eq!(said.len(), 1, "one cause, one advice: {said:?}");
         let both = "breaker is open: connections cannot be established (authentication as `a` failed)";
         assert!(said[0].contains(both), "{said:?}");
@@ -149,7 +171,7 @@ mod tests {
             error: Some("Connection refused (os error 111)".to_owned()),
             ..server(0, 0)
         };
-        assert!(for_server(&down, false)[0].contains("Connection refused"));
+        assert!(for_server(&down, None)[0].contains("Connection refused"));
     }
 
     #[test]
@@ -174,7 +196,7 @@ mod tests {
         assert!(pinned(80_000, 0)[0].contains("80000 cursors"));
         assert!(pinned(0, 8_000)[0].contains("8000 transactions"));
         let waiting = |length, wait_queue_size| {
-            let wait_queue = WaitQueueStats { length, oldest_ms: 0 };
+            let wait_queue = WaitQueueStats { length, ..WaitQueueStats::default() };
             for_cluster(&ClusterStats { wait_queue, wait_queue_size, ..cluster(Vec::new()) })
         };
         assert_eq!(waiting(7, 10), [""; 0]);

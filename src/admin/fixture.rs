@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::admission::MemoryBudget;
 use crate::config::system::Text;
-use crate::config::{BackoffConfig, Config, Sources};
+use crate::config::{BackoffConfig, ClusterConfig, Config, Sources};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
@@ -33,11 +33,12 @@ pub(super) struct Fixture {
 
 impl Fixture {
     /// In front of `server`, with a password in the connection string that is to appear nowhere.
-    fn new(server: &str, credentials: &str) -> Self {
+    fn new(server: &str, credentials: &str, change: impl FnOnce(&mut ClusterConfig)) -> Self {
         let uri = format!("mongodb://{credentials}{server}/");
         let upstream = Some(Text { name: "test".to_owned(), text: uri });
         let (mut config, _) = Config::load(&Sources { upstream, ..Sources::default() }).unwrap();
-        let config = config.clusters.remove(0);
+        let mut config = config.clusters.remove(0);
+        change(&mut config);
         let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::plenty());
         let monitor = Monitor::start(&config.upstream, SETTINGS, &tasks);
         let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), 1 << 20).unwrap();
@@ -51,7 +52,7 @@ impl Fixture {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let fixture = Self::new(&server, credentials);
+        let fixture = Self::new(&server, credentials, |_| ());
         let mut topology = fixture.cluster.monitor().subscribe();
         let noticed = topology.wait_for(|topology| topology.servers.values().any(|server| server.error.is_some()));
         tokio::time::timeout(Duration::from_secs(10), noticed).await.unwrap().unwrap();
@@ -62,9 +63,14 @@ impl Fixture {
 
     /// In front of a standalone that answers hello; returns once the pool has its two connections.
     pub(super) async fn standalone() -> (Self, String) {
+        Self::standalone_with(|_| ()).await
+    }
+
+    /// As [`Fixture::standalone`], with a configuration that is changed before.
+    pub(super) async fn standalone_with(change: impl FnOnce(&mut ClusterConfig)) -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
-        let fixture = Self::new(&server, "");
+        let fixture = Self::new(&server, "", change);
         let tasks = fixture.tasks.clone();
         fixture.tasks.spawn("script", async move {
             loop {

@@ -39,6 +39,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
     }
     let (mut cursors, mut transactions) = (0, 0);
     for cluster in clusters {
+        metrics.requests_wait(&cluster.config.name, gauge(cluster.admission.bytes()));
         let (more_cursors, more_transactions) = lock(&cluster.pins).count();
         cursors += more_cursors;
         transactions += more_transactions;

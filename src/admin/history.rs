@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::telemetry::ApplicationId;
 use crate::telemetry::labels::{ConnectionClosed, Label as _};
+use crate::upstream::shortage::Shortage;
 use crate::upstream::usage::UsageTotals;
 
 /// From one sample to the next.
@@ -86,8 +87,10 @@ pub struct PoolSample {
     pub open: u32,
     /// The most that were in use at once since the sample before.
     pub peak: u32,
-    /// Connections that commands may use at once.
+    /// Connections that commands may use at once, those that wait for data included.
     pub limit: u32,
+    /// Commands in flight at once, as learnt from the server; those that wait for data come on top.
+    pub adapted: u32,
     /// Who has held connections since the sample before, and how long: those that held most, and all together.
     pub holders: Vec<(ApplicationId, Duration)>,
     /// Of all of them.
@@ -124,8 +127,8 @@ pub struct Period {
     pub commands: u64,
     /// Connections in use, on average.
     pub in_use: f64,
-    /// Commands that had to wait.
-    pub waits: u64,
+    /// Commands that had to wait, by what they were short of.
+    pub waits_for: [u64; Shortage::ALL.len()],
     /// How long they waited, all together.
     pub waited: Duration,
 }
@@ -139,7 +142,7 @@ impl Period {
             length,
             commands: last.totals.ended.saturating_sub(first.totals.ended),
             in_use: held.as_secs_f64() / length.as_secs_f64(),
-            waits: last.totals.waits.saturating_sub(first.totals.waits),
+            waits_for: std::array::from_fn(|index| last.totals.waits[index].saturating_sub(first.totals.waits[index])),
             waited: last.totals.waited.saturating_sub(first.totals.waited),
         }
     }
@@ -153,6 +156,18 @@ impl Period {
     /// How long a command held its connection, on average, seconds; 0 where there was none.
     pub fn held_seconds(&self) -> f64 {
         if self.commands == 0 { 0.0 } else { self.in_use / self.rate() }
+    }
+
+    /// Commands that had to wait.
+    pub fn waits(&self) -> u64 {
+        self.waits_for.iter().sum()
+    }
+
+    /// What most of those who had to wait were short of, where that has a name, and how many they were.
+    pub fn shortage(&self) -> Option<(Shortage, u64)> {
+        let named = Shortage::ALL.into_iter().filter(|shortage| *shortage != Shortage::Other);
+        let most = named.map(|shortage| (shortage, self.waits_for[shortage.index()])).max_by_key(|(_, waits)| *waits);
+        most.filter(|(_, waits)| *waits > 0)
     }
 
     /// Commands that were waiting, on average.
@@ -174,6 +189,7 @@ pub(super) mod tests {
             open: 2,
             peak: 0,
             limit: 10,
+            adapted: 10,
             holders: Vec::new(),
             held_by_all: Duration::ZERO,
         }
@@ -199,10 +215,11 @@ pub(super) mod tests {
     fn a_period_is_what_has_grown_in_it() {
         let start = Instant::now();
         let (first, mut last) = (sample(start, 0), sample(start, 10));
-        last.totals =
-            UsageTotals { ended: 1_000, held: Duration::from_secs(40), waits: 500, waited: Duration::from_secs(5) };
+        let (held, waits) = (Duration::from_secs(40), [200, 0, 0, 0, 300, 0, 500]);
+        last.totals = UsageTotals { ended: 1_000, held, waits, waited: Duration::from_secs(5) };
         let period = Period::between((&first, &last));
         assert_eq!((period.in_use, period.rate(), period.waiting()), (4.0, 100.0, 0.5));
+        assert_eq!((period.waits(), period.shortage()), (1_000, Some((Shortage::Tenant, 300))));
         assert!((period.held_seconds() - 0.04).abs() < 1e-9);
         let nothing = Period::between((&first, &first));
         assert_eq!((nothing.in_use, nothing.rate(), nothing.held_seconds()), (0.0, 0.0, 0.0));

@@ -70,6 +70,7 @@ fn pool_sample(config: &ClusterConfig, server: &Server, now: Instant) -> PoolSam
         open: snapshot.counts.available + snapshot.counts.in_use,
         peak: usage.take_peak(),
         limit: limits.into_iter().flatten().fold(snapshot.max_pool_size, u32::min),
+        adapted: snapshot.limit,
         holders: Vec::new(),
         held_by_all: Duration::ZERO,
     };
@@ -148,6 +149,22 @@ mod tests {
         assert_eq!((after.holders.len(), after.holders[0].0), (1, ApplicationId::UNNAMED));
         let clients: Vec<_> = history.clients.iter().map(|it| (it.opened, it.commands)).collect();
         assert_eq!(clients, [(0, 0), (7, 1)]);
+        drop(held);
+        fixture.end().await;
+    }
+
+    #[tokio::test]
+    async fn what_may_be_in_use_is_the_limit_in_force() {
+        let (fixture, _) = Fixture::standalone_with(|config| config.max_in_flight = Some(1)).await;
+        let server = fixture.cluster.servers().remove(0);
+        let held = server.pool.try_check_out(Lane::Regular).unwrap().unwrap();
+        assert_eq!(
+            fixture.cluster.load(Instant::now()).holders,
+            "1 of at most 1 upstream connections are in use",
+            "of ten that there may be"
+        );
+        let sample = pool_sample(&fixture.cluster.config, &server, Instant::now());
+        assert_eq!((sample.limit, sample.adapted), (1, 1));
         drop(held);
         fixture.end().await;
     }

@@ -1,5 +1,5 @@
-//! A line per server in the log now and then, so that a log alone tells how a pool did last night. And a warning about
-//! what looks stuck or leaked: the tables are bounded, so that looking through them takes a millisecond or two at most.
+//! A line per server in the log now and then, so that a log alone tells how a pool did last night. And what takes
+//! long, with a warning where it looks leaked: the tables are bounded, so that looking through them takes a millisecond or two at most.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ impl Line {
 }
 
 /// Logs every `interval` how each server's pool stands, unless it is unused and unchanged, until the tasks are cancelled.
-/// Warns of what looks stuck or leaked.
+/// Tells what takes long, and warns of what looks leaked.
 pub fn log_snapshots(clusters: Vec<Arc<Cluster>>, interval: Duration, tasks: &Tasks) {
     let cancelled = tasks.clone();
     tasks.spawn("log snapshots", async move {
@@ -76,7 +76,7 @@ fn log_all(clusters: &[Arc<Cluster>], mut before: Servers, now: Instant) -> Serv
             let held = Look::at(cluster, &server, now);
             let usage = Usage { in_use: line.pool.counts.in_use, operations: server.operations(), uses: &held.uses };
             for suspicion in look.next(at_a_look(&held), usage, now.duration_since(at)) {
-                warn(&cluster.config.name, &server.address, &suspicion);
+                tell(&cluster.config.name, &server.address, &suspicion);
             }
             servers.insert(key, Seen { at: now, line, look });
         }
@@ -84,10 +84,15 @@ fn log_all(clusters: &[Arc<Cluster>], mut before: Servers, now: Instant) -> Serv
     servers
 }
 
-fn warn(cluster: &str, server: &Address, suspicion: &Suspicion) {
+fn tell(cluster: &str, server: &Address, suspicion: &Suspicion) {
     let (Group { count, oldest }, what) = (suspicion.group(), suspicion.what());
     let command = suspicion.command().map(Label::as_str);
-    tracing::warn!(cluster, %server, count, oldest_seconds = oldest.as_secs(), command, "{what}");
+    let oldest_seconds = oldest.as_secs();
+    if suspicion.is_alarming() {
+        tracing::warn!(cluster, %server, count, oldest_seconds, command, "{what}");
+    } else {
+        tracing::info!(cluster, %server, count, oldest_seconds, command, "{what}");
+    }
 }
 
 fn log(cluster: &str, server: &Address, line: &Line, now: Instant) {

@@ -147,6 +147,9 @@ pub struct WaitQueueStats {
     pub length: usize,
     /// How long the one that has waited longest for a connection has, milliseconds; 0 when none does.
     pub oldest_ms: u64,
+    /// Their requests, of a cluster: there they have a bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<usize>,
 }
 
 /// What has happened to a server, and how often.
@@ -301,6 +304,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         wait_queue: WaitQueueStats {
             length: pool.waiting.iter().sum(),
             oldest_ms: pool.oldest.map_or(0, |since| milliseconds(now.duration_since(since))),
+            bytes: None,
         },
         breaker: facts.breaker.as_str().to_owned(),
         breaker_reason: facts.breaker_reason.clone(),
@@ -311,7 +315,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
     };
-    let all_in_use = stats.connections.active >= stats.limit.min(stats.connections.max);
+    let all_in_use = pool.shortage.is_some();
     stats.status = if !known || !facts.passes || pool.status != PoolStatus::Ready {
         Status::Down
     } else if facts.breaker != BreakerState::Closed
@@ -324,7 +328,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
     };
     let trends = facts.trends.clone().unwrap_or_default();
     // One cause, one advice: the minutes say more about it than the moment.
-    stats.recommendations = advice::for_server(&stats, all_in_use && !trends.short);
+    stats.recommendations = advice::for_server(&stats, pool.shortage.filter(|_| !trends.short));
     stats.recommendations.extend(trends.words);
     stats.recommendations.extend(at_a_look(facts.look).iter().map(advice::for_suspicion));
     stats
@@ -359,6 +363,7 @@ pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> 
     let wait_queue = WaitQueueStats {
         length: cluster.admission.waiting(),
         oldest_ms: servers.iter().map(|server| server.wait_queue.oldest_ms).max().unwrap_or_default(),
+        bytes: Some(cluster.admission.bytes()),
     };
     let problem = cluster.not_ready();
     let mut stats = ClusterStats {
@@ -443,6 +448,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::Address;
     use crate::upstream::pool_state::PoolCounts;
+    use crate::upstream::shortage::Shortage;
 
     pub(in crate::admin) fn pool(in_use: u32, available: u32, waiting: usize) -> PoolSnapshot {
         PoolSnapshot {
@@ -452,6 +458,8 @@ pub(super) mod tests {
             min_pool_size: 2,
             max_pool_size: 10,
             limit: 10,
+            most_in_use: 10,
+            shortage: (in_use >= 10).then_some(Shortage::Pool),
             waiting: [0, waiting, 0, 0],
             oldest: None,
             created: 10,
@@ -504,6 +512,7 @@ pub(super) mod tests {
             wait_queue: WaitQueueStats {
                 length: servers.iter().map(|server| server.wait_queue.length).sum(),
                 oldest_ms: 0,
+                bytes: Some(0),
             },
             wait_queue_size: 4_000,
             pins: PinStats::default(),
@@ -597,7 +606,9 @@ pub(super) mod tests {
         assert_eq!(status(same, &failing, primary), Status::Degraded);
         assert_eq!(status(same, &pool(10, 0, 0), primary), Status::Healthy, "busy is not ill");
         assert_eq!(status(same, &pool(10, 0, 1), primary), Status::Degraded);
-        assert_eq!(status(same, &PoolSnapshot { limit: 3, ..pool(3, 7, 1) }, primary), Status::Degraded);
+        let adapted = |shortage| PoolSnapshot { limit: 2, shortage, ..pool(3, 7, 1) };
+        assert_eq!(status(same, &adapted(Some(Shortage::Adaptive)), primary), Status::Degraded);
+        assert_eq!(status(same, &adapted(None), primary), Status::Healthy, "two of them only wait for data");
     }
 
     #[test]

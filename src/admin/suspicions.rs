@@ -10,6 +10,9 @@ use crate::routing::pins::Group;
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::in_use::Use;
 
+/// By then a server ends a transaction, as it is set by default (`transactionLifetimeLimitSeconds`).
+const SERVERS_END_TRANSACTIONS: Duration = Duration::from_secs(60);
+
 /// Something that looks stuck or leaked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Suspicion {
@@ -45,6 +48,16 @@ impl Suspicion {
             | Self::StuckCursors(group)
             | Self::LongCommands(group, _)
             | Self::Unaccounted(group) => *group,
+        }
+    }
+
+    /// True for what looks like a leak, or like a fault that nobody ends: worth to wake somebody. What merely takes long may
+    /// be meant to.
+    pub fn is_alarming(&self) -> bool {
+        match self {
+            Self::OpenTransactions(group) => group.oldest >= SERVERS_END_TRANSACTIONS,
+            Self::StuckCursors(_) | Self::Unaccounted(_) => true,
+            Self::IdleCursors(_) | Self::LongCommands(..) => false,
         }
     }
 
@@ -100,7 +113,8 @@ pub fn at_a_look(look: &Look) -> Vec<Suspicion> {
 }
 
 impl LastLook {
-    /// Takes down this look, `interval` after the last one. Returns what is suspicious and was not told yet.
+    /// Takes down this look, `interval` after the last one. Returns what is suspicious and was not told yet, or not as an
+    /// alarm.
     pub fn next(&mut self, mut suspicions: Vec<Suspicion>, usage: Usage<'_>, interval: Duration) -> Vec<Suspicion> {
         let unaccounted = usage.unaccounted();
         // A single look may come between two steps of a hand-over.
@@ -115,8 +129,10 @@ impl LastLook {
             }
         }
         let told = std::mem::replace(&mut self.told, suspicions.clone());
-        let is_new =
-            |it: &Suspicion| !told.iter().any(|told| std::mem::discriminant(told) == std::mem::discriminant(it));
+        let is_new = |it: &Suspicion| {
+            let same = |told: &&Suspicion| std::mem::discriminant(*told) == std::mem::discriminant(it);
+            !told.iter().find(same).is_some_and(|told| told.is_alarming() || !it.is_alarming())
+        };
         suspicions.retain(is_new);
         suspicions
     }
@@ -173,6 +189,20 @@ mod tests {
         assert_eq!(last.next(both.clone(), AT_REST, LOOK), both[1..], "another kind is news");
         assert_eq!(last.next(Vec::new(), AT_REST, LOOK), []);
         assert_eq!(last.next(open(1), AT_REST, LOOK), open(1), "a new episode");
+    }
+
+    #[test]
+    fn only_what_looks_like_a_leak_is_alarming_and_is_told_when_it_becomes_so() {
+        let long = Suspicion::LongCommands(group(9, 7_200), CommandLabel::CreateIndexes);
+        let calm = [long, Suspicion::IdleCursors(group(9, 600)), Suspicion::OpenTransactions(group(9, 59))];
+        assert!(!calm.iter().any(Suspicion::is_alarming));
+        let open = |seconds| vec![Suspicion::OpenTransactions(group(1, seconds))];
+        let alarming = [Suspicion::StuckCursors(group(1, 700)), Suspicion::Unaccounted(group(1, 45)), open(60)[0]];
+        assert!(alarming.iter().all(Suspicion::is_alarming));
+        let mut last = LastLook::default();
+        assert_eq!(last.next(open(40), AT_REST, LOOK), open(40));
+        assert_eq!(last.next(open(85), AT_REST, LOOK), open(85), "it is another matter now");
+        assert_eq!(last.next(open(130), AT_REST, LOOK), []);
     }
 
     #[test]

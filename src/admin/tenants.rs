@@ -24,11 +24,11 @@ pub struct TenantStats {
     pub waiting: usize,
     /// Commands that got a connection since the start.
     pub served: u64,
-    /// How long half of them waited for it at most, milliseconds.
+    /// How long half of all since the start waited for it at most, milliseconds.
     pub wait_median_ms: f64,
-    /// As long waited 99 of 100 at most, milliseconds.
+    /// As long waited 99 of 100 since the start at most, milliseconds.
     pub wait_p99_ms: f64,
-    /// How long it held its connections of late, on average, milliseconds.
+    /// How long it held its connections of late, on average, milliseconds: a mean that forgets, unlike the waits.
     pub held_ms: f64,
 }
 

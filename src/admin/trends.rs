@@ -8,6 +8,7 @@ use super::history::{ClientSample, Period, PoolSample, Ring};
 use crate::config::limits::MAX_POOL_SIZE;
 use crate::telemetry::ApplicationId;
 use crate::telemetry::labels::{ConnectionClosed, Label as _};
+use crate::upstream::shortage::Shortage;
 
 /// Of fewer commands no share says anything.
 const LEAST_COMMANDS: u64 = 100;
@@ -76,7 +77,7 @@ pub struct Bounds {
 /// What is to be said of a server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Trends {
-    /// It is about the size of the pool being too small, so nothing else needs to be said about that.
+    /// It is about why all that may be in use is, so nothing else needs to be said about that.
     pub short: bool,
     /// In plain words.
     pub words: Vec<String>,
@@ -86,9 +87,9 @@ pub struct Trends {
 pub fn for_server(ring: &Ring<PoolSample>, bounds: Bounds, name: impl Fn(ApplicationId) -> Option<String>) -> Trends {
     let (Some(ends), mut trends) = (ring.whole(), Trends::default()) else { return Trends::default() };
     let (period, limit) = (Period::between(ends), ends.1.limit.max(1));
-    if is_short(&period) {
-        trends.short = true;
-        trends.words.push(too_small(ring, &period, limit, bounds));
+    if let Some((shortage, waits)) = shortage(&period) {
+        trends.short = matches!(shortage, Shortage::Pool | Shortage::InFlight | Shortage::Adaptive);
+        trends.words.extend(short(ring, &period, (shortage, waits), ends.1, bounds));
     } else if ring.is_full() && is_busy_throughout(ring) {
         trends.short = true;
         trends.words.push(busy(&period, limit, bounds));
@@ -103,21 +104,63 @@ pub fn for_server(ring: &Ring<PoolSample>, bounds: Bounds, name: impl Fn(Applica
     trends
 }
 
-fn is_short(period: &Period) -> bool {
-    let arrived = period.commands.max(period.waits);
-    arrived >= LEAST_COMMANDS
-        && percent(float(period.waits), float(arrived)) >= WAITING_PERCENT
-        && period.waited.as_secs_f64() >= float(period.waits) * WORTH_WAITING.as_secs_f64()
-        && period.waiting() >= WAIT_OF_HELD * period.in_use
+/// What commands are short of, and how many, where that is worth a word.
+fn shortage(period: &Period) -> Option<(Shortage, u64)> {
+    let arrived = period.commands.max(period.waits());
+    let is_worth_a_word = |waits| {
+        arrived >= LEAST_COMMANDS
+            && percent(float(waits), float(arrived)) >= WAITING_PERCENT
+            && period.waited.as_secs_f64() >= float(period.waits()) * WORTH_WAITING.as_secs_f64()
+            && period.waiting() >= WAIT_OF_HELD * period.in_use
+    };
+    period.shortage().filter(|(_, waits)| is_worth_a_word(*waits))
 }
 
-fn too_small(ring: &Ring<PoolSample>, period: &Period, limit: u32, bounds: Bounds) -> String {
-    let saw = format!(
-        "In the last {}, {:.0} % of the commands waited for one of {limit} connections, {} each",
-        minutes(period.length),
-        percent(float(period.waits), float(period.commands.max(period.waits))),
-        time(period.waited.as_secs_f64() / float(period.waits.max(1))),
-    );
+/// What commands waited for, and what to do about it: only what holds them back is worth to be raised.
+fn short(
+    ring: &Ring<PoolSample>,
+    period: &Period,
+    (shortage, waits): (Shortage, u64),
+    last: &PoolSample,
+    bounds: Bounds,
+) -> Option<String> {
+    let saw = |what: String| {
+        format!(
+            "In the last {}, {:.0} % of the commands waited {what}, {} each",
+            minutes(period.length),
+            percent(float(waits), float(period.commands.max(period.waits()))),
+            time(period.waited.as_secs_f64() / float(period.waits().max(1))),
+        )
+    };
+    let few = format!("with {:.1} of {} connections in use", period.in_use, last.limit);
+    match shortage {
+        Shortage::Pool | Shortage::InFlight => {
+            let saw = saw(format!("for one of {} connections", last.limit.max(1)));
+            Some(too_small(ring, period, &saw, last.limit.max(1), bounds))
+        }
+        Shortage::Adaptive => Some(format!(
+            "{}: adaptive_limit has found that the server does no more with more at once. Find the slow commands, or give \
+             the server more.",
+            saw(format!("as the server is given {} at once", last.adapted)),
+        )),
+        Shortage::Cluster => Some(format!(
+            "{}. max_upstream_connections leaves no room for more: raise it, or find the slow commands.",
+            saw("while other servers had all connections".to_owned()),
+        )),
+        Shortage::Tenant => Some(format!(
+            "{}, {few}. Raise tenant_max_in_flight, or max_in_flight of that [[tenant]], or leave it: weights alone share what \
+             is scarce.",
+            saw("as their tenant had all that it may have".to_owned()),
+        )),
+        Shortage::Transaction => Some(format!(
+            "{}, {few}. Commit or abort transactions sooner; of two connections one can be kept for them while others go on.",
+            saw("for an open transaction to end".to_owned()),
+        )),
+        Shortage::Other => None,
+    }
+}
+
+fn too_small(ring: &Ring<PoolSample>, period: &Period, saw: &str, limit: u32, bounds: Bounds) -> String {
     if let Some((few, many)) = of_no_use(ring) {
         return format!(
             "{saw}. A larger pool would not help: with {:.1} in flight the server finishes {:.0} commands a second, with {:.1} \
@@ -174,7 +217,7 @@ fn together(periods: &[Period]) -> Option<Period> {
         length,
         commands: periods.iter().map(|it| it.commands).sum(),
         in_use: in_use / seconds,
-        waits: periods.iter().map(|it| it.waits).sum(),
+        waits_for: std::array::from_fn(|index| periods.iter().map(|it| it.waits_for[index]).sum()),
         waited: periods.iter().map(|it| it.waited).sum(),
     })
 }
@@ -326,6 +369,7 @@ mod tests {
         commands: u64,
         in_use: f64,
         waits: u64,
+        short_of: Shortage,
         waiting: f64,
         closed: (ConnectionClosed, u64),
         open: u32,
@@ -339,6 +383,7 @@ mod tests {
             commands: 1_000,
             in_use: 5.0,
             waits: 0,
+            short_of: Shortage::Pool,
             waiting: 0.0,
             closed: (ConnectionClosed::Idle, 0),
             open: 10,
@@ -358,6 +403,7 @@ mod tests {
             open: 10,
             peak: 10,
             limit,
+            adapted: limit.min(4),
             holders: vec![(ApplicationId::OWN, Duration::from_secs(1_000))],
             held_by_all: Duration::from_secs(1_000),
         };
@@ -367,7 +413,7 @@ mod tests {
             sample.at += SAMPLE_INTERVAL;
             sample.totals.ended += it.commands;
             sample.totals.held += SAMPLE_INTERVAL.mul_f64(it.in_use);
-            sample.totals.waits += it.waits;
+            sample.totals.waits[it.short_of.index()] += it.waits;
             sample.totals.waited += SAMPLE_INTERVAL.mul_f64(it.waiting);
             sample.closed[it.closed.0.index()] += it.closed.1;
             (sample.open, sample.peak) = (it.open, it.peak);
@@ -436,6 +482,31 @@ mod tests {
         let quick =
             |waiting| always(move |it| (it.commands, it.in_use, it.waits, it.waiting) = (10_000, 0.1, 5_000, waiting));
         assert_eq!((quick(0.49), quick(0.5).len()), (vec![], 1), "a millisecond");
+    }
+
+    #[test]
+    fn only_what_holds_commands_back_is_to_be_raised() {
+        let short = |short_of| {
+            let interval = Interval { waits: 500, waiting: 9.0, in_use: 2.0, short_of, ..healthy() };
+            for_server(&ring(10, same(INTERVALS, interval)), BOUNDS, |_| None)
+        };
+        for (short_of, of_all, parts) in [
+            (Shortage::Pool, true, ["for one of 10 connections, 180.0ms each", "Raise max_pool_size to 11"]),
+            (Shortage::Adaptive, true, ["as the server is given 4 at once", "adaptive_limit has found"]),
+            (
+                Shortage::Cluster,
+                false,
+                ["other servers had all connections", "max_upstream_connections leaves no room"],
+            ),
+            (Shortage::Tenant, false, ["with 2.0 of 10 connections in use", "Raise tenant_max_in_flight"]),
+            (Shortage::Transaction, false, ["for an open transaction to end", "Commit or abort transactions sooner"]),
+        ] {
+            let trends = short(short_of);
+            only(&trends.words, &parts);
+            assert_eq!(trends.short, of_all, "{short_of:?}: the moment has its own words where all is in use then");
+            assert_eq!(trends.words[0].contains("max_pool_size"), short_of == Shortage::Pool, "{trends:?}");
+        }
+        assert_eq!(short(Shortage::Other), Trends::default());
     }
 
     #[test]

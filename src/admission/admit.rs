@@ -194,6 +194,11 @@ impl Admission {
     pub fn waiting(&self) -> usize {
         self.lock().count
     }
+
+    /// How large their requests are, all together.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
 }
 
 /// The right to wait. Dropping it frees the place.

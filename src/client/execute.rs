@@ -17,7 +17,7 @@ use super::packing::Form;
 use super::session::Session;
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
-use crate::admission::Lane;
+use crate::admission::{AdmitError, Lane};
 use crate::breaker::{self, Outcome};
 use crate::command::Handling;
 use crate::config::Address;
@@ -488,7 +488,11 @@ async fn long_polls_end(shared: &ClientShared, lane: Lane) {
 fn count_shed(shared: &ClientShared, situation: &Situation, kind: OperationKind) {
     let reason = match situation {
         _ if kind == OperationKind::Unacknowledged && !situation.after_complete_write() => ShedReason::Unacknowledged,
-        Situation::QueueFull { .. } => ShedReason::QueueFull,
+        Situation::QueueFull { refusal, .. } => match refusal {
+            AdmitError::QueueFull { .. } => ShedReason::QueueFull,
+            AdmitError::BytesFull { .. } => ShedReason::QueueBytes,
+            AdmitError::TenantFull { .. } => ShedReason::Tenant,
+        },
         Situation::ClientsFull { .. } => ShedReason::MaxClients,
         Situation::QueueTimeout { .. } => ShedReason::QueueTimeout,
         Situation::QueueStands { .. } => ShedReason::QueueStands,

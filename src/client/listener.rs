@@ -103,7 +103,9 @@ impl OpenClient {
         shared.metrics.client_connections[ClientState::Idle].inc();
         for cluster in shared.clusters.all() {
             cluster.clients.fetch_add(1, Ordering::Relaxed);
-            cluster.clients_opened.fetch_add(1, Ordering::Relaxed);
+        }
+        if !shared.clusters.are_several() {
+            shared.clusters.default().clients_opened.fetch_add(1, Ordering::Relaxed);
         }
         shared.activity.clients.fetch_add(1, Ordering::Relaxed);
         Self { shared, reason: ClientClosed::Proxy }

@@ -14,6 +14,7 @@ use super::presentation::shown_set;
 use super::reader::{Found, Values};
 use super::shares::MemoryShares;
 use super::uri::{Upstream, UriOverrides};
+use super::vain;
 use super::{
     Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, FairBy, FairnessConfig,
     ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry, Sources, Warning,
@@ -40,7 +41,7 @@ pub(super) fn build(
 ) -> (Option<Config>, Vec<Warning>) {
     let FileConfig { profile, admin, program, single, clusters, listeners } = file;
     let profile = sources.profile.or(profile).unwrap_or_default();
-    let mut builder = Builder { sources, profile, errors, warnings: Vec::new() };
+    let mut builder = Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new() };
     let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
     let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
     let listeners = builder.listeners(&clusters, listeners, &admin);
@@ -54,6 +55,8 @@ struct Builder<'a> {
     profile: Profile,
     errors: &'a mut Vec<ConfigError>,
     warnings: Vec<Warning>,
+    /// What was asked for as `wait_queue_bytes`; the memory that bounds it is not known at once.
+    queue_bytes: Vec<Found<Option<u64>>>,
 }
 
 impl Builder<'_> {
@@ -155,7 +158,8 @@ impl Builder<'_> {
         let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
         let max_pool_size = layers.count(&limits::MAX_POOL_SIZE);
         let shown_set = shown_set(&file, upstream.replica_set.as_deref(), self.errors);
-        ClusterConfig {
+        self.queue_bytes.extend(layers.asked(&limits::WAIT_QUEUE_BYTES).cloned());
+        let cluster = ClusterConfig {
             name,
             upstream,
             presentation: file.presentation.map_or(Presentation::Auto, |found| found.value),
@@ -216,7 +220,10 @@ impl Builder<'_> {
             },
             retry: file.retry.unwrap_or(Retry::Driver),
             degraded_reads: file.degraded_reads.into(),
-        }
+        };
+        let vain = vain::of_cluster(&cluster, &layers);
+        self.warnings.extend(vain.into_iter().map(|text| Warning(format!("cluster {}: {text}", cluster.name))));
+        cluster
     }
 
     /// What the connection string says about limits, checked like the file.
@@ -290,8 +297,17 @@ impl Builder<'_> {
         };
         let max_message = self.max_message(&layers, memory_limit);
         self.room_for_compressed(clusters.as_deref().unwrap_or_default(), memory_limit);
+        let most_waiting = memory_limit / 2;
         for cluster in clusters.iter_mut().flatten() {
-            cluster.wait_queue_bytes = cluster.wait_queue_bytes.min(saturating_usize(memory_limit / 2));
+            cluster.wait_queue_bytes = cluster.wait_queue_bytes.min(saturating_usize(most_waiting));
+        }
+        for Found { value, place, key } in &self.queue_bytes {
+            if let Some(value) = value.filter(|value| *value > most_waiting) {
+                let memory = limits::MEMORY_LIMIT_BYTES.key;
+                self.warnings.push(Warning(format!(
+                    "{place}: {key}: found {value}, of which {most_waiting} count: half of {memory}, which is {memory_limit}"
+                )));
+            }
         }
         let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
         Some(Config {

@@ -76,7 +76,7 @@ impl fmt::Display for NamePattern {
     }
 }
 
-/// What a tenant may have; `None` leaves it to what all may have.
+/// What a tenant may have; `None` leaves it to what all may have. The most that a number can say is no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TenantBounds {
     /// Share of the connections' time relative to others, 1 where nothing is said.

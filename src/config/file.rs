@@ -411,7 +411,7 @@ mod tests {
              [[priority]]\napplication = \"batch\"\nlevel = \"low\"\n",
         );
         let cluster = file.single;
-        let bounds = TenantBounds { weight: Some(3), max_in_flight: Some(4), max_waiting: None };
+        let bounds = TenantBounds { weight: Some(3), max_in_flight: Some(4), max_waiting: Some(usize::MAX) };
         assert_eq!(cluster.tenants, [TenantRule { name: "web*".parse().unwrap(), bounds }]);
         assert_eq!(cluster.priorities, [PriorityRule { application: "batch".parse().unwrap(), level: Level::Low }]);
         assert_eq!((cluster.fair_by, cluster.codel), (Some(FairBy::Database), true));

@@ -4,6 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fairness::{Level, NamePattern, PriorityRule, TenantBounds, TenantRule};
+use super::layers::saturating_usize;
 use super::limits;
 use super::reader::{Reader, Values};
 
@@ -22,11 +23,13 @@ impl Reader<'_> {
                     }
                 }
             }
-            let given = |key| values.get(key).and_then(|found| found.value).filter(|value| *value > 0);
+            let given = |key| values.get(key).and_then(|found| found.value);
+            // Off is not the same as unsaid: the bounds of all do not hold then.
+            let bound = |key| given(key).map(|most| if most == 0 { u64::MAX } else { most });
             let bounds = TenantBounds {
                 weight: given("weight").and_then(|weight| weight.try_into().ok()),
-                max_in_flight: given("max_in_flight").and_then(|most| most.try_into().ok()),
-                max_waiting: given("max_waiting").and_then(|most| most.try_into().ok()),
+                max_in_flight: bound("max_in_flight").map(|most| most.try_into().unwrap_or(u16::MAX)),
+                max_waiting: bound("max_waiting").map(saturating_usize),
             };
             let name = name.ok_or("name")?;
             Ok(name.map(|name| TenantRule { name, bounds }))

@@ -142,6 +142,8 @@ labels! {
     /// Why a command was refused for lack of room; `unacknowledged` are writes that could be dropped without a word.
     "reason": ShedReason {
         QueueFull = "queue_full",
+        QueueBytes = "queue_bytes",
+        Tenant = "tenant",
         QueueTimeout = "queue_timeout",
         QueueStands = "queue_stands",
         Memory = "memory",
@@ -275,7 +277,7 @@ mod tests {
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime");
         assert_eq!(
             texts::<ShedReason>(),
-            "reason: queue_full queue_timeout queue_stands memory max_clients unacknowledged"
+            "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients unacknowledged"
         );
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");

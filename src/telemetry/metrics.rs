@@ -88,6 +88,7 @@ pub struct Metrics {
     pub upstream_connect_seconds: Histogram,
     pub wait_queue_seconds: Histogram,
     pub wait_queue_oldest_seconds: Gauge,
+    wait_queue_bytes: IntGaugeVec,
     pub shed: By<ShedReason, IntCounter>,
     pub commands: ByPair<CommandLabel, Outcome, IntCounter>,
     pub command_seconds: By<CommandLabel, Histogram>,
@@ -124,8 +125,16 @@ impl Metrics {
         let version = opts("build_info", "1, with the version of this program as its label.");
         table.add(IntGauge::with_opts(version.const_label("version", env!("CARGO_PKG_VERSION")))).set(1);
 
+        let waiting = opts("wait_queue_bytes", "Requests of commands that wait, of all servers of a cluster.");
+        let clusters: &[&str] = if by_cluster { &["cluster"] } else { &[] };
+        let wait_queue_bytes = table.add(IntGaugeVec::new(waiting, clusters));
+        if !by_cluster {
+            // The only one is there from the start on.
+            wait_queue_bytes.with_label_values(clusters).set(0);
+        }
         Arc::new(Self {
             applications: Applications::default(),
+            wait_queue_bytes,
             servers: Arc::new(ServerTable::new(&table, by_cluster)),
             client_connections: table.gauges("client_connections", "Client sockets that are open."),
             client_connections_surplus: table.gauge(
@@ -190,6 +199,12 @@ impl Metrics {
     pub fn server(&self, cluster: &str, server: &str) -> Arc<ServerMetrics> {
         let cluster = self.servers.by_cluster.then(|| cluster.to_owned());
         self.servers.metrics_of(Key { cluster, server: server.to_owned() })
+    }
+
+    /// Notes how large the requests of a cluster's waiting commands are, all together.
+    pub fn requests_wait(&self, cluster: &str, bytes: i64) {
+        let labels = self.servers.by_cluster.then_some(cluster);
+        self.wait_queue_bytes.with_label_values(labels.as_slice()).set(bytes);
     }
 
     /// Notes that the configuration was loaded, or that it could not be.
@@ -506,6 +521,7 @@ mod tests {
             ("wait_queue_length", GAUGE, vec![all::<Lane>(), server()]),
             ("wait_queue_seconds", HISTOGRAM, vec![]),
             ("wait_queue_oldest_seconds", GAUGE, vec![]),
+            ("wait_queue_bytes", GAUGE, vec![]),
             ("shed_total", COUNTER, vec![all::<ShedReason>()]),
             ("commands_total", COUNTER, vec![all::<CommandLabel>(), all::<Outcome>()]),
             ("command_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
@@ -661,6 +677,8 @@ mod tests {
         }
         drop(users);
         assert!(!metrics.render().contains("cluster=\"users\""), "each leaves by itself");
+        metrics.requests_wait("logs", 7);
+        assert!(metrics.render().contains("mongomux_wait_queue_bytes{cluster=\"logs\"} 7"));
         assert!(metrics.render().contains("cluster=\"logs\""));
     }
 

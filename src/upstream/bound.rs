@@ -45,6 +45,11 @@ impl ClusterBound {
         self.limit < UNLIMITED
     }
 
+    /// True while there is no free place.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.places.available_permits() == 0
+    }
+
     /// Takes a place if there is one and nobody is in line.
     pub(super) fn acquire(&self) -> bool {
         self.places.try_acquire().map(SemaphorePermit::forget).is_ok()

@@ -137,7 +137,7 @@ pub struct Cluster {
     pub metrics: Arc<Metrics>,
     /// Clients that are connected to listeners that lead to it.
     pub clients: AtomicUsize,
-    /// Those that there have been so far.
+    /// Those that there have been so far, of listeners that lead to no other cluster: what the others asked cannot be told.
     pub clients_opened: AtomicU64,
     /// The time without a primary, as far as reads were served in it.
     pub degraded: Episode,

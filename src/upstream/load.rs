@@ -49,7 +49,7 @@ impl Cluster {
         for server in self.servers() {
             let pool = server.pool.snapshot();
             in_use += pool.counts.in_use;
-            most += pool.max_pool_size;
+            most += pool.most_in_use;
             uses.extend(server.pool.uses(now));
             drains_in = drains_in.max(pool.drains_in);
         }

@@ -19,6 +19,7 @@ use super::handshake::Dialer;
 use super::health::Health;
 use super::in_use::{InUse, Use, Work};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
+use super::shortage::Shortage;
 use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane, Ticket};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
@@ -54,8 +55,12 @@ pub struct PoolSnapshot {
     pub min_pool_size: u32,
     /// Bounds in force.
     pub max_pool_size: u32,
-    /// Commands in flight at once, at most.
+    /// Commands in flight at once, at most; those that wait for data come on top where it adapts.
     pub limit: u32,
+    /// Connections that may be in use at once as things stand, those of commands that wait for data included.
+    pub most_in_use: u32,
+    /// Why no further one may; `None` while one may.
+    pub shortage: Option<Shortage>,
     /// Waiting commands by lane, in the order of [`Label::ALL`].
     pub waiting: [usize; <Lane as Label>::ALL.len()],
     /// When the one that waits longest began.
@@ -232,16 +237,17 @@ impl Pool {
     ) -> Result<PooledConnection, CheckOutError> {
         let claim = claim.into();
         let since = Instant::now();
-        let ticket = loop {
+        let (ticket, shortage) = loop {
             let mut state = self.0.state();
             let taken = match state.check_out(claim) {
                 CheckOut::Now(connection) => connection,
                 // Under the same lock as the look, so that no connection comes back unnoticed in between.
                 CheckOut::Wait => {
+                    let shortage = Shortage::of_claim(&state, claim, self.0.parts.cluster_bound.is_exhausted());
                     let (ticket, late) = state.enqueue(claim, since, Waker::noop().clone());
                     drop(state);
                     late.into_iter().for_each(Waker::wake);
-                    break ticket;
+                    break (ticket, shortage);
                 }
                 CheckOut::Unavailable(status) => return Err(unavailable(status)),
             };
@@ -255,10 +261,10 @@ impl Pool {
             self.0.work.notify_one();
             let handed = tokio::time::timeout_at(deadline, turn.wait()).await.unwrap_or(Err(CheckOutError::Timeout));
             if let Err(CheckOutError::Timeout | CheckOutError::Shed) = handed {
-                self.0.usage.waited(since.elapsed());
+                self.0.usage.waited(since.elapsed(), shortage);
             }
             if let Some(connection) = self.vet(handed?, claim) {
-                self.0.usage.waited(since.elapsed());
+                self.0.usage.waited(since.elapsed(), shortage);
                 return Ok(connection);
             }
             // Whose connection died on the way does not start over at the end of the queue.
@@ -396,12 +402,15 @@ impl Pool {
     pub fn snapshot(&self) -> PoolSnapshot {
         let last_connect_error = lock(&self.0.pace).last_error.clone();
         let state = self.0.state();
+        let (counts, bounds) = (state.counts(), state.bounds());
         PoolSnapshot {
             status: state.status(),
-            counts: state.counts(),
-            min_pool_size: state.bounds().min_pool_size,
-            max_pool_size: state.bounds().max_pool_size,
+            counts,
+            min_pool_size: bounds.min_pool_size,
+            max_pool_size: bounds.max_pool_size,
             limit: state.limit(),
+            most_in_use: state.limit().saturating_add(counts.in_use - state.busy()).min(bounds.max_in_flight),
+            shortage: Shortage::of_pool(&state),
             waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
             oldest: state.queue().oldest(),
             drains_in: state.drains_in(),

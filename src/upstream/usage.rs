@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::in_use::Use;
+use super::shortage::Shortage;
 use crate::telemetry::ApplicationId;
 
 /// How the connections of one pool have been used.
@@ -12,7 +13,7 @@ use crate::telemetry::ApplicationId;
 pub struct PoolUsage {
     ended: AtomicU64,
     held_micros: AtomicU64,
-    waits: AtomicU64,
+    waits: [AtomicU64; Shortage::ALL.len()],
     waited_micros: AtomicU64,
     in_use: AtomicU32,
     peak: AtomicU32,
@@ -27,8 +28,8 @@ pub struct UsageTotals {
     pub ended: u64,
     /// How long they have held their connections, all together.
     pub held: Duration,
-    /// Commands that had to wait for a connection, those that got none included.
-    pub waits: u64,
+    /// Commands that had to wait for a connection, those that got none included, by what they were short of when they came.
+    pub waits: [u64; Shortage::ALL.len()],
     /// How long they have waited, all together.
     pub waited: Duration,
 }
@@ -38,7 +39,7 @@ impl Default for PoolUsage {
         Self {
             ended: AtomicU64::new(0),
             held_micros: AtomicU64::new(0),
-            waits: AtomicU64::new(0),
+            waits: std::array::from_fn(|_| AtomicU64::new(0)),
             waited_micros: AtomicU64::new(0),
             in_use: AtomicU32::new(0),
             peak: AtomicU32::new(0),
@@ -67,8 +68,8 @@ impl PoolUsage {
     }
 
     /// A command has waited for a connection, in vain or not.
-    pub(super) fn waited(&self, waited: Duration) {
-        self.waits.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn waited(&self, waited: Duration, shortage: Shortage) {
+        self.waits[shortage.index()].fetch_add(1, Ordering::Relaxed);
         self.waited_micros.fetch_add(micros(waited), Ordering::Relaxed);
     }
 
@@ -77,7 +78,7 @@ impl PoolUsage {
         UsageTotals {
             ended: self.ended.load(Ordering::Relaxed),
             held: Duration::from_micros(self.held_micros.load(Ordering::Relaxed)),
-            waits: self.waits.load(Ordering::Relaxed),
+            waits: std::array::from_fn(|index| self.waits[index].load(Ordering::Relaxed)),
             waited: Duration::from_micros(self.waited_micros.load(Ordering::Relaxed)),
         }
     }
@@ -121,8 +122,8 @@ mod tests {
         usage.ended(used(search, 7));
         usage.ended(used(shop, 1));
         usage.ended(Some(Use { work: Work::OWN, age: ms(900) }));
-        usage.waited(ms(3));
-        let expected = UsageTotals { ended: 3, held: ms(13), waits: 1, waited: ms(3) };
+        usage.waited(ms(3), Shortage::InFlight);
+        let expected = UsageTotals { ended: 3, held: ms(13), waits: [0, 1, 0, 0, 0, 0, 0], waited: ms(3) };
         assert_eq!(usage.totals(), expected, "a ping is nobody's command");
         assert_eq!(usage.take_holders(), [(shop, ms(6)), (search, ms(7))]);
         assert_eq!(usage.take_holders(), []);

@@ -434,12 +434,15 @@ async fn fewer_commands_than_connections_may_be_in_flight() {
     settle().await;
     assert_eq!(rig.counts().available, 3);
     let mut held = rig.check_out_many(2).await;
+    let snapshot = rig.pool.snapshot();
+    assert_eq!((snapshot.most_in_use, snapshot.shortage), (2, Some(Shortage::InFlight)));
     let mut waits = pin!(wait(&rig, Lane::Regular));
     assert_pending!(waits);
     settle().await;
     assert_pending!(waits);
     held.pop().unwrap().discard(ConnectionClosed::Error);
     drop(assert_ready!(waits).unwrap());
+    assert_eq!(rig.pool.usage().totals().waits[Shortage::InFlight.index()], 1);
     drop(held);
     rig.check_serves(2).await;
     rig.end().await;
