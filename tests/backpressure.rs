@@ -154,7 +154,7 @@ async fn large_requests_are_bounded_by_their_bytes_and_a_refusal_says_what_is_go
         let reply = client.receive(request).await.unwrap().document().unwrap();
         assert_eq!(reply.get_f64("ok").unwrap(), 1.0, "{reply}");
     }
-    assert_eq!((ids(server).await, proxy.shed("queue_full")), (vec![0, 1, 3], 1.0));
+    assert_eq!((ids(server).await, proxy.shed("queue_bytes")), (vec![0, 1, 3], 1.0));
 }
 
 /// The only connection is held, and inserts come every 20 ms until so many have come, or the first was refused: how many were

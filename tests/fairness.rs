@@ -182,7 +182,7 @@ async fn one_tenant_has_no_more_connections_and_no_more_that_wait_than_it_may() 
         sent.push(send_held(&proxy, "modest").await);
     }
     hold.reaches(6).await;
-    assert_eq!((hold.count().await, proxy.waiting(), proxy.shed("queue_full")), (6, 2, 1.0));
+    assert_eq!((hold.count().await, proxy.waiting(), proxy.shed("tenant")), (6, 2, 1.0));
     hold.release().await;
     for (client, request) in &mut sent {
         let reply = timeout(PATIENCE, client.receive(*request)).await.expect("an answer").unwrap().document().unwrap();
