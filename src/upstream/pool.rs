@@ -409,7 +409,7 @@ impl Pool {
             min_pool_size: bounds.min_pool_size,
             max_pool_size: bounds.max_pool_size,
             limit: state.limit(),
-            most_in_use: state.limit().saturating_add(counts.in_use - state.busy()).min(bounds.max_in_flight),
+            most_in_use: state.most_in_use(),
             shortage: Shortage::of_pool(&state),
             waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
             oldest: state.queue().oldest(),

@@ -247,7 +247,8 @@ impl<C, W> PoolState<C, W> {
                 || (!claim.locks || shares.allow_locks()) && self.tenants.has_room(claim.tenant))
     }
 
-    fn shares(&self) -> Shares {
+    /// What there is to share now.
+    pub fn shares(&self) -> Shares {
         let open = || count(self.available.len()) + self.in_use.total();
         let reach = if self.bounds.contended { open() } else { u32::MAX };
         let (limit, most) = (self.most_in_use(), self.bounds.max_in_flight);
@@ -329,7 +330,8 @@ impl<C, W> PoolState<C, W> {
         self.in_use.total() - self.in_use.of(Lane::Await)
     }
 
-    fn most_in_use(&self) -> u32 {
+    /// Connections that may be in use at once as things stand, those of commands that wait for data included.
+    pub fn most_in_use(&self) -> u32 {
         self.limit.saturating_add(self.in_use.of(Lane::Await)).min(self.bounds.max_in_flight)
     }
 

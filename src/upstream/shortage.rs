@@ -53,12 +53,10 @@ impl Shortage {
         }
         let (bounds, counts) = (state.bounds(), state.counts());
         let others_have_it = exhausted && counts.total() < bounds.max_pool_size;
-        let certain = if bounds.contended { counts.available + counts.in_use } else { u32::MAX };
-        let reach = certain.min(state.limit());
         match () {
             () if claim.lane == Lane::Regular && !state.tenants().has_room(claim.tenant) => Self::Tenant,
             () if counts.available > 0 && claim.lane != Lane::Regular => Self::Other,
-            () if counts.available > 0 && claim.locks && reach <= 1 => Self::Transaction,
+            () if counts.available > 0 && claim.locks && !state.shares().allow_locks() => Self::Transaction,
             () if others_have_it => Self::Cluster,
             // What there is is kept for open transactions: of a larger pool there would be more for others.
             () if counts.available > 0 && state.limit() < bounds.max_in_flight => Self::Adaptive,
