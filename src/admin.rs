@@ -110,7 +110,7 @@ impl Admin {
             return Err(format!("cluster: found {name:?}, expected one of {known:?}"));
         }
         for cluster in &meant {
-            let before = cluster.mode.switch(order.mode);
+            let before = cluster.switch_mode(order.mode);
             let to = order.mode;
             tracing::info!(%caller, cluster = %cluster.config.name, ?before, ?to, "mode was switched");
         }

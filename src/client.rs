@@ -9,6 +9,7 @@ pub mod clusters;
 pub mod cursors;
 pub mod degraded;
 pub mod deliver;
+pub mod desks;
 mod ends;
 pub mod exchange;
 pub mod execute;

@@ -3,6 +3,7 @@
 pub mod backoff;
 mod bound;
 pub mod cancels;
+mod checking_out;
 pub mod cluster;
 pub mod connection;
 pub mod episode;
@@ -25,6 +26,7 @@ pub mod shortage;
 pub mod tls;
 pub mod usage;
 
+pub use checking_out::CheckingOut;
 pub use cluster::{Cluster, Operation, SelectError, Server};
 pub use connection::{Connection, ReceiveError, Reply, SendError};
 pub use errand::Errand;

@@ -5,6 +5,7 @@
 //! "Efficient fair queueing using deficit round-robin", 1995).
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 
 use tokio::time::Instant;
 
@@ -153,6 +154,12 @@ impl<T> FairLine<T> {
             self.turns.rotate_left(1);
         }
         None
+    }
+
+    /// Who waits in the places of these numbers.
+    pub fn between(&self, places: Range<u64>) -> impl Iterator<Item = &T> {
+        let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
+        parts.flat_map(move |part| part.range(places.clone()).map(|(_, entry)| &entry.waiter))
     }
 
     /// When the one who has waited longest joined.

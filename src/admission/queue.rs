@@ -7,6 +7,7 @@
 //! How long anybody may wait is the caller's business, who calls [`WaitQueue::remove`]; how many is `admit`'s.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tokio::time::Instant;
 
@@ -158,6 +159,21 @@ impl<T> WaitQueue<T> {
     /// True when nobody waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The number of the next place at the end.
+    pub fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Who waits in the places of these numbers.
+    pub fn between(&self, places: Range<u64>) -> impl Iterator<Item = &T> {
+        let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
+        let plain = plain.flat_map({
+            let places = places.clone();
+            move |line| line.range(places.clone()).map(|(_, entry)| &entry.waiter)
+        });
+        plain.chain(self.regular.iter().flat_map(move |line| line.between(places.clone())))
     }
 
     /// When the one who has waited longest joined.

@@ -1,6 +1,8 @@
 //! A server that suits the command and one of its connections: at once where both are there and the mode lets it on, else
 //! after a wait that `wait_queue_size` bounds by count and the command's deadlines by time.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -8,12 +10,12 @@ use tokio::time::Instant;
 use super::degraded::{self, Found};
 use super::exchange::{Exchange, Share};
 use super::held;
-use crate::admission::{Lane, Newcomer, Permit};
+use crate::admission::{AdmitError, Lane, Newcomer, Permit};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
 use crate::routing::{Lost, Route, route};
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, Operation, PooledConnection, SelectError, Server, Turn};
+use crate::upstream::{CheckOutError, Cluster, Operation, PooledConnection, SelectError, Server, Turn};
 
 /// After a pool was cleared the command is routed anew, but never in a tight loop.
 const REROUTE_PAUSE: Duration = Duration::from_millis(5);
@@ -34,23 +36,39 @@ impl From<Situation> for Refusal {
     }
 }
 
+/// What is there now.
+pub(super) enum Now {
+    /// A server and a connection.
+    Connection(Operation, PooledConnection),
+    /// A server, all of whose connections are in use.
+    Full(Found),
+    /// No server, or none that the command may go to now.
+    Nothing,
+}
+
+/// A command that waits: since when, and its place in the count of those who do.
+pub(super) struct Wait {
+    began: Instant,
+    _permit: Permit,
+}
+
 /// A server and a connection, if both are there now.
-pub(super) fn acquire_now(exchange: &mut Exchange) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+pub(super) fn acquire_now(exchange: &mut Exchange) -> Result<Now, Refusal> {
     if !held::passes(exchange)? {
-        return Ok(None);
+        return Ok(Now::Nothing);
     }
-    let Some(found) = find_server(exchange)? else { return Ok(None) };
-    let operation = &found.operation;
-    if !try_enter(exchange, operation.server()) {
-        return Ok(None);
+    let Some(found) = find_server(exchange)? else { return Ok(Now::Nothing) };
+    if !try_enter(exchange, found.operation.server()) {
+        return Ok(Now::Nothing);
     }
-    match operation.server().pool.try_check_out(exchange.claim) {
+    match found.operation.server().pool.try_check_out(exchange.claim) {
         Ok(Some(connection)) => {
             exchange.cluster.metrics.wait_queue_seconds.observe(0.0);
             degraded::stand_in(exchange, &found);
-            Ok(Some((found.operation, connection)))
+            Ok(Now::Connection(found.operation, connection))
         }
-        Ok(None) | Err(_) => Ok(None),
+        Ok(None) => Ok(Now::Full(found)),
+        Err(_) => Ok(Now::Nothing),
     }
 }
 
@@ -109,20 +127,79 @@ fn find_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
     }
 }
 
-/// Waits for a mode that lets the command on, for a server that suits and for one of its connections.
+/// The permission to wait, if that takes no waiting itself.
+pub(super) fn begin_wait(exchange: &Exchange) -> Result<Option<Wait>, Refusal> {
+    if exchange.kind == OperationKind::Unacknowledged {
+        return Ok(None);
+    }
+    let began = Instant::now();
+    Ok(Some(Wait { began, _permit: admit_now(exchange)? }))
+}
+
+/// Waits in the queue of a server that was found. `None` when the command is to be routed anew, or may not go on in the mode
+/// that the cluster is in now. `left` is polled beside it: the client leaves.
+///
+/// # Cancel safety
+/// Safe: whoever is dropped leaves the queue.
+pub(super) async fn take_turn(
+    exchange: &mut Exchange,
+    found: Found,
+    wait: &Wait,
+    mut left: impl FnMut(&mut Context<'_>) -> Poll<()>,
+) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+    let cluster = &*exchange.cluster;
+    let until = exchange.checked_out_by(&cluster.config, wait.began);
+    let turn = {
+        let mut turn = found.operation.server().pool.check_out_since(exchange.claim, wait.began, until);
+        let exchange = &*exchange;
+        std::future::poll_fn(move |context| {
+            if let Poll::Ready(ended) = Pin::new(&mut turn).poll(context) {
+                return Poll::Ready(Ok(Some(ended)));
+            }
+            // Whoever switches the mode wakes who waits.
+            match held::passes(exchange) {
+                Ok(true) => left(context).map(|()| Err(Refusal::Left)),
+                Ok(false) => Poll::Ready(Ok(None)),
+                Err(refusal) => Poll::Ready(Err(refusal)),
+            }
+        })
+        .await
+    };
+    match turn? {
+        Some(Ok(connection)) => {
+            let waited = connection.taken_at().saturating_duration_since(wait.began);
+            cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
+            degraded::stand_in(exchange, &found);
+            Ok(Some((found.operation, connection)))
+        }
+        None | Some(Err(CheckOutError::Cleared | CheckOutError::Closed)) => Ok(None),
+        Some(Err(CheckOutError::Shed)) => Err(shed(exchange, found.operation.server(), wait.began.elapsed())),
+        Some(Err(CheckOutError::Timeout)) => {
+            Err(waited_in_vain(exchange, found.operation.server(), wait.began.elapsed()).into())
+        }
+    }
+}
+
+/// Waits for a mode that lets the command on, for a server that suits and for one of its connections, since `wait` began if
+/// it waits already.
 ///
 /// # Cancel safety
 /// Safe: whoever is dropped leaves every queue.
-pub(super) async fn acquire(exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
-    let began = Instant::now();
-    let _waits = admit(exchange).await?;
+pub(super) async fn acquire(
+    exchange: &mut Exchange,
+    wait: Option<Wait>,
+) -> Result<(Operation, PooledConnection), Refusal> {
+    let wait = match wait {
+        Some(wait) => wait,
+        None => Wait { began: Instant::now(), _permit: admit(exchange).await? },
+    };
     let (bearing, mut modes) = (exchange.bearing(), exchange.cluster.mode.subscribe());
     loop {
         held::until_it_passes(exchange, &mut modes).await?;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, and the watch keeps its newest
         // value. Whoever goes on in the new mode, too, keeps its place.
         tokio::select! {
-            acquired = acquire_in_line(exchange, began) => return acquired,
+            acquired = acquire_in_line(exchange, wait.began) => return acquired,
             () = held::stopped(bearing, modes.clone()) => {}
         }
     }
@@ -145,7 +222,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
         let operation = &found.operation;
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
-        let until = exchange.checked_out_by(&cluster.config);
+        let until = exchange.checked_out_by(&cluster.config, queued);
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
             return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
         }
@@ -171,11 +248,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
             Err(CheckOutError::Shed)
                 if exchange.kind == OperationKind::Unacknowledged
                     && Instant::now() < exchange.sent_by(&cluster.config) => {}
-            Err(CheckOutError::Shed) => {
-                let server = (*operation.server().address).clone();
-                let (waited, load) = (queued.elapsed(), cluster.load(Instant::now()));
-                return Err(Situation::QueueStands { server, waited, load }.into());
-            }
+            Err(CheckOutError::Shed) => return Err(shed(exchange, operation.server(), queued.elapsed())),
             Err(CheckOutError::Timeout) => {
                 return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
             }
@@ -183,28 +256,40 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
     }
 }
 
-/// The permission to wait. Statements of open transactions, their ends and killCursors always get it: they free what others
-/// wait for, and are no more than there are transactions and sockets. An unacknowledged
-/// write cannot be refused, so its client waits for the permission, too.
+/// The permission to wait. An unacknowledged write cannot be refused, so its client waits for the permission, too.
 async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
+    if exchange.kind != OperationKind::Unacknowledged || exchange.claim.lane == Lane::Transaction {
+        return admit_now(exchange);
+    }
     let cluster = &exchange.cluster;
-    let admission = &cluster.admission;
-    let newcomer = {
-        let tenants = lock(&cluster.tenants);
-        let (tenant, bytes) = (exchange.claim.tenant.id, exchange.frame.bytes().len());
-        Newcomer { tenant, max_waiting: tenants.max_waiting(tenant), tenants: tenants.count(), bytes }
-    };
-    let full = |refusal| Refusal::Situation(Situation::QueueFull { refusal, load: cluster.load(Instant::now()) });
+    let until = exchange.checked_out_by(&cluster.config, Instant::now());
+    cluster.admission.admit_until(newcomer(exchange), until).await.map_err(|refusal| full(cluster, refusal))
+}
+
+/// As [`admit`], for who can be refused. Statements of open transactions, their ends and killCursors always get it: they free
+/// what others wait for, and are no more than there are transactions and sockets.
+fn admit_now(exchange: &Exchange) -> Result<Permit, Refusal> {
+    let cluster = &exchange.cluster;
     if exchange.claim.lane == Lane::Transaction {
-        return Ok(admission.admit_always(newcomer));
+        return Ok(cluster.admission.admit_always(newcomer(exchange)));
     }
-    match exchange.kind {
-        OperationKind::Unacknowledged => {
-            let until = exchange.checked_out_by(&exchange.cluster.config);
-            admission.admit_until(newcomer, until).await.map_err(full)
-        }
-        _ => admission.admit(newcomer).map_err(full),
-    }
+    cluster.admission.admit(newcomer(exchange)).map_err(|refusal| full(cluster, refusal))
+}
+
+fn newcomer(exchange: &Exchange) -> Newcomer {
+    let (tenant, bytes) = (exchange.claim.tenant.id, exchange.frame.bytes().len());
+    let tenants = lock(&exchange.cluster.tenants);
+    Newcomer { tenant, max_waiting: tenants.max_waiting(tenant), tenants: tenants.count(), bytes }
+}
+
+fn full(cluster: &Cluster, refusal: AdmitError) -> Refusal {
+    Situation::QueueFull { refusal, load: cluster.load(Instant::now()) }.into()
+}
+
+/// Its queue stands, and it has waited too long for that.
+fn shed(exchange: &Exchange, server: &Server, waited: Duration) -> Refusal {
+    let (server, load) = ((*server.address).clone(), exchange.cluster.load(Instant::now()));
+    Situation::QueueStands { server, waited, load }.into()
 }
 
 /// `None` when there is news of the server that the command is bound to: it is to be routed anew.

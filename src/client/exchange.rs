@@ -131,9 +131,9 @@ impl Exchange {
         self.capped(self.unsent_since + config.server_selection_timeout)
     }
 
-    /// Until when it may wait for a connection, beginning now.
-    pub(super) fn checked_out_by(&self, config: &ClusterConfig) -> Instant {
-        self.sent_by(config).min(Instant::now() + config.wait_queue_timeout)
+    /// Until when it may wait for a connection, if it begins then.
+    pub(super) fn checked_out_by(&self, config: &ClusterConfig, begins: Instant) -> Instant {
+        self.sent_by(config).min(begins + config.wait_queue_timeout)
     }
 
     /// Until when it has to be sent, however often it has to be routed anew.

@@ -10,8 +10,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::abandoned::{self, Abandoned};
-use super::acquire::{Refusal, acquire, acquire_now};
+use super::acquire::{self, Now, Refusal, Wait, acquire_now};
 use super::cursors::OpenCursor;
+use super::degraded::Found;
 use super::exchange::Exchange;
 use super::packing::Form;
 use super::session::Session;
@@ -70,10 +71,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     return Box::pin(self.refused(exchange, refusal)).await;
                 }
             }
-            let acquired = match acquire_now(exchange).transpose() {
-                Some(acquired) => acquired,
-                // Boxed: waiting is the exception, and idle sessions should not carry room for it.
-                None => Box::pin(self.acquire(exchange)).await,
+            let acquired = match acquire_now(exchange) {
+                Ok(Now::Connection(operation, connection)) => Ok((operation, connection)),
+                Ok(Now::Full(found)) => self.take_turn(exchange, found).await,
+                // Boxed: to be without a server is the exception, and idle sessions should not carry room for it.
+                Ok(Now::Nothing) => Box::pin(self.acquire(exchange, None)).await,
+                Err(refusal) => Err(refusal),
             };
             let attempt = match acquired {
                 Ok((operation, connection)) => self.attempt(exchange, operation, connection).await,
@@ -93,13 +96,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
+    /// Waits for a connection of a server that was found, as long as the client does.
+    async fn take_turn(
+        &mut self,
+        exchange: &mut Exchange,
+        found: Found,
+    ) -> Result<(Operation, PooledConnection), Refusal> {
+        let wait = acquire::begin_wait(exchange)?;
+        if let Some(wait) = &wait
+            && let Some(acquired) =
+                acquire::take_turn(exchange, found, wait, |context| self.socket.poll_left(context)).await?
+        {
+            return Ok(acquired);
+        }
+        Box::pin(self.acquire(exchange, wait)).await
+    }
+
     /// Waits for a server and a connection, as long as the client does.
-    async fn acquire(&mut self, exchange: &mut Exchange) -> Result<(Operation, PooledConnection), Refusal> {
+    async fn acquire(
+        &mut self,
+        exchange: &mut Exchange,
+        wait: Option<Wait>,
+    ) -> Result<(Operation, PooledConnection), Refusal> {
         // A write that nobody waits for is carried out although its client has hung up, as a server would do it.
         let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, the socket keeps its bytes.
         tokio::select! {
-            acquired = acquire(exchange) => acquired,
+            acquired = acquire::acquire(exchange, wait) => acquired,
             () = self.socket.left(), if waited_for => Err(Refusal::Left),
         }
     }

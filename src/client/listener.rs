@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
+use super::desks::Desks;
 use super::ends::Ends;
 use super::places::{Place, Places};
 use super::proxy_header;
@@ -25,6 +26,7 @@ const ACCEPTS_PER_TURN: usize = 16;
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
 /// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol.
 pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>, places: Arc<Places>) {
+    let (tcp, unix) = (Arc::default(), Arc::default());
     for accepted in 1_usize.. {
         if accepted % ACCEPTS_PER_TURN == 0 {
             tokio::task::yield_now().await;
@@ -38,7 +40,7 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                 }
                 // A socket without ends is one that is gone already.
                 if let Ok(local) = stream.local_addr() {
-                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, places.take().await);
+                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, places.take().await, &tcp);
                 }
             }
             Ok(Accepted::Unix(stream)) => {
@@ -46,7 +48,7 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                     Address::Unix(path) => path.clone(),
                     Address::Tcp { .. } => PathBuf::new(),
                 };
-                begin(stream, Ends::Unix(path), proxied, &shared, places.take().await);
+                begin(stream, Ends::Unix(path), proxied, &shared, places.take().await, &unix);
             }
             Err(error) => {
                 tracing::warn!(listener = %socket.address(), %error, "cannot accept");
@@ -56,19 +58,31 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
     }
 }
 
-fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: Place)
-where
+fn begin<S>(
+    stream: S,
+    ends: Ends,
+    proxied: bool,
+    shared: &Arc<ClientShared>,
+    place: Place,
+    desks: &Arc<Desks<S>>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if proxied {
-        start(after_header(stream, ends, shared.clone(), place), shared);
+        start(after_header(stream, ends, shared.clone(), place, desks.clone()), shared);
     } else {
-        start(Session::new(stream, ends, shared.clone(), place).run(), shared);
+        start(Session::new(stream, ends, shared.clone(), place).run(desks.clone()), shared);
     }
 }
 
 /// A session that begins once a load balancer has told whose it is.
-async fn after_header<S>(mut stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> ClientClosed
+async fn after_header<S>(
+    mut stream: S,
+    ends: Ends,
+    shared: Arc<ClientShared>,
+    place: Place,
+    desks: Arc<Desks<S>>,
+) -> ClientClosed
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -82,7 +96,7 @@ where
         }
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
-    Session::new(stream, ends, shared, place).run().await
+    Session::new(stream, ends, shared, place).run(desks).await
 }
 
 /// Runs a session in a task of its own, and counts it.

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::caller::Caller;
+use super::desks::Desks;
 use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
@@ -48,6 +49,13 @@ pub struct Session<S> {
     /// Those that end with it.
     pub(super) cursors: OpenCursors,
     place: Place,
+}
+
+/// A session that has served a message.
+pub struct Served<S> {
+    session: Session<S>,
+    /// Why it was the last one.
+    end: Option<ClientClosed>,
 }
 
 /// What is to be done about a message.
@@ -94,27 +102,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         Self { socket, shared, state, told: None, ends, doings, application, transactions, cursors, place }
     }
 
-    /// Serves the client until it leaves or has to be closed; returns why.
+    /// Serves the client until it leaves or has to be closed; returns why. Each message at one of `desks`.
     ///
-    /// A block, and one `plan` that is lent to all that happens to it: what an async function takes by value is room in
-    /// the task of every client, idle or not, and often twice.
+    /// A block: what an async function takes by value is room in the task of every client, idle or not, twice.
     #[expect(clippy::manual_async_fn, reason = "an async function would hold the session twice")]
-    pub fn run(mut self) -> impl Future<Output = ClientClosed> + Send
+    pub fn run(mut self, desks: Arc<Desks<S>>) -> impl Future<Output = ClientClosed> + Send
     where
         S: 'static,
     {
         async move {
             let reason = loop {
                 let next = self.socket.next().await;
-                let mut plan = self.plan(next);
-                let _busy = BusyClient::new(&self.shared);
-                let served = match &mut plan {
-                    Plan::Execute(exchange) => self.execute(exchange).await,
-                    Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
-                    Plan::End(reason) => break *reason,
-                };
-                if let Err(end) = served {
-                    break self.closed(&end);
+                let mut desk = desks.take(self.serve(next));
+                let served = std::future::poll_fn(|context| desk.poll(context)).await;
+                desks.give_back(desk);
+                self = served.session;
+                if let Some(reason) = served.end {
+                    break reason;
                 }
             };
             self.end_what_was_pinned();
@@ -123,6 +127,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             reason
         }
+    }
+
+    /// Serves one message.
+    async fn serve(mut self, next: Result<Incoming, ReadEnd>) -> Served<S> {
+        let mut plan = self.plan(next);
+        let busy = BusyClient::new(&self.shared);
+        let served = match &mut plan {
+            Plan::Execute(exchange) => self.execute(exchange).await,
+            Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
+            Plan::End(reason) => Err(ReadEnd::Closed(*reason)),
+        };
+        drop((plan, busy));
+        let end = served.err().map(|end| self.closed(&end));
+        Served { session: self, end }
     }
 
     fn closed(&self, end: &ReadEnd) -> ClientClosed {
@@ -557,10 +575,13 @@ mod tests {
         size_of::<R>()
     }
 
-    /// Each byte of this future is a byte per client, whether it works or idles. What is rare is boxed.
+    /// Each byte of the first is a byte per client, whether it works or idles; each of the second one per client at work.
+    /// What is rare is boxed.
     #[test]
     fn the_task_of_a_client_is_small() {
-        let size = size_of_result(Session::<TcpStream>::run);
-        assert!(size <= 1_300, "{size} bytes");
+        let idle = size_of_result(|session: Session<TcpStream>| session.run(Arc::default()));
+        assert!(idle <= 400, "{idle} bytes");
+        let at_work = size_of_result(|session: Session<TcpStream>| session.serve(Err(ReadEnd::Left)));
+        assert!(at_work <= 1_800, "{at_work} bytes");
     }
 }

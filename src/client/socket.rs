@@ -149,27 +149,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Safe: what has arrived stays in the socket. A wait for memory that is dropped starts at the end of the line again.
     pub async fn next(&mut self) -> Result<Incoming, ReadEnd> {
         loop {
-            match self.look()? {
-                Next::Return(incoming) => return Ok(incoming),
+            // Ends before any wait: what is matched on would be room in the task of every idle client.
+            let first = match self.look() {
+                Ok(Next::Return(incoming)) => return Ok(incoming),
+                Ok(Next::Wait(first)) => Some(first),
+                Ok(Next::Read) => None,
+                Err(end) => return Err(end),
+            };
+            if let Some(first) = first {
                 // Boxed, as this is rare.
-                Next::Wait(first) => Box::pin(self.wait_for_room(first)).await?,
-                Next::Read => {
-                    let filled = match self.deadline() {
-                        None => self.fill().await,
-                        // Boxed, so that the thousands who wait without a deadline do not carry room for a timer.
-                        Some((deadline, reason)) => Box::pin(tokio::time::timeout_at(deadline, self.fill()))
-                            .await
-                            .unwrap_or(Err(ReadEnd::Timeout(reason))),
-                    };
-                    match filled? {
-                        Filled::End => return Err(ReadEnd::Left),
-                        Filled::Message(frame, charge) => {
-                            self.handshake_deadline = None;
-                            return Ok(Incoming::Message(frame, charge));
-                        }
-                        Filled::Some => {}
-                    }
+                Box::pin(self.wait_for_room(first)).await?;
+                continue;
+            }
+            let filled = match self.deadline() {
+                None => self.fill().await,
+                // Boxed, so that the thousands who wait without a deadline do not carry room for a timer.
+                Some((deadline, reason)) => Box::pin(tokio::time::timeout_at(deadline, self.fill()))
+                    .await
+                    .unwrap_or(Err(ReadEnd::Timeout(reason))),
+            };
+            match filled? {
+                Filled::End => return Err(ReadEnd::Left),
+                Filled::Message(frame, charge) => {
+                    self.handshake_deadline = None;
+                    return Ok(Incoming::Message(frame, charge));
                 }
+                Filled::Some => {}
             }
         }
     }
@@ -180,21 +185,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// # Cancel safety
     /// Safe.
     pub async fn left(&mut self) {
-        std::future::poll_fn(|context| {
-            while self.pending.len() < HEAD_BYTES {
-                let read = self.poll_scratch(context, HEAD_BYTES - self.pending.len(), |socket, bytes| {
-                    socket.pending.extend_from_slice(bytes);
-                    bytes.len()
-                });
-                match read {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return Poll::Pending,
-                }
+        std::future::poll_fn(|context| self.poll_left(context)).await;
+    }
+
+    /// As [`ClientSocket::left`].
+    pub fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.pending.len() < HEAD_BYTES {
+            let read = self.poll_scratch(context, HEAD_BYTES - self.pending.len(), |socket, bytes| {
+                socket.pending.extend_from_slice(bytes);
+                bytes.len()
+            });
+            match std::task::ready!(read) {
+                Ok(0) | Err(_) => return Poll::Ready(()),
+                Ok(_) => {}
             }
-            Poll::Pending
-        })
-        .await;
+        }
+        Poll::Pending
     }
 
     /// Writes as much of `bytes` as the socket takes now.

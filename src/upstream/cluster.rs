@@ -22,6 +22,7 @@ use super::lookout;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use super::settling::Settling;
+use crate::admission::mode::Mode;
 use crate::admission::{Admission, MemoryBudget, ModeSwitch, Tenants};
 use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
@@ -235,6 +236,13 @@ impl Cluster {
                 }
             }
         });
+    }
+
+    /// Puts another mode in force and lets who waits look at it; returns the one before.
+    pub fn switch_mode(&self, to: Mode) -> Mode {
+        let before = self.mode.switch(to);
+        self.servers().iter().for_each(|server| server.pool.wake_waiting());
+        before
     }
 
     /// What is known about the servers.

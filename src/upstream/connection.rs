@@ -213,6 +213,11 @@ impl Connection {
         self.between_messages && !self.interrupt.raised.load(Ordering::Acquire)
     }
 
+    /// When it was checked out for the command that it is in use for.
+    pub fn taken_at(&self) -> Instant {
+        self.taken.and_then(|(_, since)| since).unwrap_or(self.last_used)
+    }
+
     /// Fails the command in flight from outside.
     pub fn interrupt(&self) -> Arc<Interrupt> {
         self.interrupt.clone()

@@ -5,6 +5,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Waker;
 use std::time::Duration;
 
 use bson::rawdoc;
@@ -12,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::bound::Line;
+use super::checking_out::PATROL_INTERVAL;
 use super::connection::{Connection, ReceiveError};
 use super::handshake::{ConnectError, greet};
 use super::health::{Judgement, Probe};
@@ -37,6 +39,7 @@ pub async fn run(pool: Pool) {
     let mut no_probe_before = Instant::now();
     let mut probe_waits = false;
     let mut in_need = false;
+    let mut next_patrol = None;
     loop {
         let mut starved = pin!(bound.starved());
         // Listens from here on, so that who asks for room while we are busy is heard.
@@ -46,6 +49,14 @@ pub async fn run(pool: Pool) {
         if swept {
             sweep(&pool, now);
             next_sweep = now + SWEEP_INTERVAL;
+        }
+        if next_patrol.is_some_and(|due| now >= due) {
+            let long_waiting = shared.state().patrol();
+            long_waiting.into_iter().for_each(Waker::wake);
+            next_patrol = None;
+        }
+        if next_patrol.is_none() && shared.state().is_patrolled() {
+            next_patrol = Some(now + PATROL_INTERVAL);
         }
         if now >= next_ping {
             next_ping = now + shared.parts.health_check;
@@ -78,6 +89,7 @@ pub async fn run(pool: Pool) {
                 return;
             }
         }
+        let due = next_patrol.unwrap_or(next_sweep).min(next_sweep).min(next_ping);
         // Nothing is lost when an arm loses: `work` keeps a permit, `line` its place, and all state is looked at anew.
         // Biased, as only a request for room would be forgotten: it comes first.
         tokio::select! {
@@ -90,7 +102,7 @@ pub async fn run(pool: Pool) {
             }
             // Something has changed: there may be a place for a probe now.
             () = shared.work.notified() => no_probe_before = Instant::now(),
-            () = tokio::time::sleep_until(next_wake(&shared, next_sweep.min(next_ping), no_probe_before)) => {}
+            () = tokio::time::sleep_until(next_wake(&shared, due, no_probe_before)) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,14 +14,15 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 pub use super::bound::ClusterBound;
+use super::checking_out::CheckingOut;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
 use super::in_use::{InUse, Use, Work};
-use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Waiting, Woken};
+use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Woken};
 use super::shortage::Shortage;
 use super::usage::PoolUsage;
-use crate::admission::{Claim, Gradient, Lane, Ticket};
+use crate::admission::{Claim, Gradient, Lane};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
@@ -213,7 +214,7 @@ impl Pool {
             let taken = self.0.state().check_out(claim);
             match taken {
                 CheckOut::Now(connection) => {
-                    if let Some(connection) = self.vet(connection, claim) {
+                    if let Some(connection) = self.vet(connection, claim, Instant::now()) {
                         return Ok(Some(connection));
                     }
                 }
@@ -230,48 +231,19 @@ impl Pool {
     ///
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the queue, and passes on what was handed to it meanwhile.
-    pub async fn check_out(
-        &self,
-        claim: impl Into<Claim>,
-        deadline: Instant,
-    ) -> Result<PooledConnection, CheckOutError> {
-        let claim = claim.into();
-        let since = Instant::now();
-        let (ticket, shortage) = loop {
-            let mut state = self.0.state();
-            let taken = match state.check_out(claim) {
-                CheckOut::Now(connection) => connection,
-                // Under the same lock as the look, so that no connection comes back unnoticed in between.
-                CheckOut::Wait => {
-                    let shortage = Shortage::of_claim(&state, claim, self.0.parts.cluster_bound.is_exhausted());
-                    let (ticket, late) = state.enqueue(claim, since, Waker::noop().clone());
-                    drop(state);
-                    late.into_iter().for_each(Waker::wake);
-                    break (ticket, shortage);
-                }
-                CheckOut::Unavailable(status) => return Err(unavailable(status)),
-            };
-            drop(state);
-            if let Some(connection) = self.vet(taken, claim) {
-                return Ok(connection);
-            }
-        };
-        let turn = Turn { pool: self, ticket };
-        loop {
-            self.0.work.notify_one();
-            let handed = tokio::time::timeout_at(deadline, turn.wait()).await.unwrap_or(Err(CheckOutError::Timeout));
-            if let Err(CheckOutError::Timeout | CheckOutError::Shed) = handed {
-                self.0.usage.waited(since.elapsed(), shortage);
-            }
-            if let Some(connection) = self.vet(handed?, claim) {
-                self.0.usage.waited(since.elapsed(), shortage);
-                return Ok(connection);
-            }
-            // Whose connection died on the way does not start over at the end of the queue.
-            let (now, waker) = (Instant::now(), Waker::noop().clone());
-            let woken = self.0.state().rejoin(ticket, since, now, waker).map_err(unavailable)?;
-            woken.into_iter().for_each(Waker::wake);
-        }
+    pub fn check_out(&self, claim: impl Into<Claim>, deadline: Instant) -> CheckingOut<'_> {
+        CheckingOut::new(self, claim.into(), Instant::now(), deadline)
+    }
+
+    /// As [`Pool::check_out`], for a command that waits since then.
+    pub fn check_out_since(&self, claim: Claim, since: Instant, deadline: Instant) -> CheckingOut<'_> {
+        CheckingOut::new(self, claim, since, deadline)
+    }
+
+    /// Wakes who waits, to look at what has changed around them; all keep their places.
+    pub fn wake_waiting(&self) {
+        let waiting = self.0.state().waiting();
+        waiting.into_iter().for_each(Waker::wake);
     }
 
     /// A command was answered after `took`, and its connection is in use still. Where the limit adapts, this is what it
@@ -510,16 +482,16 @@ impl Pool {
     }
 
     /// Wraps a connection that was just taken for a command, or discards it because it has died meanwhile.
-    fn vet(&self, connection: Box<Connection>, claim: Claim) -> Option<PooledConnection> {
-        let guard = self.guard_alive(connection, claim)?;
+    pub(super) fn vet(&self, connection: Box<Connection>, claim: Claim, now: Instant) -> Option<PooledConnection> {
+        let guard = self.guard_alive(connection, claim, now)?;
         if !self.0.used.load(Ordering::Relaxed) {
             self.0.used.store(true, Ordering::Relaxed);
         }
         Some(guard)
     }
 
-    fn guard_alive(&self, connection: Box<Connection>, claim: Claim) -> Option<PooledConnection> {
-        let mut guard = PooledConnection::new(connection, claim, Some(Instant::now()), self);
+    fn guard_alive(&self, connection: Box<Connection>, claim: Claim, now: Instant) -> Option<PooledConnection> {
+        let mut guard = PooledConnection::new(connection, claim, Some(now), self);
         if guard.is_alive() {
             return Some(guard);
         }
@@ -533,8 +505,9 @@ impl Pool {
     pub(super) fn borrow_available(&self) -> Option<PooledConnection> {
         loop {
             let connection = self.0.state().borrow_available()?;
-            if let Some(guard) = self.guard_alive(connection, Lane::Background.into()) {
-                guard.in_use().begin(Work::OWN, Instant::now());
+            let now = Instant::now();
+            if let Some(guard) = self.guard_alive(connection, Lane::Background.into(), now) {
+                guard.in_use().begin(Work::OWN, now);
                 return Some(guard);
             }
         }
@@ -598,40 +571,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn unavailable(status: PoolStatus) -> CheckOutError {
+pub(super) fn unavailable(status: PoolStatus) -> CheckOutError {
     match status {
         PoolStatus::Closed => CheckOutError::Closed,
         PoolStatus::Paused | PoolStatus::Ready => CheckOutError::Cleared,
-    }
-}
-
-/// A place in the wait queue. Dropping it leaves the queue.
-struct Turn<'a> {
-    pool: &'a Pool,
-    ticket: Ticket,
-}
-
-impl Turn<'_> {
-    async fn wait(&self) -> Result<Box<Connection>, CheckOutError> {
-        std::future::poll_fn(|context| {
-            let waiting = self.pool.0.state().poll(self.ticket, |waker| waker.clone_from(context.waker()));
-            match waiting {
-                Waiting::Handed(connection) => Poll::Ready(Ok(connection)),
-                Waiting::Queued => Poll::Pending,
-                Waiting::Evicted(status) => Poll::Ready(Err(unavailable(status))),
-                Waiting::Shed => Poll::Ready(Err(CheckOutError::Shed)),
-            }
-        })
-        .await
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let handed = self.pool.0.state().leave(self.ticket);
-        if let Some(connection) = handed {
-            drop(PooledConnection::new(connection, self.ticket.claim, None, self.pool));
-        }
     }
 }
 
@@ -653,7 +596,7 @@ pub struct PooledConnection {
 }
 
 impl PooledConnection {
-    fn new(mut connection: Box<Connection>, claim: Claim, since: Option<Instant>, pool: &Pool) -> Self {
+    pub(super) fn new(mut connection: Box<Connection>, claim: Claim, since: Option<Instant>, pool: &Pool) -> Self {
         connection.taken = Some((claim, since));
         pool.0.usage.began();
         Self { connection: Some(connection), pool: pool.clone() }

@@ -136,10 +136,21 @@ pub struct PoolState<C, W> {
     codel: Option<Codel>,
     /// Who was refused since it was polled.
     shed: HashSet<Ticket>,
+    /// Looks at the queue are made; `None` while nobody waits.
+    patrol: Option<Patrol>,
     /// On the server.
     open_transactions: u32,
     /// See [`PoolState::limit`]; `max_in_flight` unless it was set.
     limit: u32,
+}
+
+/// Between two looks at the queue, in numbers of its places.
+#[derive(Debug, Clone, Copy)]
+struct Patrol {
+    /// Those before this one know that they wait for long.
+    told: u64,
+    /// Those before this one were there at the last look.
+    seen: u64,
 }
 
 /// Who is to be woken: mostly nobody or one.
@@ -165,6 +176,7 @@ impl<C, W> PoolState<C, W> {
                 QueueDiscipline::Codel { target, interval } => Some(Codel::new(target, interval)),
             },
             shed: HashSet::new(),
+            patrol: None,
             open_transactions: 0,
             limit: bounds.max_in_flight,
         }
@@ -369,6 +381,45 @@ impl<C, W> PoolState<C, W> {
             None if self.shed.remove(&ticket) => Waiting::Shed,
             None => Waiting::Evicted(self.status),
         }
+    }
+
+    /// Somebody has joined. True when that calls for [`PoolState::patrol`] again, from time to time.
+    pub fn begin_patrol(&mut self) -> bool {
+        let begins = self.patrol.is_none();
+        if begins {
+            let next = self.queue.next_sequence();
+            self.patrol = Some(Patrol { told: next.saturating_sub(1), seen: next });
+        }
+        begins
+    }
+
+    /// True while looks at the queue are to be made.
+    pub fn is_patrolled(&self) -> bool {
+        self.patrol.is_some()
+    }
+
+    /// Who was there at the last look already and waits still: each is named once.
+    pub fn patrol(&mut self) -> Vec<W>
+    where
+        W: Clone,
+    {
+        let Some(Patrol { told, seen }) = self.patrol else { return Vec::new() };
+        let next = Patrol { told: seen, seen: self.queue.next_sequence() };
+        self.patrol = (!self.queue.is_empty()).then_some(next);
+        self.queue.between(told..seen).cloned().collect()
+    }
+
+    /// Who waits.
+    pub fn waiting(&self) -> Vec<W>
+    where
+        W: Clone,
+    {
+        self.queue.between(0..u64::MAX).cloned().collect()
+    }
+
+    /// True when no further connection can be established, whoever waits.
+    pub fn is_full(&self) -> bool {
+        self.counts().total() >= self.bounds.max_pool_size
     }
 
     /// Leaves the queue. A connection that was handed over meanwhile comes back: the caller checks it in.
