@@ -391,8 +391,8 @@ mod tests {
         let pool = fixture.cluster.servers()[0].pool.clone();
         let _buffered = fixture.memory.try_reply(77).unwrap();
         let mut held = vec![
-            pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap(),
-            pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap(),
+            pool.try_check_out(crate::admission::Lane::Regular, Instant::now()).unwrap().unwrap(),
+            pool.try_check_out(crate::admission::Lane::Regular, Instant::now()).unwrap().unwrap(),
         ];
         let (status, headers, body) = ask_with(&admin, false, Method::GET, "/metrics", &[]).await;
         assert_eq!((status, headers[header::CONTENT_TYPE].to_str().unwrap()), (StatusCode::OK, METRICS_TYPE));

@@ -26,6 +26,7 @@ mod proxy_header;
 pub mod session;
 pub mod shared;
 pub mod socket;
+mod spare;
 pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};

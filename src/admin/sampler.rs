@@ -131,8 +131,8 @@ mod tests {
         let start = Instant::now();
         histories.sample(&clusters, start);
         let (ended, held) = (
-            server.pool.try_check_out(Lane::Regular).unwrap().unwrap(),
-            server.pool.try_check_out(Lane::Regular).unwrap().unwrap(),
+            server.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().unwrap(),
+            server.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().unwrap(),
         );
         ended.in_use().begin(Work::command(CommandLabel::Find, ApplicationId::UNNAMED), start);
         held.in_use().begin(Work::command(CommandLabel::Find, ApplicationId::UNNAMED), start);
@@ -157,7 +157,7 @@ mod tests {
     async fn what_may_be_in_use_is_the_limit_in_force() {
         let (fixture, _) = Fixture::standalone_with(|config| config.max_in_flight = Some(1)).await;
         let server = fixture.cluster.servers().remove(0);
-        let held = server.pool.try_check_out(Lane::Regular).unwrap().unwrap();
+        let held = server.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().unwrap();
         assert_eq!(
             fixture.cluster.load(Instant::now()).holders,
             "1 of at most 1 upstream connections are in use",

@@ -156,7 +156,7 @@ mod tests {
 
         let transaction = TransactionId { session: [1; 16], number: 1 };
         lock(&fixture.cluster.pins).pin_transaction(transaction, server.address.clone(), now).unwrap();
-        let leaked = server.pool.try_check_out(crate::admission::Lane::Regular).unwrap().unwrap();
+        let leaked = server.pool.try_check_out(crate::admission::Lane::Regular, Instant::now()).unwrap().unwrap();
         let servers = look(Servers::new(), 20);
         assert_eq!(told(&servers), []);
         let servers = look(servers, 100);

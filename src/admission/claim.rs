@@ -78,4 +78,9 @@ impl Mean {
     pub fn get(self) -> Option<Duration> {
         self.0.map(Duration::from_secs_f64)
     }
+
+    /// As [`Mean::get`], in seconds.
+    pub fn seconds(self) -> Option<f64> {
+        self.0
+    }
 }

@@ -4,9 +4,10 @@
 //! ([`UNIT`]); what it did not use of it is kept for its next turn, as long as it goes on waiting (Shreedhar and Varghese,
 //! "Efficient fair queueing using deficit round-robin", 1995).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+use foldhash::{HashMap, HashMapExt as _};
 use tokio::time::Instant;
 
 use super::claim::{Claim, Entry, Tenant, Ticket};
@@ -126,6 +127,12 @@ impl<T> FairLine<T> {
 
     /// Takes whoever is next; `None` when none of those who wait may go.
     pub fn pop(&mut self, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
+        // Alone there are no turns to take.
+        if let [id] = *self.turns.make_contiguous() {
+            let line = self.lines.get(&id)?;
+            let ticket = line.next(pick).filter(|_| pick.tenants.has_room(line.tenant))?;
+            return self.remove(ticket).map(|entry| (ticket, entry));
+        }
         let mut barred = 0;
         // Ends: whoever may go gains at least one unit a round, and no command costs more than a few.
         while barred < self.turns.len() {

@@ -123,12 +123,9 @@ impl TenantTable {
     /// What its next command is expected to take of the connections' time, [`UNIT`] being the average.
     #[expect(clippy::cast_possible_truncation, reason = "clamped below")]
     pub fn cost(&self, id: u16) -> i64 {
-        let held = self.tenants.get(usize::from(id)).and_then(|used| used.held.get());
-        match (held, self.held.get()) {
-            (Some(own), Some(all)) if !all.is_zero() => {
-                let ratio = own.as_secs_f64() / all.as_secs_f64();
-                ((ratio * 1_024.0) as i64).clamp(UNIT / SPREAD, UNIT * SPREAD)
-            }
+        let held = self.tenants.get(usize::from(id)).and_then(|used| used.held.seconds());
+        match (held, self.held.seconds()) {
+            (Some(own), Some(all)) if all > 0.0 => ((own / all * 1_024.0) as i64).clamp(UNIT / SPREAD, UNIT * SPREAD),
             _ => UNIT,
         }
     }

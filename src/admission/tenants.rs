@@ -1,6 +1,6 @@
 //! The tenants of one cluster: by name, each with a number and what it may have.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::claim::Tenant;
 use crate::config::FairnessConfig;

@@ -64,6 +64,9 @@ impl Window {
     /// Drops the buckets that `now` has left behind: at most all of them, however long the silence was.
     fn slide(&mut self, now: Instant) {
         let mut began = *self.began.get_or_insert(now);
+        if now < began + self.width {
+            return;
+        }
         let mut dropped = 0;
         while now.saturating_duration_since(began) >= self.width {
             if dropped == BUCKETS {

@@ -53,15 +53,15 @@ pub(super) struct Wait {
 }
 
 /// A server and a connection, if both are there now.
-pub(super) fn acquire_now(exchange: &mut Exchange) -> Result<Now, Refusal> {
+pub(super) fn acquire_now(exchange: &mut Exchange, now: Instant) -> Result<Now, Refusal> {
     if !held::passes(exchange)? {
         return Ok(Now::Nothing);
     }
-    let Some(found) = find_server(exchange)? else { return Ok(Now::Nothing) };
+    let Some(found) = find_server(exchange, now)? else { return Ok(Now::Nothing) };
     if !try_enter(exchange, found.operation.server()) {
         return Ok(Now::Nothing);
     }
-    match found.operation.server().pool.try_check_out(exchange.claim) {
+    match found.operation.server().pool.try_check_out(exchange.claim, now) {
         Ok(Some(connection)) => {
             exchange.cluster.metrics.wait_queue_seconds.observe(0.0);
             degraded::stand_in(exchange, &found);
@@ -104,10 +104,10 @@ async fn enter(exchange: &mut Exchange, server: &Server) {
 }
 
 /// The server that the command goes to now; `None` when waiting may help.
-fn find_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
+fn find_server(exchange: &Exchange, now: Instant) -> Result<Option<Found>, Refusal> {
     let cluster = &exchange.cluster;
     let topology = cluster.topology();
-    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, Instant::now());
+    let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
     match route {
         Route::Await(_) => Ok(None),
         Route::Server(address) => match cluster.operation_on(&address) {
@@ -128,11 +128,10 @@ fn find_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
 }
 
 /// The permission to wait, if that takes no waiting itself.
-pub(super) fn begin_wait(exchange: &Exchange) -> Result<Option<Wait>, Refusal> {
+pub(super) fn begin_wait(exchange: &Exchange, began: Instant) -> Result<Option<Wait>, Refusal> {
     if exchange.kind == OperationKind::Unacknowledged {
         return Ok(None);
     }
-    let began = Instant::now();
     Ok(Some(Wait { began, _permit: admit_now(exchange)? }))
 }
 
@@ -212,7 +211,7 @@ pub(super) async fn acquire(
 async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Operation, PooledConnection), Refusal> {
     let cluster = exchange.cluster.clone();
     loop {
-        let found = match find_server(exchange)? {
+        let found = match find_server(exchange, Instant::now())? {
             Some(found) => found,
             None => match wait_for_server(exchange).await? {
                 Some(found) => found,

@@ -23,7 +23,7 @@ impl Caller<'_> {
     }
 
     /// Its tenant, and how much its command matters.
-    pub(super) fn stands(&self, cluster: &Cluster, database: &str) -> (Tenant, Level) {
+    pub(super) fn stands<'d>(&self, cluster: &Cluster, database: impl FnOnce() -> &'d str) -> (Tenant, Level) {
         let fairness = &cluster.config.fairness;
         let level = fairness.level_of(self.application());
         let tenant = |name: &str| lock(&cluster.tenants).of(name);
@@ -32,7 +32,7 @@ impl Caller<'_> {
             FairBy::Application => tenant(self.application()),
             // Nobody has logged in: clients do not authenticate yet.
             FairBy::User => tenant(""),
-            FairBy::Database => tenant(database),
+            FairBy::Database => tenant(database()),
             FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
         };
         (tenant, level)

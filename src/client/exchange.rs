@@ -71,7 +71,7 @@ impl Exchange {
         command.clear_flags(&mut frame);
         let started = Instant::now();
         let (kind, mut claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
-        (claim.tenant, claim.level) = client.stands(&cluster, command.database(&frame));
+        (claim.tenant, claim.level) = client.stands(&cluster, || command.database(&frame));
         let lane = claim.lane;
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
@@ -99,6 +99,11 @@ impl Exchange {
             place: None,
             _held: (reservation, in_flight),
         }
+    }
+
+    /// It has ended: what is left is its message.
+    pub(super) fn into_frame(self) -> Frame {
+        self.frame
     }
 
     /// The share of the server's pool that it has to have a place in, and has not; almost always none.

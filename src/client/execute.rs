@@ -60,20 +60,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if let Err(error) = self.use_transaction(exchange) {
             return Box::pin(self.refused(exchange, Refusal::Reply(error))).await;
         }
+        let mut now = exchange.started;
         loop {
             if let Some(poll) = &exchange.poll
                 && exchange.place.is_none()
             {
-                exchange.place = poll.try_enter(Instant::now());
-                if exchange.place.is_none()
-                    && let Err(refusal) = Box::pin(self.await_turn(exchange)).await
-                {
-                    return Box::pin(self.refused(exchange, refusal)).await;
+                exchange.place = poll.try_enter(now);
+                if exchange.place.is_none() {
+                    if let Err(refusal) = Box::pin(self.await_turn(exchange)).await {
+                        return Box::pin(self.refused(exchange, refusal)).await;
+                    }
+                    now = Instant::now();
                 }
             }
-            let acquired = match acquire_now(exchange) {
+            let acquired = match acquire_now(exchange, now) {
                 Ok(Now::Connection(operation, connection)) => Ok((operation, connection)),
-                Ok(Now::Full(found)) => self.take_turn(exchange, found).await,
+                Ok(Now::Full(found)) => self.take_turn(exchange, found, now).await,
                 // Boxed: to be without a server is the exception, and idle sessions should not carry room for it.
                 Ok(Now::Nothing) => Box::pin(self.acquire(exchange, None)).await,
                 Err(refusal) => Err(refusal),
@@ -93,6 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refused(exchange, refusal)).await,
                 Err(Failed::Client(end)) => return Err(end),
             }
+            now = Instant::now();
         }
     }
 
@@ -101,8 +104,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         &mut self,
         exchange: &mut Exchange,
         found: Found,
+        now: Instant,
     ) -> Result<(Operation, PooledConnection), Refusal> {
-        let wait = acquire::begin_wait(exchange)?;
+        let wait = acquire::begin_wait(exchange, now)?;
         if let Some(wait) = &wait
             && let Some(acquired) =
                 acquire::take_turn(exchange, found, wait, |context| self.socket.poll_left(context)).await?
@@ -185,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         operation.server().pool.answered(exchange.claim.lane, took, answered);
         let mut undelivered = None;
-        let delivered = match self.judge(exchange, &operation, &mut connection, &mut undelivered)? {
+        let delivered = match self.judge(exchange, &operation, &mut connection, answered, &mut undelivered)? {
             Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),
             Verdict::Nothing => {
                 // The client will never know the id of a new one.
@@ -294,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn too_slow(&mut self, exchange: &Exchange, operation: &Operation, sent: Instant, limit: Duration) -> Situation {
         let server = operation.server();
         tracing::info!(server = %server.address, command = exchange.command.spec.name, ?limit, "no answer in time");
-        server.command_ended(Outcome::Failure(breaker::Failure::Timeout));
+        server.command_ended(Outcome::Failure(breaker::Failure::Timeout), Instant::now());
         server.pool.doubt_idle_since(sent);
         self.lost_reply(exchange, operation);
         Situation::UpstreamTimeLimit { server: (*server.address).clone(), limit }
@@ -320,7 +324,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let server = operation.server();
         // Of an older generation: the failure that made it stale was counted already.
         if server.pool.is_current(connection.generation) {
-            server.command_ended(Outcome::Failure(breaker::Failure::Network));
+            server.command_ended(Outcome::Failure(breaker::Failure::Network), Instant::now());
         }
         exchange.cluster.network_error(server, connection.generation, why);
     }
@@ -332,6 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         exchange: &mut Exchange,
         operation: &Operation,
         connection: &mut PooledConnection,
+        answered: Instant,
         undelivered: &mut Option<Box<OpenCursor>>,
     ) -> Result<Verdict, Failed> {
         let server = operation.server();
@@ -346,7 +351,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 return Err(Situation::NoReply { server: (*server.address).clone(), why }.into());
             }
         };
-        server.command_ended(Outcome::Success);
+        server.command_ended(Outcome::Success, answered);
         self.shared.metrics.received_bytes[Side::Upstream].inc_by(connection.received_bytes() as u64);
         if let Some(change) = inspected.state_change
             && let Some(instead) = self.state_changed(exchange, operation, change, &inspected.facts)?

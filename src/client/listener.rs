@@ -58,14 +58,8 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
     }
 }
 
-fn begin<S>(
-    stream: S,
-    ends: Ends,
-    proxied: bool,
-    shared: &Arc<ClientShared>,
-    place: Place,
-    desks: &Arc<Desks<S>>,
-) where
+fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: Place, desks: &Arc<Desks<S>>)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if proxied {

@@ -18,6 +18,7 @@ use super::misfits::Doings;
 use super::places::Place;
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
+use super::spare;
 use super::transactions::OpenTransactions;
 use crate::admission::{Lane, Reservation};
 use crate::command::parse::expects_reply;
@@ -129,18 +130,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Serves one message.
-    async fn serve(mut self, next: Result<Incoming, ReadEnd>) -> Served<S> {
+    /// Serves one message. A block for the same reason: it is moved to its desk.
+    fn serve(mut self, next: Result<Incoming, ReadEnd>) -> impl Future<Output = Served<S>> + Send
+    where
+        S: 'static,
+    {
         let mut plan = self.plan(next);
-        let busy = BusyClient::new(&self.shared);
-        let served = match &mut plan {
-            Plan::Execute(exchange) => self.execute(exchange).await,
-            Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
-            Plan::End(reason) => Err(ReadEnd::Closed(*reason)),
-        };
-        drop((plan, busy));
-        let end = served.err().map(|end| self.closed(&end));
-        Served { session: self, end }
+        async move {
+            let busy = BusyClient::new(&self.shared);
+            let served = match &mut plan {
+                Plan::Execute(exchange) => self.execute(exchange).await,
+                Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
+                Plan::End(reason) => Err(ReadEnd::Closed(*reason)),
+            };
+            drop(busy);
+            if let Plan::Execute(exchange) = plan
+                && let Some(buffer) = exchange.into_frame().into_lent_buffer()
+            {
+                spare::give_back(buffer);
+            }
+            let end = served.err().map(|end| self.closed(&end));
+            Served { session: self, end }
+        }
     }
 
     fn closed(&self, end: &ReadEnd) -> ClientClosed {

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
 use super::pace::Pace;
+use super::spare;
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::ClientConfig;
 use crate::config::limits::SCRATCH_BUFFER_BYTES;
@@ -442,7 +443,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         }
         let limit = self.bounds.limits.max_message_bytes;
         if self.pending.is_empty()
-            && let Some(frame) = Frame::copy_from(bytes, limit)?
+            && let Some(frame) = Frame::copy_into(spare::take, bytes, limit)?
             && needed_bytes(frame.header(), frame.body(), limit) == frame.bytes().len()
         {
             // The common case: nothing to keep, nothing to charge but what is charged already.

@@ -236,6 +236,8 @@ pub const MAX_FAIRNESS_RULES: usize = 100;
 pub const MAX_TENANTS: usize = 1_000;
 /// Rooms for the work on a message that are kept for the next one, each some 1.5 KB: as many as are often in use at once.
 pub const MAX_FREE_DESKS: usize = 256;
+/// Buffers that are kept for the next requests, all together, for each thread.
+pub const SPARE_BUFFERS_BYTES: usize = 1 << 20;
 /// Clusters in one file: each has tasks, listeners and pools of its own.
 pub const MAX_CLUSTERS: usize = 64;
 /// Addresses in one `listen`.

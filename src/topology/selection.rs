@@ -37,8 +37,8 @@ pub struct Selector<'a> {
     pub heartbeat_frequency: Duration,
     /// Servers this much slower than the fastest are still candidates.
     pub local_threshold: Duration,
-    /// Two random numbers, drawn by the caller for each call.
-    pub random: (u64, u64),
+    /// Random numbers, drawn only where there is a choice.
+    pub random: &'a dyn Fn() -> (u64, u64),
 }
 
 /// Why no server was chosen.
@@ -148,9 +148,10 @@ impl Selector<'_> {
             0 => None,
             1 => window.next(),
             count => {
-                let first = pick(self.random.0, count);
+                let random = (self.random)();
+                let first = pick(random.0, count);
                 // One of the others: counted without the first, then stepping over it.
-                let second = pick(self.random.1, count - 1);
+                let second = pick(random.1, count - 1);
                 let second = if second < first { second } else { second + 1 };
                 let (first, second) = (window.clone().nth(first)?, window.nth(second)?);
                 let busier = (self.in_flight)(&first.address) > (self.in_flight)(&second.address);
@@ -258,7 +259,7 @@ mod tests {
         let mut ports = std::collections::BTreeSet::new();
         for first in 0..12 {
             for second in 0..12 {
-                if let Ok(server) = (Selector { random: (first, second), ..*selector }).select(topology, criteria)
+                if let Ok(server) = (Selector { random: &|| (first, second), ..*selector }).select(topology, criteria)
                     && let Address::Tcp { port, .. } = server.address
                 {
                     ports.insert(port);
@@ -275,7 +276,7 @@ mod tests {
             in_flight: &|_| 0,
             heartbeat_frequency: HEARTBEAT,
             local_threshold: Duration::from_millis(15),
-            random: (0, 0),
+            random: &|| (0, 0),
         }
     }
 
@@ -420,10 +421,10 @@ mod tests {
             selector.select(&members(true), Criteria::Read(&nearest)).unwrap().address.clone()
         };
         // Of three candidates, the pairs (1,2), (1,3), (3,1), (2,3): the busiest never wins, the pair decides the rest.
-        assert_eq!(chosen((0, 0)), address(2));
-        assert_eq!(chosen((0, 1)), address(3));
-        assert_eq!(chosen((2, 0)), address(3));
-        assert_eq!(chosen((1, 1)), address(3));
+        assert_eq!(chosen(&|| (0, 0)), address(2));
+        assert_eq!(chosen(&|| (0, 1)), address(3));
+        assert_eq!(chosen(&|| (2, 0)), address(3));
+        assert_eq!(chosen(&|| (1, 1)), address(3));
         assert_eq!(outcomes(&busy, &members(true), Criteria::Read(&nearest)), [2, 3]);
     }
 

@@ -289,7 +289,7 @@ impl Cluster {
             in_flight: &|address| servers.get(address).map_or(0, |server| server.load()),
             heartbeat_frequency: self.config.heartbeat_frequency,
             local_threshold: self.config.local_threshold,
-            random: (rand::random(), rand::random()),
+            random: &rand::random,
         };
         match selector.select(&topology, criteria) {
             // Not there yet: the topology is newer than the list, which follows at once.
@@ -536,8 +536,8 @@ impl Server {
     }
 
     /// A command was answered, or failed. Who waits for a server whose breaker opens is routed anew.
-    pub fn command_ended(&self, outcome: Outcome) {
-        if self.health.command_ended(outcome) {
+    pub fn command_ended(&self, outcome: Outcome, now: Instant) {
+        if self.health.command_ended(outcome, now) {
             self.pool.evict();
         }
     }

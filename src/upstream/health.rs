@@ -103,8 +103,9 @@ impl Health {
 
     /// A command was answered, or failed; so was a ping over a connection of the pool. True when that has opened the
     /// breaker.
-    pub fn command_ended(&self, outcome: Outcome) -> bool {
-        let (now, jitter) = (Instant::now(), rand::random());
+    pub fn command_ended(&self, outcome: Outcome, now: Instant) -> bool {
+        // Only where it may open something, as this is on the path of every command.
+        let jitter = if outcome == Outcome::Success { 0.0 } else { rand::random() };
         self.change(Judgement::Commands, |inner| {
             inner.retries.count(now);
             inner.of(Judgement::Commands).record(outcome, now, jitter)
@@ -272,8 +273,8 @@ mod tests {
     async fn neither_kind_of_success_hides_failures_of_the_other() {
         let (health, metrics) = health();
         for tripped in [false, false, true] {
-            assert!(!health.command_ended(BROKEN));
-            assert!(!health.command_ended(Outcome::Success));
+            assert!(!health.command_ended(BROKEN, Instant::now()));
+            assert!(!health.command_ended(Outcome::Success, Instant::now()));
             assert_eq!(health.connected(REFUSED), tripped);
         }
         assert!(!health.closed(Judgement::Establishing) && health.closed(Judgement::Commands));
@@ -288,7 +289,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_breaker_has_its_own_probe_and_the_worse_state_shows() {
         let (health, metrics) = health();
-        assert!((0..3).any(|_| health.command_ended(BROKEN)));
+        assert!((0..3).any(|_| health.command_ended(BROKEN, Instant::now())));
         assert!((0..3).any(|_| health.connected(REFUSED)));
         assert_eq!(health.start_probe(), None);
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -363,7 +364,7 @@ mod tests {
                             vec![]
                         }
                         Happening::CommandEnded(outcome) => {
-                            opened = Some(health.command_ended(outcome));
+                            opened = Some(health.command_ended(outcome, Instant::now()));
                             vec![Judgement::Commands]
                         }
                         Happening::Connected(outcome) => {
@@ -434,7 +435,7 @@ mod tests {
         let (health, metrics) = health();
         let granted = (0..150).filter(|_| health.may_retry()).count();
         assert_eq!(granted, 100);
-        assert!(!(0..1000).any(|_| health.command_ended(Outcome::Success)));
+        assert!(!(0..1000).any(|_| health.command_ended(Outcome::Success, Instant::now())));
         assert_eq!((0..150).filter(|_| health.may_retry()).count(), 100, "a tenth of the traffic more");
         assert!(metrics.render().contains("mongomux_retries_denied_total{server=\"db:1\"} 100"));
     }

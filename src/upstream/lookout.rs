@@ -32,7 +32,9 @@ pub(super) async fn run(cluster: Arc<Cluster>) {
 /// by themselves.
 fn look(cluster: &Arc<Cluster>, server: Arc<Server>) {
     let Some(looking) = server.long_polls.start_looking() else { return };
-    let Ok(Some(mut connection)) = server.pool.try_check_out(Lane::Background) else { return };
+    let Ok(Some(mut connection)) = server.pool.try_check_out(Lane::Background, tokio::time::Instant::now()) else {
+        return;
+    };
     let cluster = cluster.clone();
     cluster.tasks.clone().spawn("look for writes", async move {
         let generation = connection.generation;

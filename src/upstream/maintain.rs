@@ -464,7 +464,7 @@ fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
         drop(connection);
         match probe {
             Some(probe) => parts.health.finish_probe(probe, Some(outcome)),
-            None if parts.health.command_ended(outcome) => pool.evict(),
+            None if parts.health.command_ended(outcome, Instant::now()) => pool.evict(),
             None => {}
         }
         pool.0.work.notify_one();

@@ -208,13 +208,17 @@ impl Pool {
     ///
     /// # Errors
     /// [`CheckOutError::Cleared`] or [`CheckOutError::Closed`].
-    pub fn try_check_out(&self, claim: impl Into<Claim>) -> Result<Option<PooledConnection>, CheckOutError> {
+    pub fn try_check_out(
+        &self,
+        claim: impl Into<Claim>,
+        now: Instant,
+    ) -> Result<Option<PooledConnection>, CheckOutError> {
         let claim = claim.into();
         loop {
             let taken = self.0.state().check_out(claim);
             match taken {
                 CheckOut::Now(connection) => {
-                    if let Some(connection) = self.vet(connection, claim, Instant::now()) {
+                    if let Some(connection) = self.vet(connection, claim, now) {
                         return Ok(Some(connection));
                     }
                 }

@@ -16,9 +16,9 @@
 //!
 //! Words and states are those of the CMAP specification ("connection-monitoring-and-pooling").
 
-use std::collections::HashSet;
 use std::time::Duration;
 
+use foldhash::{HashSet, HashSetExt as _};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
@@ -378,7 +378,7 @@ impl<C, W> PoolState<C, W> {
                 waker(place);
                 Waiting::Queued
             }
-            None if self.shed.remove(&ticket) => Waiting::Shed,
+            None if !self.shed.is_empty() && self.shed.remove(&ticket) => Waiting::Shed,
             None => Waiting::Evicted(self.status),
         }
     }

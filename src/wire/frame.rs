@@ -27,6 +27,8 @@ pub struct Frame {
     header: MessageHeader,
     /// The compressed form that it came in, as long as that says the same.
     wrapped: Option<Box<Wrapped>>,
+    /// The buffer was given by the caller, and is all its own.
+    lent: bool,
 }
 
 #[derive(Debug)]
@@ -55,8 +57,29 @@ impl Frame {
     /// # Errors
     /// As [`Frame::decode`].
     pub fn copy_from(bytes: &[u8], max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
+        Self::copy_into(BytesMut::with_capacity, bytes, max_message_bytes)
+    }
+
+    /// As [`Frame::copy_from`], into an empty buffer that `buffer` gives for so many bytes.
+    ///
+    /// # Errors
+    /// As [`Frame::decode`].
+    pub fn copy_into(
+        buffer: impl FnOnce(usize) -> BytesMut,
+        bytes: &[u8],
+        max_message_bytes: usize,
+    ) -> Result<Option<Self>, FrameError> {
         let Some(header) = MessageHeader::parse(bytes, max_message_bytes)? else { return Ok(None) };
-        Ok(bytes.get(..header.length).map(|message| Self::new(BytesMut::from(message), header)))
+        Ok(bytes.get(..header.length).map(|message| {
+            let mut buffer = buffer(header.length);
+            buffer.extend_from_slice(message);
+            Self { lent: true, ..Self::new(buffer, header) }
+        }))
+    }
+
+    /// Its buffer, if that is the one that [`Frame::copy_into`] was given: any other may be part of a larger one.
+    pub fn into_lent_buffer(self) -> Option<BytesMut> {
+        self.lent.then_some(self.bytes)
     }
 
     /// Builds a message around `body`.
@@ -72,7 +95,7 @@ impl Frame {
     }
 
     fn new(bytes: BytesMut, header: MessageHeader) -> Self {
-        Self { bytes, header, wrapped: None }
+        Self { bytes, header, wrapped: None, lent: false }
     }
 
     /// Keeps the message that this one was inside of, with the same request id. Every change of the body forgets it.

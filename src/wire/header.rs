@@ -114,14 +114,41 @@ pub(crate) fn split_i64(bytes: &[u8]) -> Option<(i64, &[u8])> {
 
 /// The bytes of a C string at the start of `bytes` without its NUL, and what follows the NUL.
 pub(crate) fn split_cstring(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().position(|byte| *byte == 0)?;
-    let (text, rest) = bytes.split_at_checked(end)?;
+    let (text, rest) = bytes.split_at_checked(position_of_nul(bytes)?)?;
     Some((text, rest.get(1..)?))
+}
+
+/// Most names are shorter than eight bytes, which one subtraction looks at.
+fn position_of_nul(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let (words, _) = bytes.as_chunks::<8>();
+    for (index, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        // The lowest byte whose top bit is set here is the first that is zero.
+        let zeros = word.wrapping_sub(ONES) & !word & (ONES << 7);
+        if zeros != 0 {
+            return usize::try_from(zeros.trailing_zeros() / 8).ok()?.checked_add(index.checked_mul(8)?);
+        }
+    }
+    let looked_at = words.len().checked_mul(8)?;
+    bytes.get(looked_at..)?.iter().position(|byte| *byte == 0)?.checked_add(looked_at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_c_string_ends_at_its_first_nul_wherever_that_is() {
+        for length in 0..40 {
+            for filling in [1, b'a', 0x7F, 0x80, 0xFF] {
+                let mut bytes = vec![filling; length];
+                assert_eq!(split_cstring(&bytes), None);
+                bytes.extend_from_slice(&[0, 1, 0, 0x80]);
+                assert_eq!(split_cstring(&bytes), Some((&vec![filling; length][..], &[1, 0, 0x80][..])));
+            }
+        }
+    }
 
     fn header(length: i32) -> Vec<u8> {
         [length, 7, 9, 2013].iter().flat_map(|number| number.to_le_bytes()).collect()

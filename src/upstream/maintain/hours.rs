@@ -272,12 +272,12 @@ impl World {
         lock(&self.commands).push_back(Instant::now());
         if let Ok(echo) = outcome {
             assert_eq!(echo, id, "somebody else's reply");
-            let tripped = health.command_ended(Outcome::Success);
+            let tripped = health.command_ended(Outcome::Success, Instant::now());
             assert!(!tripped, "a success never trips");
             return Told::Done;
         }
         if pool.is_current(connection.generation) {
-            if health.command_ended(Outcome::Failure(Failure::Network)) {
+            if health.command_ended(Outcome::Failure(Failure::Network), Instant::now()) {
                 pool.evict();
             }
             pool.clear_generation(connection.generation);

@@ -20,7 +20,7 @@ fn without_breaker(mut setup: Setup) -> Setup {
 
 fn trip(rig: &Rig) {
     while rig.health.all_closed() {
-        rig.health.command_ended(FAILURE);
+        rig.health.command_ended(FAILURE, Instant::now());
     }
 }
 

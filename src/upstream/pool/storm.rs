@@ -128,7 +128,7 @@ async fn trouble(pool: Pool, health: Arc<Health>, server: Arc<Server>, mut rando
             3 => pool.evict(),
             4 | 5 => pool.recheck(),
             6 => server.kick(),
-            7 if health.command_ended(Outcome::Failure(Failure::Network)) => pool.evict(),
+            7 if health.command_ended(Outcome::Failure(Failure::Network), Instant::now()) => pool.evict(),
             7 => {}
             8 if health.connected(Outcome::Failure(Failure::Connect)) => pool.evict(),
             8 => {}

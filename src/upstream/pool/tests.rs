@@ -55,7 +55,7 @@ async fn waiters_are_served_in_order_and_one_that_leaves_frees_its_place() {
     drop(assert_ready!(transaction).unwrap());
     assert_pending!(third);
     // Who comes now does not overtake, though the connection is not in use.
-    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
+    assert!(rig.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().is_none());
     drop(assert_ready!(first).unwrap());
     drop(assert_ready!(third).unwrap());
     assert_eq!((rig.waiting(), rig.server.peak()), (0, 1));
@@ -134,8 +134,8 @@ async fn a_connection_is_kept_for_an_open_transaction_and_for_all_once_it_has_en
     drop(statement);
     let mut writes = pin!(wait(&rig, Lane::Regular));
     assert!(poll!(&mut writes).is_pending(), "one is idle, and kept");
-    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
-    let statement = rig.pool.try_check_out(Lane::Transaction).unwrap().expect("it is for this one");
+    assert!(rig.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().is_none());
+    let statement = rig.pool.try_check_out(Lane::Transaction, Instant::now()).unwrap().expect("it is for this one");
     drop(statement);
     assert!(poll!(&mut writes).is_pending(), "and kept again");
     drop(transaction);
@@ -158,7 +158,7 @@ async fn beside_a_transaction_a_single_connection_carries_what_waits_for_no_lock
         let mut waits = Box::pin(async move { pool.check_out(write, deadline).await });
         assert!(poll!(&mut waits).is_pending(), "{max}");
         for lane in [Lane::Regular, Lane::Transaction, Lane::Await, Lane::Background] {
-            drop(rig.pool.try_check_out(lane).unwrap().expect("free"));
+            drop(rig.pool.try_check_out(lane, Instant::now()).unwrap().expect("free"));
         }
         assert!(poll!(&mut waits).is_pending());
         drop(transaction);
@@ -231,7 +231,7 @@ async fn none_of_many_dead_connections_is_handed_out() {
     drop(rig.check_out_many(300).await);
     rig.server.kick();
     settle().await;
-    assert!(rig.pool.try_check_out(Lane::Regular).unwrap().is_none());
+    assert!(rig.pool.try_check_out(Lane::Regular, Instant::now()).unwrap().is_none());
     settle().await;
     assert_eq!(rig.counts().total(), 0);
     rig.end().await;
@@ -311,7 +311,7 @@ async fn clearing_evicts_who_waits_even_who_has_been_handed_a_connection() {
         assert_eq!(assert_ready!(waits).unwrap_err(), expected);
         assert_eq!(assert_ready!(handed).unwrap_err(), expected);
         assert_eq!(rig.check_out().await.unwrap_err(), expected);
-        assert_eq!(rig.pool.try_check_out(Lane::Regular).unwrap_err(), expected);
+        assert_eq!(rig.pool.try_check_out(Lane::Regular, Instant::now()).unwrap_err(), expected);
         // The one in use is left alone until it comes back.
         settle().await;
         assert_eq!(rig.server.open(), 1);
