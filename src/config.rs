@@ -56,6 +56,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long nothing may be in flight before a drain ends early.
     pub drain_quiet: Duration,
+    /// Threads that clients and servers are served on.
+    pub worker_threads: usize,
 }
 
 /// One address where clients connect, and where their commands go.

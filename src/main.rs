@@ -10,6 +10,7 @@ use mongomux::config::{Config, system};
 use mongomux::sandbox::{self, SandboxOptions};
 use mongomux::telemetry::logs;
 use mongomux::trial;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 const FAILED: u8 = 1;
@@ -21,18 +22,25 @@ fn main() -> ExitCode {
     if let Err(error) = logs::init(cli.log, cli.log_format) {
         return fail(FAILED, &error);
     }
-    // One thread for the whole data path: on two cores it is the largest saving there is, the server has the other one.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(FAILED, &error),
-    };
     match cli.command {
         Command::Run(args) => match load(&args) {
-            Ok(config) => runtime.block_on(run(config)),
+            Ok(config) => on_threads(config.worker_threads, run(config)),
             Err(code) => code,
         },
         Command::Check(args) => check(&args),
-        Command::Sandbox(args) => runtime.block_on(sandbox(args)),
+        Command::Sandbox(args) => on_threads(1, sandbox(args)),
+    }
+}
+
+fn on_threads(threads: usize, program: impl Future<Output = ExitCode>) -> ExitCode {
+    // A runtime of several threads with one worker would cost as much as one of a single thread, and another thread.
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    match builder.worker_threads(threads).enable_all().build() {
+        Ok(runtime) => runtime.block_on(program),
+        Err(error) => fail(FAILED, &error),
     }
 }
 

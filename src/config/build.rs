@@ -325,6 +325,7 @@ impl Builder<'_> {
             monitor_interval: layers.duration(&limits::MONITOR_INTERVAL),
             drain_timeout: layers.duration(&limits::DRAIN_TIMEOUT),
             drain_quiet,
+            worker_threads: layers.size(&limits::WORKER_THREADS),
         })
     }
 

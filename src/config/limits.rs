@@ -203,6 +203,9 @@ pub const MONITOR_INTERVAL: Limit = Limit::new("monitor_interval_ms", MS, 45_000
 pub const DRAIN_TIMEOUT: Limit = Limit::new("drain_timeout_ms", MS, 25_000, 0, HOUR);
 /// Quiet for this long means that clients have gone elsewhere; longer than their usual pauses.
 pub const DRAIN_QUIET: Limit = Limit::new("drain_quiet_ms", MS, 5_000, 0, HOUR);
+/// Threads that clients and servers are served on. On one thread a command is never woken across threads: a second one costs
+/// a fifth to a third more CPU for each command, and pays where one is full, see `docs/performance.md`.
+pub const WORKER_THREADS: Limit = Limit::new("worker_threads", "threads", 1, 1, 64);
 
 /// All limits that the program has once.
 pub const PROGRAM: &[Limit] = &[
@@ -215,6 +218,7 @@ pub const PROGRAM: &[Limit] = &[
     MONITOR_INTERVAL,
     DRAIN_TIMEOUT,
     DRAIN_QUIET,
+    WORKER_THREADS,
 ];
 
 // ---- fixed ----
