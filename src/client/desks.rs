@@ -1,18 +1,62 @@
 //! Room to work in, for as long as a message takes: of thousands of clients few are at work at once, and what the path of a
 //! command needs is several times what an idle client does.
 //!
-//! A desk is an allocation that is used again, so that taking one costs none.
+//! A desk is made once and used again: a client is put on its tray with the message that has come, and taken from there with
+//! the message served. So taking a desk costs no allocation, and the room itself is never moved.
 
-use std::sync::Mutex;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
-use tokio_util::sync::ReusableBoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::session::Served;
+use super::session::{Served, Session};
+use super::socket::{Incoming, ReadEnd};
 use crate::config::limits::MAX_FREE_DESKS;
 use crate::upstream::pool::lock;
 
-/// A client at work on one message. Dropping it ends the client with it.
-pub(super) type Desk<S> = ReusableBoxFuture<'static, Served<S>>;
+/// A place where one client at a time is served. Dropping it drops who is at work there.
+pub(super) struct Desk<S> {
+    work: Pin<Box<dyn Future<Output = ()> + Send>>,
+    tray: Arc<Mutex<Option<Tray<S>>>>,
+}
+
+/// What lies on a desk before and after the work.
+enum Tray<S> {
+    Job(Box<Session<S>>, Result<Incoming, ReadEnd>),
+    Done(Served<S>),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Desk<S> {
+    fn new() -> Self {
+        let tray = Arc::new(Mutex::new(None));
+        Self { work: Box::pin(work(tray.clone())), tray }
+    }
+
+    /// Serves the message that lies on the tray.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<Served<S>> {
+        // It never ends.
+        let _pending = self.work.as_mut().poll(context);
+        match lock(&self.tray).take_if(|tray| matches!(tray, Tray::Done(_))) {
+            Some(Tray::Done(served)) => Poll::Ready(served),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// Serves one message after the other. Whoever puts one on the tray polls.
+async fn work<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(tray: Arc<Mutex<Option<Tray<S>>>>) {
+    loop {
+        let (session, message) =
+            std::future::poll_fn(|_| match lock(&tray).take_if(|tray| matches!(tray, Tray::Job(..))) {
+                Some(Tray::Job(session, message)) => Poll::Ready((session, message)),
+                _ => Poll::Pending,
+            })
+            .await;
+        let served = session.serve(message).await;
+        *lock(&tray) = Some(Tray::Done(served));
+    }
+}
 
 /// Those that nobody works at; [`MAX_FREE_DESKS`] at most.
 pub struct Desks<S> {
@@ -25,17 +69,13 @@ impl<S> Default for Desks<S> {
     }
 }
 
-impl<S> Desks<S> {
-    /// Takes a desk for this work.
-    pub(super) fn take(&self, work: impl Future<Output = Served<S>> + Send + 'static) -> Desk<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Desks<S> {
+    /// Takes a desk for a client and its message.
+    pub(super) fn take(&self, session: Box<Session<S>>, message: Result<Incoming, ReadEnd>) -> Desk<S> {
         let free = lock(&self.free).pop();
-        match free {
-            Some(mut desk) => {
-                desk.set(work);
-                desk
-            }
-            None => Desk::new(work),
-        }
+        let desk = free.unwrap_or_else(Desk::new);
+        *lock(&desk.tray) = Some(Tray::Job(session, message));
+        desk
     }
 
     /// The work is done.

@@ -41,7 +41,7 @@ pub struct Session<S> {
     /// What this client was told that we are, which it must never learn otherwise, and up to which wire version: a driver
     /// keeps to what the greeting of a socket said, so more than that is for new sockets.
     pub(super) told: Option<(Shown, i32)>,
-    pub(super) ends: Box<Ends>,
+    pub(super) ends: Ends,
     pub(super) doings: Doings,
     /// Whose client it is, as far as it has told.
     pub(super) application: Application,
@@ -54,7 +54,7 @@ pub struct Session<S> {
 
 /// A session that has served a message.
 pub struct Served<S> {
-    session: Session<S>,
+    session: Box<Session<S>>,
     /// Why it was the last one.
     end: Option<ClientClosed>,
 }
@@ -94,27 +94,27 @@ pub(super) struct ReplyTo {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
-    pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> Self {
-        let ends = Box::new(ends);
+    pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> Box<Self> {
         let socket = ClientSocket::new(stream, shared.bounds.clone());
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
         let application = shared.metrics.applications.unnamed();
-        Self { socket, shared, state, told: None, ends, doings, application, transactions, cursors, place }
+        Box::new(Self { socket, shared, state, told: None, ends, doings, application, transactions, cursors, place })
     }
 
     /// Serves the client until it leaves or has to be closed; returns why. Each message at one of `desks`.
     ///
-    /// A block: what an async function takes by value is room in the task of every client, idle or not, twice.
-    #[expect(clippy::manual_async_fn, reason = "an async function would hold the session twice")]
-    pub fn run(mut self, desks: Arc<Desks<S>>) -> impl Future<Output = ClientClosed> + Send
+    /// A block: what an async function takes by value is room in the task of every client, idle or not, twice. The session
+    /// is boxed, as it goes from hand to hand.
+    #[expect(clippy::manual_async_fn, reason = "an async function would hold what it takes twice")]
+    pub fn run(mut self: Box<Self>, desks: Arc<Desks<S>>) -> impl Future<Output = ClientClosed> + Send
     where
         S: 'static,
     {
         async move {
             let reason = loop {
-                let next = self.socket.next().await;
-                let mut desk = desks.take(self.serve(next));
+                let message = self.socket.next().await;
+                let mut desk = desks.take(self, message);
                 let served = std::future::poll_fn(|context| desk.poll(context)).await;
                 desks.give_back(desk);
                 self = served.session;
@@ -130,28 +130,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// Serves one message. A block for the same reason: it is moved to its desk.
-    fn serve(mut self, next: Result<Incoming, ReadEnd>) -> impl Future<Output = Served<S>> + Send
-    where
-        S: 'static,
-    {
-        let mut plan = self.plan(next);
-        async move {
-            let busy = BusyClient::new(&self.shared);
-            let served = match &mut plan {
-                Plan::Execute(exchange) => self.execute(exchange).await,
-                Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
-                Plan::End(reason) => Err(ReadEnd::Closed(*reason)),
-            };
-            drop(busy);
-            if let Plan::Execute(exchange) = plan
-                && let Some(buffer) = exchange.into_frame().into_lent_buffer()
-            {
-                spare::give_back(buffer);
-            }
-            let end = served.err().map(|end| self.closed(&end));
-            Served { session: self, end }
+    /// Serves one message.
+    pub(super) async fn serve(mut self: Box<Self>, message: Result<Incoming, ReadEnd>) -> Served<S> {
+        let mut plan = self.plan(message);
+        let busy = BusyClient::new(&self.shared);
+        let served = match &mut plan {
+            Plan::Execute(exchange) => self.execute(exchange).await,
+            Plan::Aside(aside) => Box::pin(self.aside(aside.take())).await,
+            Plan::End(reason) => Err(ReadEnd::Closed(*reason)),
+        };
+        drop(busy);
+        if let Plan::Execute(exchange) = plan
+            && let Some(buffer) = exchange.into_frame().into_lent_buffer()
+        {
+            spare::give_back(buffer);
         }
+        let end = served.err().map(|end| self.closed(&end));
+        Served { session: self, end }
     }
 
     fn closed(&self, end: &ReadEnd) -> ClientClosed {
@@ -590,9 +585,9 @@ mod tests {
     /// What is rare is boxed.
     #[test]
     fn the_task_of_a_client_is_small() {
-        let idle = size_of_result(|session: Session<TcpStream>| session.run(Arc::default()));
-        assert!(idle <= 400, "{idle} bytes");
-        let at_work = size_of_result(|session: Session<TcpStream>| session.serve(Err(ReadEnd::Left)));
+        let idle = size_of_result(|session: Box<Session<TcpStream>>| session.run(Arc::default()));
+        assert!(size_of::<Session<TcpStream>>() + idle <= 400, "{} + {idle} bytes", size_of::<Session<TcpStream>>());
+        let at_work = size_of_result(|session: Box<Session<TcpStream>>| session.serve(Err(ReadEnd::Left)));
         assert!(at_work <= 1_800, "{at_work} bytes");
     }
 }
