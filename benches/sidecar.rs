@@ -1,0 +1,219 @@
+//! The program beside what else there is, end to end: no proxy, a plain 1:1 relay, HAProxy where it is installed, and whatever
+//! proxy is named. Throughput, latency, processor time of proxy and server for each command, memory of idle clients, and storms
+//! of connects; all of it in one run whose slices take turns, against a `mongod` of its own, with every reply checked.
+//!
+//! `cargo bench --bench sidecar -- --help` tells the options. Needs a `mongod` as the tests do, and some 20,000 descriptors per
+//! process. [docs/performance.md](../docs/performance.md) says how to read what comes out.
+//!
+//! Ends with 1 when a reply was wrong, an insert was lost or doubled, or the server counted more connections than the bound.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a measurement that prints its result")]
+#![allow(unreachable_pub, missing_docs, reason = "modules of one program")]
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures for people, and indices that were usize before"
+)]
+
+#[path = "sidecar/accounting.rs"]
+mod accounting;
+#[path = "sidecar/cases.rs"]
+mod cases;
+#[path = "sidecar/crowd.rs"]
+mod crowd;
+#[path = "sidecar/load.rs"]
+mod load;
+#[path = "sidecar/measure.rs"]
+mod measure;
+#[path = "sidecar/references.rs"]
+mod references;
+#[path = "sidecar/relay.rs"]
+mod relay;
+#[path = "sidecar/report.rs"]
+mod report;
+#[path = "sidecar/results.rs"]
+mod results;
+#[path = "../tests/support/mod.rs"]
+mod support;
+#[path = "sidecar/witness.rs"]
+mod witness;
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use accounting::Process;
+use cases::{Case, DEFAULT_CASES};
+use measure::{PROGRAM, Run};
+use references::{Kind, Reference, Server};
+use results::Results;
+use witness::Witness;
+
+/// Compares the program with other ways to the server
+#[derive(Parser)]
+struct Options {
+    #[command(subcommand)]
+    role: Option<Role>,
+
+    /// What is measured: COMMAND@SHAPE, separated by commas
+    #[arg(long, value_name = "CASES", value_delimiter = ',', default_value = DEFAULT_CASES)]
+    cases: Vec<Case>,
+
+    /// Which targets, by name and separated by commas; all by default
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    targets: Vec<String>,
+
+    /// Another proxy: NAME=COMMAND, with {listen} and {upstream} (both HOST:PORT) in COMMAND; may be given several times
+    #[arg(long = "proxy", value_name = "NAME=COMMAND")]
+    proxies: Vec<Reference>,
+
+    /// The program, instead of the one that `cargo build --release` makes
+    #[arg(long, value_name = "PATH")]
+    mongomux: Option<PathBuf>,
+
+    /// How often every case is measured
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    rounds: usize,
+
+    /// How long, in each round and for each target
+    #[arg(long, value_name = "MS", default_value_t = 800)]
+    slice: u64,
+
+    /// Client sockets of each target
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    sockets: usize,
+
+    /// Client sockets of the program alone, afterwards; 0 to leave that out
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
+    many: usize,
+
+    /// Of the arrivals in an open loop
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+
+    /// Writes everything that was measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// What cargo gives to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Is the relay that the program is compared with
+    #[command(hide = true)]
+    Relay { listen: SocketAddr, upstream: SocketAddr },
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let done = rlimit::increase_nofile_limit(u64::MAX).map_err(Into::into).and_then(|_| match options.role {
+        Some(Role::Relay { listen, upstream }) => Ok(relay::run(listen, upstream).map(|()| Results::default())?),
+        None => measure(&options),
+    });
+    match done {
+        Ok(results) => {
+            results.wrong.iter().for_each(|what| println!("WRONG: {what}"));
+            ExitCode::from(u8::from(!results.wrong.is_empty()))
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
+    let references = references(options)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Room for what is inserted, so that nobody waits for a disk.
+    let arguments = vec!["--setParameter=wiredTigerEngineRuntimeConfig=cache_size=1GB".to_owned()];
+    let options_of_server = DeploymentOptions { arguments, ..DeploymentOptions::for_tests(1) };
+    let deployment = runtime.block_on(Deployment::start(options_of_server))?;
+    let member = &deployment.members()[0];
+    let server = Server {
+        address: member.address().to_string().parse()?,
+        uri: deployment.uri(),
+        process: Process::new(member.pid().ok_or("the server has ended")?),
+    };
+    let mut witness = Witness::new(runtime, &member.address())?;
+    witness.prepare()?;
+    let mut run = Run {
+        server,
+        witness,
+        random: StdRng::seed_from_u64(options.seed),
+        results: Results::default(),
+        slice: Duration::from_millis(options.slice),
+        rounds: options.rounds,
+    };
+    conditions(&mut run, options)?;
+    run.compare(&references, &options.cases, options.sockets)?;
+    if options.many > options.sockets
+        && let Some(program) = references.iter().find(|reference| reference.name == PROGRAM)
+    {
+        run.crowd(program, "find-100B@turn".parse()?, options.sockets, options.many)?;
+    }
+    report::print(&run.results);
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_vec_pretty(&run.results)?)?;
+    }
+    Ok(run.results)
+}
+
+/// What is to be measured, the program last.
+fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
+    let named = |name: &str, kind| Reference { name: name.to_owned(), kind };
+    let mut all = vec![named("direct", Kind::Direct), named("relay", Kind::Relay)];
+    if references::haproxy_version().is_some() {
+        all.push(named("haproxy", Kind::Haproxy));
+    }
+    all.extend(options.proxies.iter().cloned());
+    let is_wanted = |name: &str| options.targets.is_empty() || options.targets.iter().any(|target| target == name);
+    if is_wanted(PROGRAM) {
+        let program = options.mongomux.clone().map_or_else(build, Ok)?;
+        all.push(named(PROGRAM, Kind::Mongomux(program)));
+    }
+    if let Some(unknown) = options.targets.iter().find(|target| all.iter().all(|it| it.name != **target)) {
+        return Err(format!("no target {unknown}").into());
+    }
+    all.retain(|reference| is_wanted(&reference.name));
+    Ok(all)
+}
+
+/// Builds the program as its users do. The one that cargo has built for this bench has what the tests want of the libraries,
+/// too: tokio with a clock that can be stopped, which costs time whenever somebody asks for it.
+fn build() -> Result<PathBuf, Box<dyn Error>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--release", "--bin", "mongomux", "--message-format", "json"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()?;
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).last();
+    Ok(executable.ok_or("the program could not be built")?.into())
+}
+
+fn conditions(run: &mut Run, options: &Options) -> Result<(), Box<dyn Error>> {
+    let read = |path| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let conditions = &mut run.results.conditions;
+    conditions.insert("processors", std::thread::available_parallelism()?.to_string());
+    conditions.insert("kernel", read("/proc/sys/kernel/osrelease")?);
+    conditions.insert("load average before", read("/proc/loadavg")?);
+    conditions.insert("mongod", run.witness.version()?);
+    conditions.insert("haproxy", references::haproxy_version().unwrap_or_else(|| "none".to_owned()));
+    conditions.insert("rounds", options.rounds.to_string());
+    conditions.insert("slice, ms", options.slice.to_string());
+    conditions.insert("client sockets", options.sockets.to_string());
+    conditions.insert("seed", options.seed.to_string());
+    Ok(())
+}
