@@ -44,7 +44,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
+use mongomux::sandbox::deployment::Deployment;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -134,10 +134,7 @@ fn main() -> ExitCode {
 fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
     let references = references(options)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Room for what is inserted, so that nobody waits for a disk.
-    let arguments = vec!["--setParameter=wiredTigerEngineRuntimeConfig=cache_size=1GB".to_owned()];
-    let options_of_server = DeploymentOptions { arguments, ..DeploymentOptions::for_tests(1) };
-    let deployment = runtime.block_on(Deployment::start(options_of_server))?;
+    let deployment = runtime.block_on(Deployment::replica_set(1))?;
     let member = &deployment.members()[0];
     let server = Server {
         address: member.address().to_string().parse()?,

@@ -147,8 +147,10 @@ fn document(id: impl Into<Bson>, bytes: usize, filler: u32) -> Document {
     document
 }
 
-/// Fills the collections that are read from.
+/// Fills the collections that are read from, and makes room for what is inserted, so that nobody waits for a disk.
 pub async fn prepare(server: &mut WireClient) -> Result<(), WireError> {
+    let room = doc! { "setParameter": 1, "wiredTigerEngineRuntimeConfig": "cache_size=1GB" };
+    server.command("admin", room).await?;
     for command in COMMANDS {
         let Kind::Find { bytes, documents } = command.kind else { continue };
         for id in 0..documents {
