@@ -18,6 +18,8 @@
 mod accounting;
 #[path = "sidecar/cases.rs"]
 mod cases;
+#[path = "sidecar/chart.rs"]
+mod chart;
 #[path = "sidecar/crowd.rs"]
 mod crowd;
 #[path = "sidecar/load.rs"]
@@ -34,6 +36,8 @@ mod report;
 mod results;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "sidecar/verdict.rs"]
+mod verdict;
 #[path = "sidecar/witness.rs"]
 mod witness;
 
@@ -101,6 +105,10 @@ struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 
+    /// Draws charts into this directory
+    #[arg(long, value_name = "DIR")]
+    charts: Option<PathBuf>,
+
     /// What cargo gives to every bench
     #[arg(long, hide = true)]
     bench: bool,
@@ -159,8 +167,12 @@ fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
         run.crowd(program, "find-100B@turn".parse()?, options.sockets, options.many)?;
     }
     report::print(&run.results);
+    verdict::print(&run.results);
     if let Some(file) = &options.json {
         std::fs::write(file, serde_json::to_vec_pretty(&run.results)?)?;
+    }
+    if let Some(directory) = &options.charts {
+        chart::write(&run.results, directory)?;
     }
     Ok(run.results)
 }

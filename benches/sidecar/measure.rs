@@ -90,7 +90,7 @@ impl Run {
         let mut work = Work::new(case.command);
         for round in 0..self.rounds {
             let slice = self.slice(&mut side, case, &mut work, round)?;
-            self.results.many.push(Slice { title: format!("{} ({many})", slice.title), ..slice });
+            self.results.many.push(Slice { title: format!("{}, {many} of them", slice.title), ..slice });
         }
         Ok(())
     }
@@ -145,9 +145,9 @@ impl Run {
     fn slice(&mut self, side: &mut Side, case: Case, work: &mut Work, round: usize) -> Result<Slice, Box<dyn Error>> {
         let name = &side.running.name;
         let named = |error: io::Error| format!("{case} through {name}: {error}");
-        let warm_up = load::run(&mut side.crowd, work, case.shape, WARM_UP, &mut self.random).map_err(named)?;
         let proxy = side.running.process();
         proxy.map(Process::forget_peak).transpose()?;
+        let warm_up = load::run(&mut side.crowd, work, case.shape, WARM_UP, &mut self.random).map_err(named)?;
         let cpu = |proxy: Option<Process>| -> io::Result<[Option<Duration>; 3]> {
             let proxy = proxy.map(Process::cpu).transpose()?;
             Ok([proxy, Some(self.server.process.cpu()?), Some(Process::current().cpu()?)])
