@@ -167,7 +167,6 @@ fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
         run.crowd(program, "find-100B@turn".parse()?, options.sockets, options.many)?;
     }
     report::print(&run.results);
-    verdict::print(&run.results);
     if let Some(file) = &options.json {
         std::fs::write(file, serde_json::to_vec_pretty(&run.results)?)?;
     }
@@ -208,7 +207,7 @@ fn build() -> Result<PathBuf, Box<dyn Error>> {
         .output()?;
     let messages = String::from_utf8(output.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).last();
+    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).next_back();
     Ok(executable.ok_or("the program could not be built")?.into())
 }
 
@@ -217,7 +216,8 @@ fn conditions(run: &mut Run, options: &Options) -> Result<(), Box<dyn Error>> {
     let conditions = &mut run.results.conditions;
     conditions.insert("processors", std::thread::available_parallelism()?.to_string());
     conditions.insert("kernel", read("/proc/sys/kernel/osrelease")?);
-    conditions.insert("load average before", read("/proc/loadavg")?);
+    let load = read("/proc/loadavg")?;
+    conditions.insert("load average before", load.split(' ').next().unwrap_or_default().to_owned());
     conditions.insert("mongod", run.witness.version()?);
     conditions.insert("haproxy", references::haproxy_version().unwrap_or_else(|| "none".to_owned()));
     conditions.insert("rounds", options.rounds.to_string());

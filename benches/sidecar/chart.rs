@@ -14,7 +14,8 @@ const ROW: i32 = 20;
 const BAR: i32 = 14;
 const LABELS: i32 = 130;
 const FIGURES: i32 = 170;
-const TOP: i32 = 66;
+const TITLE: i32 = 40;
+const LEGEND: i32 = 26;
 
 /// Of the parts of a bar, readable on white and on dark pages alike.
 const COLOURS: [RGBColor; 2] = [RGBColor(38, 110, 176), RGBColor(242, 169, 59)];
@@ -87,8 +88,9 @@ fn group(results: &Results, slices: &[&Slice], bar: impl Fn(&str) -> Option<(Vec
 
 /// Horizontal bars, all to one scale.
 fn draw(file: &Path, title: &str, legend: &[&str], groups: &[Group]) -> Result<(), Box<dyn Error>> {
+    let top = TITLE + if legend.is_empty() { 0 } else { LEGEND };
     let rows: usize = groups.iter().map(|group| group.bars.len() + 2).sum();
-    let height = TOP + ROW * i32::try_from(rows)?;
+    let height = top + ROW * i32::try_from(rows)?;
     let area = SVGBackend::new(file, (WIDTH, height.unsigned_abs())).into_drawing_area();
     area.fill(&WHITE)?;
     let text = |size: i32, horizontal| {
@@ -97,12 +99,12 @@ fn draw(file: &Path, title: &str, legend: &[&str], groups: &[Group]) -> Result<(
     area.draw_text(title, &text(17, HPos::Left), (10, 20))?;
     for (index, (name, colour)) in (0..).zip(legend.iter().zip(COLOURS)) {
         let left = LABELS + 90 * index;
-        area.draw(&Rectangle::new([(left, 40), (left + BAR, 40 + BAR)], colour.filled()))?;
-        area.draw_text(name, &text(13, HPos::Left), (left + BAR + 6, 40 + BAR / 2))?;
+        area.draw(&Rectangle::new([(left, TITLE), (left + BAR, TITLE + BAR)], colour.filled()))?;
+        area.draw_text(name, &text(13, HPos::Left), (left + BAR + 6, TITLE + BAR / 2))?;
     }
     let longest = groups.iter().flat_map(|group| &group.bars).map(|bar| bar.parts.iter().sum()).fold(0.0, f64::max);
     let scale = f64::from(WIDTH.cast_signed() - LABELS - FIGURES) / longest;
-    let mut y = TOP;
+    let mut y = top;
     for group in groups {
         area.draw_text(&group.heading, &text(14, HPos::Left), (10, y + ROW / 2))?;
         y += ROW;

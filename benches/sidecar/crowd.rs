@@ -84,15 +84,16 @@ impl Crowd {
             }
             self.wait(None, &mut ready)?;
             for &index in &ready {
-                let stage = &mut stages[index - first];
+                // There may be late news of those who were there before, which is none.
+                let Some(stage) = index.checked_sub(first).map(|number| &mut stages[number]) else { continue };
                 let next = match stage {
                     Stage::Dialled => {
                         self.sockets[index].stream.take_error()?.map_or(Ok(()), Err)?;
                         self.send(index, &mut hello, Instant::now())?;
                         Some(Stage::Greeted)
                     }
-                    Stage::Greeted => self.answer(index, &mut hello)?.map(|_| Stage::Asked),
-                    Stage::Asked => self.answer(index, &mut ping)?.map(|_| Stage::Served),
+                    Stage::Greeted => self.right_answer(index, &mut hello)?.then_some(Stage::Asked),
+                    Stage::Asked => self.right_answer(index, &mut ping)?.then_some(Stage::Served),
                     Stage::Served => None,
                 };
                 let Some(next) = next else { continue };
@@ -105,6 +106,14 @@ impl Crowd {
             }
         }
         Ok(())
+    }
+
+    /// True once the reply is whole; a wrong one is an error.
+    fn right_answer(&mut self, index: usize, work: &mut Work) -> io::Result<bool> {
+        match self.answer(index, work)? {
+            Some((_, false)) => Err(io::Error::other("a wrong reply to a new client")),
+            answer => Ok(answer.is_some()),
+        }
     }
 
     fn dial(&mut self, address: SocketAddr) -> io::Result<()> {

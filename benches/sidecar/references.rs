@@ -1,6 +1,5 @@
 //! What is measured: no proxy, proxies to compare with, and the program.
 
-use std::fmt::Write as _;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -141,14 +140,14 @@ impl Reference {
 /// A configuration without anything that costs time: no log, no checks, no statistics. As many threads as there are
 /// processors, which is its default.
 fn haproxy(listen: SocketAddr, upstream: SocketAddr, clients: usize) -> String {
-    let mut text = String::new();
     // Room for those that are on their way out.
     let connections = clients + clients / 4 + 100;
-    writeln!(text, "global\n  maxconn {connections}").expect("a string");
-    writeln!(text, "defaults\n  mode tcp\n  maxconn {connections}").expect("a string");
-    writeln!(text, "  timeout connect 10s\n  timeout client 1h\n  timeout server 1h").expect("a string");
-    writeln!(text, "listen mongodb\n  bind {listen}\n  server mongod {upstream}").expect("a string");
-    text
+    format!(
+        "global\n  maxconn {connections}\n\
+         defaults\n  mode tcp\n  maxconn {connections}\n  \
+         timeout connect 10s\n  timeout client 1h\n  timeout server 1h\n\
+         listen mongodb\n  bind {listen}\n  server mongod {upstream}\n"
+    )
 }
 
 /// Which HAProxy there is, if any.

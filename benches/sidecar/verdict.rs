@@ -105,7 +105,7 @@ const COMPARED: [Compared; 9] = [
 
 /// Prints a row for each goal that this run has a figure for.
 pub fn print(results: &Results) {
-    println!("\n### Goals\n\n| of {PROGRAM} | measured | goal | reached |\n| --- | --- | --- | --- |");
+    println!("\n### Goals\n\n| {PROGRAM} | measured | goal | reached |\n| --- | --- | --- | --- |");
     for compared in &COMPARED {
         let cases = if compared.cases.is_empty() { &results.cases() } else { compared.cases };
         let ratios = cases.iter().filter_map(|case| {
