@@ -40,6 +40,8 @@ mod support;
 mod verdict;
 #[path = "sidecar/witness.rs"]
 mod witness;
+#[path = "sidecar/work.rs"]
+mod work;
 
 use std::error::Error;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use socket2::{Domain, Socket as NewSocket, Type};
 use tokio::time::Instant;
 
-use super::cases::{Asked, COMMANDS, Work, hello};
+use super::work::{Asked, Work, hello, ping};
 
 /// Read at once; all but the largest replies fit.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -45,7 +45,6 @@ struct Socket {
 }
 
 /// How far a new socket is.
-#[derive(Debug, Clone, Copy, PartialEq)]
 enum Stage {
     Dialled,
     Greeted,
@@ -74,7 +73,7 @@ impl Crowd {
     /// Connects until there are `count`, no more than `at_once` at a time: each says hello as `application` and has its first
     /// command, a ping, answered.
     pub fn grow(&mut self, count: usize, address: SocketAddr, application: &str, at_once: usize) -> io::Result<()> {
-        let (mut hello, mut ping) = (hello(application), Work::new(COMMANDS[0]));
+        let (mut hello, mut ping) = (hello(application), ping());
         let first = self.len();
         let (mut stages, mut served, mut ready) = (Vec::new(), 0, Vec::new());
         while served < count - first {
@@ -86,22 +85,21 @@ impl Crowd {
             for &index in &ready {
                 // There may be late news of those who were there before, which is none.
                 let Some(stage) = index.checked_sub(first).map(|number| &mut stages[number]) else { continue };
-                let next = match stage {
+                match stage {
                     Stage::Dialled => {
                         self.sockets[index].stream.take_error()?.map_or(Ok(()), Err)?;
                         self.send(index, &mut hello, Instant::now())?;
-                        Some(Stage::Greeted)
+                        *stage = Stage::Greeted;
                     }
-                    Stage::Greeted => self.right_answer(index, &mut hello)?.then_some(Stage::Asked),
-                    Stage::Asked => self.right_answer(index, &mut ping)?.then_some(Stage::Served),
-                    Stage::Served => None,
-                };
-                let Some(next) = next else { continue };
-                *stage = next;
-                match next {
-                    Stage::Asked => self.send(index, &mut ping, Instant::now())?,
-                    Stage::Served => served += 1,
-                    Stage::Dialled | Stage::Greeted => {}
+                    Stage::Greeted if self.right_answer(index, &mut hello)? => {
+                        self.send(index, &mut ping, Instant::now())?;
+                        *stage = Stage::Asked;
+                    }
+                    Stage::Asked if self.right_answer(index, &mut ping)? => {
+                        served += 1;
+                        *stage = Stage::Served;
+                    }
+                    Stage::Greeted | Stage::Asked | Stage::Served => {}
                 }
             }
         }

@@ -8,8 +8,9 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use super::cases::{Shape, Work};
+use super::cases::Shape;
 use super::crowd::{Crowd, PATIENCE};
+use super::work::Work;
 
 /// What a slice has shown. Times in nanoseconds.
 pub struct Outcome {

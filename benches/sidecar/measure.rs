@@ -8,12 +8,13 @@ use rand::rngs::StdRng;
 use tokio::time::Instant;
 
 use super::accounting::Process;
-use super::cases::{Case, Work};
+use super::cases::Case;
 use super::crowd::Crowd;
 use super::load;
 use super::references::{Reference, Running, Server};
 use super::results::{Memory, Results, Slice, Storm};
 use super::witness::Witness;
+use super::work::Work;
 
 /// Load before each slice that is not counted: another target had caches and processors until then.
 const WARM_UP: Duration = Duration::from_millis(100);

@@ -8,7 +8,7 @@ use mongomux::sandbox::census;
 use mongomux::sandbox::wire_client::WireClient;
 use tokio::runtime::Runtime;
 
-use super::cases;
+use super::work;
 
 /// A connection of its own to the server.
 pub struct Witness {
@@ -23,14 +23,14 @@ impl Witness {
         Ok(Self { runtime, server })
     }
 
-    /// Fills what is read from; see [`cases::prepare`].
+    /// Fills what is read from; see [`work::prepare`].
     pub fn prepare(&mut self) -> Result<(), Box<dyn Error>> {
-        Ok(self.runtime.block_on(cases::prepare(&mut self.server))?)
+        Ok(self.runtime.block_on(work::prepare(&mut self.server))?)
     }
 
-    /// See [`cases::take_inserted`].
+    /// See [`work::take_inserted`].
     pub fn take_inserted(&mut self) -> Result<u64, Box<dyn Error>> {
-        Ok(self.runtime.block_on(cases::take_inserted(&mut self.server))?)
+        Ok(self.runtime.block_on(work::take_inserted(&mut self.server))?)
     }
 
     /// The server's version.
