@@ -9,6 +9,9 @@ use super::cases::{COMMANDS, Command, Kind};
 const DATABASE: &str = "sidecar";
 const INSERTED: &str = "inserted";
 
+/// The opcode of a reply of old.
+const OP_REPLY: i32 = 1;
+
 /// Request id and number of the request that is answered, within a message.
 const REQUEST_ID: std::ops::Range<usize> = 4..8;
 const RESPONSE_TO: std::ops::Range<usize> = 8..12;
@@ -64,6 +67,8 @@ struct Prepared {
 }
 
 enum Expected {
+    /// As [`Expected::Ok`]; some proxies answer with the message of old, whatever the question came in.
+    Greeting,
     Ok,
     /// The reply's `cursor`, byte for byte.
     Cursor(Vec<u8>),
@@ -120,8 +125,10 @@ impl Work {
 
     /// True when a message is the answer to what was asked, and nothing else.
     pub fn is_answer(&mut self, asked: Asked, message: &[u8]) -> bool {
-        let Some(reply) = reply_to(asked.request_id, message) else { return false };
+        let Some((op_code, reply)) = reply_to(asked.request_id, message) else { return false };
         match &self.requests[asked.prepared].expected {
+            Expected::Greeting => true,
+            _ if op_code != OP_MSG => false,
             Expected::Ok => true,
             Expected::Cursor(expected) => reply.get_document("cursor").is_ok_and(|it| it.as_bytes() == expected),
             Expected::Inserted => {
@@ -148,14 +155,19 @@ fn encode(document: &Document) -> Vec<u8> {
     document.to_vec().expect("a document of ours")
 }
 
-/// The document of an OP_MSG without flags that answers this request with `ok: 1`.
-fn reply_to(request_id: i32, message: &[u8]) -> Option<&RawDocument> {
+/// The document of a message that answers this request with `ok: 1`, and the kind of message.
+fn reply_to(request_id: i32, message: &[u8]) -> Option<(i32, &RawDocument)> {
     let field = |range| message.get(range).and_then(|bytes: &[u8]| Some(i32::from_le_bytes(bytes.try_into().ok()?)));
-    let is_reply = field(RESPONSE_TO) == Some(request_id)
-        && field(12..HEADER_BYTES) == Some(OP_MSG)
-        && message.get(HEADER_BYTES..HEADER_BYTES + 5) == Some(&[0; 5]);
-    let document = is_reply.then(|| RawDocument::from_bytes(&message[HEADER_BYTES + 5..]).ok()).flatten()?;
-    document.get_f64("ok").is_ok_and(|ok| ok == 1.0).then_some(document)
+    let op_code = field(12..HEADER_BYTES).filter(|_| field(RESPONSE_TO) == Some(request_id))?;
+    let document = match op_code {
+        // No flags, and one section of kind 0.
+        OP_MSG => message[HEADER_BYTES..].strip_prefix(&[0; 5])?,
+        // Flags, a cursor's id and two numbers.
+        OP_REPLY => message.get(HEADER_BYTES + 20..)?,
+        _ => return None,
+    };
+    let document = RawDocument::from_bytes(document).ok()?;
+    document.get_f64("ok").is_ok_and(|ok| ok == 1.0).then_some((op_code, document))
 }
 
 /// The first message of a driver.
@@ -166,7 +178,7 @@ pub fn hello(application: &str) -> Work {
         "os": { "type": std::env::consts::OS },
     };
     let hello = doc! { "hello": 1, "helloOk": true, "client": metadata };
-    Work::of(vec![Prepared::new("admin", hello, None, Expected::Ok)])
+    Work::of(vec![Prepared::new("admin", hello, None, Expected::Greeting)])
 }
 
 /// The first command of a new client.
