@@ -202,11 +202,16 @@ fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
 /// too: tokio with a clock that can be stopped, which costs time whenever somebody asks for it.
 fn build() -> Result<PathBuf, Box<dyn Error>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--release", "--bin", "mongomux", "--message-format", "json"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .stderr(Stdio::inherit())
-        .output()?;
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--bin", "mongomux", "--message-format", "json"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
+    // What cargo has told this bench about its package would make build scripts run anew, and all that depends on them.
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            build.env_remove(name);
+        }
+    }
+    let output = build.output()?;
     let messages = String::from_utf8(output.stdout)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).next_back();

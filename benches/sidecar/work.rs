@@ -1,6 +1,6 @@
 //! Requests, encoded beforehand, and how replies are judged.
 
-use bson::{Bson, Document, RawDocument, doc, oid::ObjectId};
+use bson::{Bson, Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
 use mongomux::sandbox::wire_client::{HEADER_BYTES, OP_MSG, Request, WireClient, WireError};
 
 use super::cases::{COMMANDS, Command, Kind};
@@ -167,7 +167,8 @@ fn reply_to(request_id: i32, message: &[u8]) -> Option<(i32, &RawDocument)> {
         _ => return None,
     };
     let document = RawDocument::from_bytes(document).ok()?;
-    document.get_f64("ok").is_ok_and(|ok| ok == 1.0).then_some((op_code, document))
+    let is_ok = matches!(document.get("ok"), Ok(Some(RawBsonRef::Double(1.0) | RawBsonRef::Int32(1))));
+    is_ok.then_some((op_code, document))
 }
 
 /// The first message of a driver.
@@ -177,7 +178,8 @@ pub fn hello(application: &str) -> Work {
         "driver": { "name": "mongomux sidecar bench", "version": env!("CARGO_PKG_VERSION") },
         "os": { "type": std::env::consts::OS },
     };
-    let hello = doc! { "hello": 1, "helloOk": true, "client": metadata };
+    // By the name of old, as drivers do who do not know whom they talk to; mongobetween does not know the new one.
+    let hello = doc! { "isMaster": 1, "helloOk": true, "client": metadata };
     Work::of(vec![Prepared::new("admin", hello, None, Expected::Greeting)])
 }
 
