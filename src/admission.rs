@@ -6,6 +6,7 @@ pub mod claim;
 pub mod codel;
 pub mod fair_line;
 pub mod gradient;
+pub mod line;
 pub mod memory;
 pub mod mode;
 pub mod queue;

@@ -47,6 +47,7 @@ const PURE: &[&str] = &[
     "admission/codel.rs",
     "admission/fair_line.rs",
     "admission/gradient.rs",
+    "admission/line.rs",
     "admission/mode.rs",
     "admission/queue.rs",
     "admission/shares.rs",

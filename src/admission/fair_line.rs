@@ -4,32 +4,30 @@
 //! ([`UNIT`]); what it did not use of it is kept for its next turn, as long as it goes on waiting (Shreedhar and Varghese,
 //! "Efficient fair queueing using deficit round-robin", 1995).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use foldhash::{HashMap, HashMapExt as _};
 use tokio::time::Instant;
 
 use super::claim::{Claim, Entry, Tenant, Ticket};
+use super::line::Line;
 use super::tenant_use::{TenantTable, UNIT};
-
-/// In order of arrival.
-type Part<T> = BTreeMap<u64, Entry<T>>;
 
 /// The commands of one tenant.
 #[derive(Debug)]
-struct Line<T> {
+struct Commands<T> {
     /// Those that no open transaction can keep waiting on the server.
-    free: Part<T>,
+    free: Line<Entry<T>>,
     /// The others.
-    locks: Part<T>,
+    locks: Line<Entry<T>>,
     tenant: Tenant,
     deficit: i64,
 }
 
-impl<T> Line<T> {
+impl<T> Commands<T> {
     fn new(tenant: Tenant) -> Self {
-        Self { free: Part::new(), locks: Part::new(), tenant, deficit: 0 }
+        Self { free: Line::default(), locks: Line::default(), tenant, deficit: 0 }
     }
 
     fn len(&self) -> usize {
@@ -38,16 +36,16 @@ impl<T> Line<T> {
 
     /// The next one that may go.
     fn next(&self, pick: Pick<'_>) -> Option<Ticket> {
-        let end = |part: &Part<T>| {
-            let found = if pick.newest_first { part.last_key_value() } else { part.first_key_value() };
-            found.map(|(sequence, entry)| Ticket { claim: entry.claim, sequence: *sequence })
+        let end = |part: &Line<Entry<T>>| {
+            let found = if pick.newest_first { part.last() } else { part.first() };
+            found.map(|(sequence, entry)| Ticket { claim: entry.claim, sequence })
         };
         let ends = [end(&self.free), if pick.may_lock { end(&self.locks) } else { None }].into_iter().flatten();
         let order = |ticket: &Ticket| ticket.sequence;
         if pick.newest_first { ends.max_by_key(order) } else { ends.min_by_key(order) }
     }
 
-    fn part(&mut self, locks: bool) -> &mut Part<T> {
+    fn part(&mut self, locks: bool) -> &mut Line<Entry<T>> {
         if locks { &mut self.locks } else { &mut self.free }
     }
 }
@@ -70,13 +68,15 @@ pub struct FairLine<T> {
     turns: VecDeque<u16>,
     /// The first one has got what its turn gives.
     granted: bool,
-    lines: HashMap<u16, Line<T>>,
+    lines: HashMap<u16, Commands<T>>,
+    /// Of a tenant of which nobody waits any more, for the next one: its room is used again.
+    spare: Option<Commands<T>>,
     len: usize,
 }
 
 impl<T> Default for FairLine<T> {
     fn default() -> Self {
-        Self { turns: VecDeque::new(), granted: false, lines: HashMap::new(), len: 0 }
+        Self { turns: VecDeque::new(), granted: false, lines: HashMap::new(), spare: None, len: 0 }
     }
 }
 
@@ -96,27 +96,27 @@ impl<T> FairLine<T> {
         let Claim { tenant, locks, .. } = entry.claim;
         let line = self.lines.entry(tenant.id).or_insert_with(|| {
             self.turns.push_back(tenant.id);
-            Line::new(tenant)
+            let spare = self.spare.take();
+            spare.map_or_else(|| Commands::new(tenant), |spare| Commands { tenant, deficit: 0, ..spare })
         });
-        let replaced = line.part(locks).insert(sequence, entry);
-        debug_assert!(replaced.is_none(), "no place is used twice");
+        line.part(locks).insert(sequence, entry);
         self.len += 1;
     }
 
     /// The one in that place, if it still waits.
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut Entry<T>> {
         let line = self.lines.get_mut(&ticket.claim.tenant.id)?;
-        line.part(ticket.claim.locks).get_mut(&ticket.sequence)
+        line.part(ticket.claim.locks).get_mut(ticket.sequence)
     }
 
     /// Leaves.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Entry<T>> {
         let id = ticket.claim.tenant.id;
         let line = self.lines.get_mut(&id)?;
-        let removed = line.part(ticket.claim.locks).remove(&ticket.sequence)?;
+        let removed = line.part(ticket.claim.locks).remove(ticket.sequence)?;
         self.len -= 1;
         if line.len() == 0 {
-            self.lines.remove(&id);
+            self.spare = self.lines.remove(&id);
             if self.turns.front() == Some(&id) {
                 self.granted = false;
             }
@@ -166,22 +166,21 @@ impl<T> FairLine<T> {
     /// Who waits in the places of these numbers.
     pub fn between(&self, places: Range<u64>) -> impl Iterator<Item = &T> {
         let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
-        parts.flat_map(move |part| part.range(places.clone()).map(|(_, entry)| &entry.waiter))
+        parts.flat_map(move |part| part.between(places.clone()).map(|entry| &entry.waiter))
     }
 
     /// When the one who has waited longest joined.
     pub fn oldest(&self) -> Option<Instant> {
         let parts = self.lines.values().flat_map(|line| [&line.free, &line.locks]);
-        parts.filter_map(|part| part.first_key_value()).map(|(_, entry)| entry.since).min()
+        parts.filter_map(|part| part.first()).map(|(_, entry)| entry.since).min()
     }
 
     /// The one who has waited longest of those that may go, and since when. Looks at each tenant that waits.
     pub fn oldest_of(&self, pick: Pick<'_>) -> Option<(Ticket, Instant)> {
         let lines = self.lines.values().filter(|line| pick.tenants.has_room(line.tenant));
         let parts = lines.flat_map(|line| [Some(&line.free), pick.may_lock.then_some(&line.locks)]).flatten();
-        let first = parts.filter_map(|part| part.first_key_value());
-        let first = first.min_by_key(|(sequence, _)| **sequence);
-        first.map(|(sequence, entry)| (Ticket { claim: entry.claim, sequence: *sequence }, entry.since))
+        let first = parts.filter_map(|part| part.first()).min_by_key(|(sequence, _)| *sequence);
+        first.map(|(sequence, entry)| (Ticket { claim: entry.claim, sequence }, entry.since))
     }
 
     /// Everybody, who leave.

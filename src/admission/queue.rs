@@ -6,28 +6,25 @@
 //!
 //! How long anybody may wait is the caller's business, who calls [`WaitQueue::remove`]; how many is `admit`'s.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use tokio::time::Instant;
 
 use super::claim::{Claim, Entry, Lane, Level, Ticket};
 use super::fair_line::{FairLine, Pick};
+use super::line::Line;
 
 /// Whoever comes last by a rule is passed over so many times at most: it gets about a tenth of what there is.
 const PASSED_OVER: u32 = 9;
 
 const LEVELS: usize = Level::ALL.len();
 
-/// First come, first served.
-type Line<T> = BTreeMap<u64, Entry<T>>;
-
 /// Who waits for a connection of one server.
 #[derive(Debug)]
 pub struct WaitQueue<T> {
-    transactions: Line<T>,
-    long_polls: Line<T>,
-    background: Line<T>,
+    transactions: Line<Entry<T>>,
+    long_polls: Line<Entry<T>>,
+    background: Line<Entry<T>>,
     regular: [FairLine<T>; LEVELS],
     next_sequence: u64,
     /// The last one taken was of [`Lane::Await`].
@@ -40,9 +37,9 @@ impl<T> WaitQueue<T> {
     /// An empty queue.
     pub fn new() -> Self {
         Self {
-            transactions: Line::new(),
-            long_polls: Line::new(),
-            background: Line::new(),
+            transactions: Line::default(),
+            long_polls: Line::default(),
+            background: Line::default(),
             regular: Default::default(),
             next_sequence: 0,
             long_poll_went: false,
@@ -63,10 +60,7 @@ impl<T> WaitQueue<T> {
         let Ticket { claim, sequence } = ticket;
         let entry = Entry { claim, since, waiter };
         match self.plain(claim.lane) {
-            Some(line) => {
-                let replaced = line.insert(sequence, entry);
-                debug_assert!(replaced.is_none(), "no place is used twice");
-            }
+            Some(line) => line.insert(sequence, entry),
             None => self.regular[claim.level as usize].insert(sequence, entry),
         }
     }
@@ -120,7 +114,7 @@ impl<T> WaitQueue<T> {
     /// Leaves the queue; `None` if that ticket is not waiting any more.
     pub fn remove(&mut self, ticket: Ticket) -> Option<Entry<T>> {
         match self.plain(ticket.claim.lane) {
-            Some(line) => line.remove(&ticket.sequence),
+            Some(line) => line.remove(ticket.sequence),
             None => self.regular[ticket.claim.level as usize].remove(ticket),
         }
     }
@@ -129,7 +123,7 @@ impl<T> WaitQueue<T> {
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
         let entry = match ticket.claim.lane {
             Lane::Regular => self.regular[ticket.claim.level as usize].get_mut(ticket),
-            lane => self.plain(lane)?.get_mut(&ticket.sequence),
+            lane => self.plain(lane)?.get_mut(ticket.sequence),
         };
         entry.map(|entry| &mut entry.waiter)
     }
@@ -171,7 +165,7 @@ impl<T> WaitQueue<T> {
         let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
         let plain = plain.flat_map({
             let places = places.clone();
-            move |line| line.range(places.clone()).map(|(_, entry)| &entry.waiter)
+            move |line| line.between(places.clone()).map(|entry| &entry.waiter)
         });
         plain.chain(self.regular.iter().flat_map(move |line| line.between(places.clone())))
     }
@@ -179,7 +173,7 @@ impl<T> WaitQueue<T> {
     /// When the one who has waited longest joined.
     pub fn oldest(&self) -> Option<Instant> {
         let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
-        let plain = plain.filter_map(|line| line.first_key_value()).map(|(_, entry)| entry.since);
+        let plain = plain.filter_map(|line| line.first()).map(|(_, entry)| entry.since);
         plain.chain(self.regular.iter().filter_map(FairLine::oldest)).min()
     }
 
@@ -194,7 +188,7 @@ impl<T> WaitQueue<T> {
     }
 
     /// The line of a lane that knows neither levels nor tenants.
-    fn plain(&mut self, lane: Lane) -> Option<&mut Line<T>> {
+    fn plain(&mut self, lane: Lane) -> Option<&mut Line<Entry<T>>> {
         match lane {
             Lane::Transaction => Some(&mut self.transactions),
             Lane::Regular => None,
