@@ -1,18 +1,18 @@
 //! The program as a child whose log can be waited for.
 
 use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use mongomux::config::Address;
 use mongomux::tasks::Tasks;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::PATIENCE;
-use super::proxy::program;
 
 /// A running program. Dropping it kills it.
 pub struct Program {
@@ -31,7 +31,15 @@ impl Program {
 
     /// Any command.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut child = program(arguments);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
+        command.args(arguments);
+        Self::spawn(command)
+    }
+
+    /// The program as `command` starts it, which may be by way of another one.
+    pub fn spawn(mut command: Command) -> Self {
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (lines, log) = watch::channel(Vec::new());
         let output = Arc::<Mutex<String>>::default();
         let tasks = Tasks::new();

@@ -1,12 +1,10 @@
 //! A proxy for a test: in this process, or as the program itself.
 
 use std::ops::Deref;
-use std::process::Stdio;
 
 use mongomux::app::App;
 use mongomux::config::system::{Sources, Text};
 use mongomux::config::{Address, Config};
-use tokio::process::{Child, Command};
 
 /// A proxy in this process, on a port of its own.
 pub struct Proxy {
@@ -59,17 +57,4 @@ impl Proxy {
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().unwrap_or_else(|error| panic!("{name} is {value}: {error}")))
     }
-}
-
-/// The program as a child, with its standard error piped.
-pub fn program(arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_mongomux"))
-        .args(arguments)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap_or_else(|error| panic!("cannot start the program: {error}"))
 }
