@@ -15,6 +15,10 @@ use crate::support::program::Program;
 /// What allocates: Rust's global allocator and everything else end in one of these functions of the C library.
 const ALLOCATING: [&str; 5] = ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"];
 
+/// Has the C library copy in a loop of instructions. The one that copies anything at once counts once for each byte, and whether
+/// the library uses it depends on the processor.
+const PLAIN_COPIES: &str = "glibc.cpu.x86_rep_movsb_threshold=1000000000";
+
 /// Reads the clock: a system call under valgrind, which hides the page that lets programs do without one.
 const CLOCK: &str = "clock_gettime";
 
@@ -101,6 +105,8 @@ impl Dump {
                 }
             }
         }
+        let sum: u64 = dump.functions.values().map(|cost| cost.itself).sum();
+        assert_eq!(sum, dump.instructions, "every instruction belongs to a function");
         dump
     }
 }
@@ -147,6 +153,8 @@ impl Watched {
         let at = |name: &str| directory.path().join(name).display().to_string();
         let mut command = Command::new("valgrind");
         command
+            .env_clear()
+            .env("GLIBC_TUNABLES", PLAIN_COPIES)
             .args(["--tool=callgrind", "--collect-systime=yes", "--dump-line=yes", "--dump-instr=no"])
             .arg(format!("--callgrind-out-file={}", at("out")))
             .arg(format!("--vgdb-prefix={}", at("vgdb")))

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod bystanders;
+pub mod canned;
 pub mod counts;
 pub mod echo;
 pub mod elections;

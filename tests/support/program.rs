@@ -32,13 +32,13 @@ impl Program {
     /// Any command.
     pub fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-        command.args(arguments);
+        command.env_clear().args(arguments);
         Self::spawn(command)
     }
 
     /// The program as `command` starts it, which may be by way of another one.
     pub fn spawn(mut command: Command) -> Self {
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (lines, log) = watch::channel(Vec::new());
         let output = Arc::<Mutex<String>>::default();

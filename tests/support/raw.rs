@@ -20,6 +20,9 @@ const PING: i32 = 0x600D;
 /// Opcode of OP_MSG.
 pub const OP_MSG: i32 = 2013;
 
+/// Opcode of OP_REPLY.
+pub const OP_REPLY: i32 = 1;
+
 /// Opcode of OP_QUERY.
 pub const OP_QUERY: i32 = 2004;
 
@@ -66,6 +69,12 @@ pub fn sequence(identifier: &str, documents: &[Document]) -> Vec<u8> {
 pub fn query(namespace: &str, document: &Document) -> Vec<u8> {
     let before = [&[0; 4][..], namespace.as_bytes(), &[0; 5], &(-1_i32).to_le_bytes()].concat();
     message(OP_QUERY, &[before, document.to_vec().unwrap()].concat())
+}
+
+/// An OP_REPLY with one document.
+pub fn reply(document: &Document) -> Vec<u8> {
+    let before = [&[0; 16][..], &1_i32.to_le_bytes()].concat();
+    message(OP_REPLY, &[before, document.to_vec().unwrap()].concat())
 }
 
 /// Adds the checksum that the flags of an OP_MSG promise, changed by `error`.
