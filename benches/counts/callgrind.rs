@@ -128,8 +128,8 @@ impl Names {
     fn name(&mut self, text: &str) -> String {
         match text.split_once(' ') {
             Some((number, name)) => {
-                // Versions of symbols.
-                let name = name.split("@@").next().unwrap_or_default().to_owned();
+                // Without the version of the symbol.
+                let name = name.split('@').next().unwrap_or_default().to_owned();
                 self.0.insert(number.to_owned(), name.clone());
                 name
             }
