@@ -3,6 +3,7 @@
 use std::fs;
 
 use mongomux::config::Address;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -86,23 +87,34 @@ impl Clients {
 
     /// Does the work as often as [`Case::count`] says.
     pub(crate) async fn work(&mut self) {
-        if self.case == Case::Visit {
-            for _ in 0..self.case.count() {
-                self.visit().await;
+        for _ in 0..self.case.count() / self.sockets.len().max(1) {
+            match self.case {
+                Case::Visit => self.visit().await,
+                Case::Find100Crowd => self.burst().await,
+                _ => self.command().await,
             }
-            return;
         }
-        for _ in 0..self.case.count() / self.sockets.len() {
-            // All are sent before any is answered.
-            for socket in &mut self.sockets {
-                socket.write_all(&self.request).await.expect("a socket that the program keeps open");
-            }
-            for socket in &mut self.sockets {
-                let length = reply(socket).await.len();
-                assert_eq!(length > 16 * 1024, self.case == Case::Find16k, "a reply of {length} bytes");
-            }
-            self.rest().await;
+    }
+
+    async fn command(&mut self) {
+        let socket = &mut self.sockets[0];
+        socket.write_all(&self.request).await.expect("a socket that the program keeps open");
+        let length = reply(socket).await.len();
+        assert_eq!(length > 16 * 1024, self.case == Case::Find16k, "a reply of {length} bytes");
+        self.rest().await;
+    }
+
+    async fn burst(&mut self) {
+        // It finds them all at once, however fast it is.
+        self.signal(Signal::STOP);
+        for socket in &mut self.sockets {
+            socket.write_all(&self.request).await.expect("a socket that the program keeps open");
         }
+        self.signal(Signal::CONT);
+        for socket in &mut self.sockets {
+            reply(socket).await;
+        }
+        self.rest().await;
     }
 
     async fn visit(&self) {
@@ -124,6 +136,11 @@ impl Clients {
         reply(&mut socket).await;
         self.rest().await;
         socket
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.program).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a running program"), signal).expect("a child of ours");
     }
 
     /// Until the program sleeps: what is sent earlier is read in the same turn or in the next one, as it happens. Whatever wakes it
