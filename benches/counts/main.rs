@@ -130,8 +130,14 @@ fn check(all: &[(String, Figures)]) -> Vec<String> {
         recorded.compare(case, figures, &mut findings);
     }
     recorded.compare_tools(&mut findings);
-    for note in findings.notes {
+    for change in &findings.less {
+        println!("LESS: {change}");
+    }
+    for note in &findings.notes {
         println!("NOTE: {note}");
+    }
+    if !findings.less.is_empty() || !findings.wrong.is_empty() {
+        println!("What is meant to be so is recorded with the change that made it so: {}", recorded::HOW);
     }
     findings.wrong
 }

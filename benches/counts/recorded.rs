@@ -81,7 +81,9 @@ pub(crate) struct Recorded {
 pub(crate) struct Findings {
     /// Too much.
     pub(crate) wrong: Vec<String>,
-    /// Good news, and what may explain a difference.
+    /// Less than there was: it is not kept so before it is recorded.
+    pub(crate) less: Vec<String>,
+    /// What may explain a difference.
     pub(crate) notes: Vec<String>,
 }
 
@@ -109,20 +111,18 @@ impl Recorded {
 
     pub(crate) fn compare(&self, case: &str, figures: &Figures, findings: &mut Findings) {
         let Some(recorded) = self.cases.get(case) else {
-            findings.wrong.push(format!("{case} is not in {FILE}: {HOW}"));
+            findings.wrong.push(format!("{case} is not in {FILE}"));
             return;
         };
         for ((name, now), (_, then)) in figures.named().into_iter().zip(recorded.named()) {
             let percent = (now / then - 1.0) * 100.0;
             let name = name.replace('_', " ");
+            let change =
+                format!("{case}: {now:.2} {name} per command, {percent:+.1} % from the {then} that were recorded");
             if now > then * (1.0 + TOLERANCE) + LEAST {
-                findings.wrong.push(format!(
-                    "{case}: {now:.2} {name} per command, {percent:+.1} % from the {then} that were recorded; where it is worth that: {HOW}"
-                ));
+                findings.wrong.push(change);
             } else if now < then * (1.0 - TOLERANCE) - LEAST {
-                findings.notes.push(format!(
-                    "{case}: only {now:.2} {name} per command, {percent:+.1} % from the {then} that were recorded; to keep it so: {HOW}"
-                ));
+                findings.less.push(change);
             }
         }
     }
