@@ -46,7 +46,7 @@ mod work;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
@@ -188,7 +188,7 @@ fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
     all.extend(options.proxies.iter().cloned());
     let is_wanted = |name: &str| options.targets.is_empty() || options.targets.iter().any(|target| target == name);
     if is_wanted(PROGRAM) {
-        let program = options.mongomux.clone().map_or_else(build, Ok)?;
+        let program = options.mongomux.clone().map_or_else(support::bench::build, Ok)?;
         all.push(named(PROGRAM, Kind::Mongomux(program)));
     }
     if let Some(unknown) = options.targets.iter().find(|target| all.iter().all(|it| it.name != **target)) {
@@ -196,26 +196,6 @@ fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
     }
     all.retain(|reference| is_wanted(&reference.name));
     Ok(all)
-}
-
-/// Builds the program as its users do. The one that cargo has built for this bench has what the tests want of the libraries,
-/// too: tokio with a clock that can be stopped, which costs time whenever somebody asks for it.
-fn build() -> Result<PathBuf, Box<dyn Error>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--bin", "mongomux", "--message-format", "json"]);
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
-    // What cargo has told this bench about its package would make build scripts run anew, and all that depends on them.
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
-            build.env_remove(name);
-        }
-    }
-    let output = build.output()?;
-    let messages = String::from_utf8(output.stdout)?;
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).next_back();
-    Ok(executable.ok_or("the program could not be built")?.into())
 }
 
 fn conditions(run: &mut Run, options: &Options) -> Result<(), Box<dyn Error>> {

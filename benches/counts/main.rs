@@ -32,8 +32,8 @@ mod recorded;
 mod support;
 mod workload;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use callgrind::Watched;
 use clap::{Parser, ValueEnum};
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 async fn measure(arguments: Arguments) -> Vec<String> {
-    let program = arguments.mongomux.clone().unwrap_or_else(build);
+    let program = arguments.mongomux.clone().map_or_else(support::bench::build, Ok).expect("the program");
     let cases = if arguments.cases.is_empty() { Case::value_variants() } else { &arguments.cases };
     let tasks = Tasks::new();
     let server = Server::start(&tasks);
@@ -110,16 +110,6 @@ async fn measure(arguments: Arguments) -> Vec<String> {
         Recorded::write(&all);
     }
     if arguments.check { check(&all) } else { Vec::new() }
-}
-
-/// Builds the program as users do.
-fn build() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let built =
-        Command::new(env!("CARGO")).args(["build", "--release", "--bin", "mongomux"]).current_dir(root).status();
-    assert!(built.expect("cargo").success(), "the program cannot be built");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    target.join("release/mongomux")
 }
 
 /// Compares with what was recorded; what is too much.

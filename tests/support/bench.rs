@@ -1,9 +1,11 @@
 //! How a bench runs that also judges what it sees.
 #![allow(clippy::print_stdout, reason = "a measurement prints its result")]
 
-use std::fs;
-use std::process::ExitCode;
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
+use std::{env, fs};
 
 /// Of `/proc/PID/stat`: what Linux tells all programs, whatever it counts in itself.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -17,6 +19,26 @@ pub fn run(measure: impl Future<Output = Vec<String>>) -> ExitCode {
         println!("WRONG: {what}");
     }
     ExitCode::from(u8::from(!wrong.is_empty()))
+}
+
+/// Builds the program as its users do. The one that cargo has built for this bench has what the tests want of the libraries,
+/// too: tokio with a clock that can be stopped, which costs time whenever somebody asks for it.
+pub fn build() -> Result<PathBuf, Box<dyn Error>> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "--bin", "mongomux", "--message-format", "json"]);
+    build.current_dir(env!("CARGO_MANIFEST_DIR")).stderr(Stdio::inherit());
+    // What cargo has told this bench about its package would make build scripts run anew, and all that depends on them.
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
+            build.env_remove(name);
+        }
+    }
+    let output = build.output()?;
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let executable = messages.filter_map(|message| Some(message["executable"].as_str()?.to_owned())).next_back();
+    Ok(executable.ok_or("the program could not be built")?.into())
 }
 
 /// Processor time of a process since its start.
