@@ -16,8 +16,8 @@ use futures_util::FutureExt as _;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
-/// One for each thread that the machine runs at once. More at a time would take turns and finish no earlier, and the thread of
-/// all clients would be one among hundreds.
+/// One for each thread that the machine runs at once. More at a time would take turns and finish no earlier, and those of
+/// all clients would be a few among hundreds.
 static PROCESSORS: LazyLock<Arc<Semaphore>> =
     LazyLock::new(|| Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))));
 

@@ -60,6 +60,9 @@ struct Waiting {
     count: usize,
     bytes: usize,
     tenants: Vec<usize>,
+    /// How many of those in line may still be asked whether they can use what has come free. Here, as a look that finds
+    /// nothing and a place that comes free must not pass each other.
+    asked: usize,
 }
 
 impl Waiting {
@@ -113,16 +116,13 @@ pub struct Admission {
     freed: Notify,
     /// Who waits for a permit.
     in_line: AtomicUsize,
-    /// How many of them may still be asked whether they can use what has come free.
-    asked: AtomicUsize,
 }
 
 impl Admission {
     /// Lets at most `count` commands wait, with requests of `bytes` all together.
     pub fn new(count: usize, bytes: usize) -> Arc<Self> {
         let (waiting, freed) = (Mutex::default(), Notify::new());
-        let (in_line, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed, in_line, asked })
+        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed, in_line: AtomicUsize::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -135,7 +135,10 @@ impl Admission {
     /// # Errors
     /// [`AdmitError`] at a limit; nothing was sent then.
     pub fn admit(self: &Arc<Self>, newcomer: Newcomer) -> Result<Permit, AdmitError> {
-        let mut waiting = self.lock();
+        self.admit_of(&mut self.lock(), newcomer)
+    }
+
+    fn admit_of(self: &Arc<Self>, waiting: &mut Waiting, newcomer: Newcomer) -> Result<Permit, AdmitError> {
         match waiting.refusal(newcomer, self.limits) {
             Some(refusal) => Err(refusal),
             None => {
@@ -165,13 +168,17 @@ impl Admission {
             tokio::pin!(freed);
             // Enabled before the look, so that a place freed in between is not missed.
             freed.as_mut().enable();
-            let outcome = self.admit(newcomer);
-            match outcome {
-                // Nobody can use what is not there.
-                Err(AdmitError::QueueFull { .. }) => self.asked.store(0, Ordering::Relaxed),
-                // There may be room for the next one, too, or for one that is smaller or somebody else's.
-                _ => self.ask_next(),
-            }
+            let outcome = {
+                let mut waiting = self.lock();
+                let outcome = self.admit_of(&mut waiting, newcomer);
+                match outcome {
+                    // Nobody can use what is not there.
+                    Err(AdmitError::QueueFull { .. }) => waiting.asked = 0,
+                    // There may be room for the next one, too, or for one that is smaller or somebody else's.
+                    _ => self.ask_next(&mut waiting),
+                }
+                outcome
+            };
             let refused = match outcome {
                 Ok(permit) => return Ok(permit),
                 Err(refused) => refused,
@@ -183,9 +190,9 @@ impl Admission {
     }
 
     /// Asks the first in line whether it can use what has come free, unless all have been asked.
-    fn ask_next(&self) {
-        let next = |left: usize| left.checked_sub(1);
-        if self.asked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok() {
+    fn ask_next(&self, waiting: &mut Waiting) {
+        if let Some(left) = waiting.asked.checked_sub(1) {
+            waiting.asked = left;
             self.freed.notify_one();
         }
     }
@@ -211,10 +218,11 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
-        admission.lock().remove(self.newcomer);
+        let mut waiting = admission.lock();
+        waiting.remove(self.newcomer);
         // One after the other, and each once: to wake all of thousands for each place would cost more than the place is worth.
-        admission.asked.store(admission.in_line.load(Ordering::Relaxed), Ordering::Relaxed);
-        admission.ask_next();
+        waiting.asked = admission.in_line.load(Ordering::Relaxed);
+        admission.ask_next(&mut waiting);
     }
 }
 

@@ -128,7 +128,8 @@ impl<T> FairLine<T> {
     /// Takes whoever is next; `None` when none of those who wait may go.
     pub fn pop(&mut self, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
         // Alone there are no turns to take.
-        if let [id] = *self.turns.make_contiguous() {
+        if self.turns.len() == 1 {
+            let id = *self.turns.front()?;
             let line = self.lines.get(&id)?;
             let ticket = line.next(pick).filter(|_| pick.tenants.has_room(line.tenant))?;
             return self.remove(ticket).map(|entry| (ticket, entry));

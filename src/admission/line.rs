@@ -9,6 +9,9 @@ use std::ops::Range;
 /// So many gaps are not worth tidying up.
 const FEW: usize = 32;
 
+/// Room for more than this is given back once nobody waits.
+const ROOMY: usize = 1_024;
+
 /// Values by place. The first and the last entry are never gaps.
 #[derive(Debug)]
 pub struct Line<V> {
@@ -108,6 +111,9 @@ impl<V> Line<V> {
         if self.places.len() > 2 * self.len + FEW {
             self.places.retain(|(_, value)| value.is_some());
         }
+        if self.len == 0 && self.places.capacity() > ROOMY {
+            self.places = VecDeque::new();
+        }
     }
 }
 
@@ -118,6 +124,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_room_of_a_crowd_is_given_back() {
+        let mut line = Line::default();
+        (0..5_000).for_each(|place| line.insert(place, ()));
+        while line.pop_first().is_some() {}
+        assert_eq!(line.places.capacity(), 0);
+    }
 
     proptest! {
         /// Against a tree.

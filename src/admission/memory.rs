@@ -7,8 +7,9 @@
 //!
 //! While there is room, setting bytes aside and giving them back are a few operations on atomics.
 //!
-//! Not counted is what other limits bound: the head of a message per client socket, the buffer that each upstream connection
-//! keeps, and what exists within one step of one thread (a message while it is copied, an answer of ours while it is written).
+//! Not counted is what other limits bound: the head of a message per client socket, up to a kilobyte of room beside a small
+//! request and what is kept of such room for the next ones (`client/spare.rs`), the buffer that each upstream connection keeps,
+//! and what exists within one step of one thread (a message while it is copied, an answer of ours while it is written).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

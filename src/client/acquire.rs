@@ -40,7 +40,7 @@ impl From<Situation> for Refusal {
 pub(super) enum Now {
     /// A server and a connection.
     Connection(Operation, PooledConnection),
-    /// A server, all of whose connections are in use.
+    /// A server that has no connection for the command now.
     Full(Found),
     /// No server, or none that the command may go to now.
     Nothing,
@@ -146,8 +146,7 @@ pub(super) async fn take_turn(
     wait: &Wait,
     mut left: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
-    let cluster = &*exchange.cluster;
-    let until = exchange.checked_out_by(&cluster.config, wait.began);
+    let until = exchange.checked_out_by(&exchange.cluster.config, wait.began);
     let turn = {
         let mut turn = found.operation.server().pool.check_out_since(exchange.claim, wait.began, until);
         let exchange = &*exchange;
@@ -167,11 +166,16 @@ pub(super) async fn take_turn(
     match turn? {
         Some(Ok(connection)) => {
             let waited = connection.taken_at().saturating_duration_since(wait.began);
-            cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
+            exchange.cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
             degraded::stand_in(exchange, &found);
             Ok(Some((found.operation, connection)))
         }
-        None | Some(Err(CheckOutError::Cleared | CheckOutError::Closed)) => Ok(None),
+        Some(Err(CheckOutError::Cleared | CheckOutError::Closed)) => {
+            drop(found);
+            Box::pin(before_rerouting(exchange)).await?;
+            Ok(None)
+        }
+        None => Ok(None),
         Some(Err(CheckOutError::Shed)) => Err(shed(exchange, found.operation.server(), wait.began.elapsed())),
         Some(Err(CheckOutError::Timeout)) => {
             Err(waited_in_vain(exchange, found.operation.server(), wait.began.elapsed()).into())
@@ -233,15 +237,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
             }
             Err(CheckOutError::Cleared | CheckOutError::Closed) => {
                 drop(found);
-                if let Some(expired) = exchange.expired() {
-                    return Err(expired.into());
-                }
-                if Instant::now() >= exchange.sent_by(&cluster.config) {
-                    let (waited, why) = (exchange.unsent_since.elapsed(), cluster.problem(&cluster.topology()));
-                    return Err(Situation::NoSuitableServer { waited, why }.into());
-                }
-                tokio::time::sleep(REROUTE_PAUSE).await;
-                cluster.reconcile(&cluster.topology());
+                before_rerouting(exchange).await?;
             }
             // Nobody could be told: it joins again, as the newest.
             Err(CheckOutError::Shed)
@@ -253,6 +249,21 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
             }
         }
     }
+}
+
+/// Its pool was cleared: it is to be routed anew after a pause, in which what has happened becomes known.
+async fn before_rerouting(exchange: &Exchange) -> Result<(), Refusal> {
+    let cluster = &exchange.cluster;
+    if let Some(expired) = exchange.expired() {
+        return Err(expired.into());
+    }
+    if Instant::now() >= exchange.sent_by(&cluster.config) {
+        let (waited, why) = (exchange.unsent_since.elapsed(), cluster.problem(&cluster.topology()));
+        return Err(Situation::NoSuitableServer { waited, why }.into());
+    }
+    tokio::time::sleep(REROUTE_PAUSE).await;
+    cluster.reconcile();
+    Ok(())
 }
 
 /// The permission to wait. An unacknowledged write cannot be refused, so its client waits for the permission, too.

@@ -76,7 +76,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             let acquired = match acquire_now(exchange, now) {
                 Ok(Now::Connection(operation, connection)) => Ok((operation, connection)),
                 Ok(Now::Full(found)) => self.take_turn(exchange, found, now).await,
-                // Boxed: to be without a server is the exception, and idle sessions should not carry room for it.
+                // Boxed: to be without a server is the exception, and a desk should not have room for it.
                 Ok(Now::Nothing) => Box::pin(self.acquire(exchange, None)).await,
                 Err(refusal) => Err(refusal),
             };
@@ -106,14 +106,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         found: Found,
         now: Instant,
     ) -> Result<(Operation, PooledConnection), Refusal> {
-        let wait = acquire::begin_wait(exchange, now)?;
-        if let Some(wait) = &wait
-            && let Some(acquired) =
-                acquire::take_turn(exchange, found, wait, |context| self.socket.poll_left(context)).await?
-        {
-            return Ok(acquired);
+        let Some(wait) = acquire::begin_wait(exchange, now)? else {
+            // It may go to another one once it may wait.
+            drop(found);
+            return Box::pin(self.acquire(exchange, None)).await;
+        };
+        match acquire::take_turn(exchange, found, &wait, |context| self.socket.poll_left(context)).await? {
+            Some(acquired) => Ok(acquired),
+            None => Box::pin(self.acquire(exchange, Some(wait))).await,
         }
-        Box::pin(self.acquire(exchange, wait)).await
     }
 
     /// Waits for a server and a connection, as long as the client does.

@@ -15,7 +15,7 @@ pub(super) fn passes(exchange: &Exchange) -> Result<bool, Refusal> {
     if switch.is_normal() {
         return Ok(true);
     }
-    heeds(switch.mode(), exchange.bearing(), Duration::ZERO)
+    heeds(switch.mode(), exchange.bearing(), exchange.unsent_since.elapsed())
 }
 
 /// Waits until the command goes on, in the place that it has in the count of waiting commands. Its time is that for finding

@@ -238,10 +238,11 @@ pub const MAX_FILE_BYTES: u64 = 1 << 20;
 pub const MAX_FAIRNESS_RULES: usize = 100;
 /// Tenants of one cluster that are told apart; all others share one share.
 pub const MAX_TENANTS: usize = 1_000;
-/// Rooms for the work on a message that are kept for the next one, each some 1.5 KB: as many as are often in use at once.
+/// Rooms for the work on a message that are kept for the next one, each some 2 KB, by each listener for its TCP and for its
+/// unix sockets: as many as are often in use at once.
 pub const MAX_FREE_DESKS: usize = 256;
-/// Buffers that are kept for the next requests, all together, for each thread.
-pub const SPARE_BUFFERS_BYTES: usize = 1 << 20;
+/// Buffers of 1 KiB that each thread keeps for the next requests: as many as often wait or are under way at once.
+pub const SPARE_BUFFERS: usize = 512;
 /// Clusters in one file: each has tasks, listeners and pools of its own.
 pub const MAX_CLUSTERS: usize = 64;
 /// Addresses in one `listen`.

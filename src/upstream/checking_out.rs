@@ -25,12 +25,14 @@ pub struct CheckingOut<'a> {
     deadline: Instant,
     /// `None` before the first poll and after the last one.
     place: Option<(Ticket, Shortage)>,
+    /// It will be woken once if it waits for long.
+    is_looked_after: bool,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a> CheckingOut<'a> {
     pub(super) fn new(pool: &'a Pool, claim: Claim, since: Instant, deadline: Instant) -> Self {
-        Self { pool, claim, since, deadline, place: None, timer: None }
+        Self { pool, claim, since, deadline, place: None, is_looked_after: false, timer: None }
     }
 
     /// A look under one lock, so that no connection comes back unnoticed between it and the place in the queue. `None` with a
@@ -51,6 +53,8 @@ impl<'a> CheckingOut<'a> {
                     let (ticket, late) = state.enqueue(self.claim, self.since, waker.clone());
                     // A full pool can do nothing for it, but has to look after who waits long.
                     let notify = state.begin_patrol() || !state.is_full();
+                    let waits_long = self.deadline.saturating_duration_since(self.since) > 2 * PATROL_INTERVAL;
+                    self.is_looked_after = waits_long && !state.patrol_has_ended();
                     drop(state);
                     late.into_iter().for_each(Waker::wake);
                     self.place = Some((ticket, shortage));
@@ -120,7 +124,7 @@ impl Future for CheckingOut<'_> {
         if let Some(ended) = ended {
             return Poll::Ready(ended);
         }
-        if first && wait.deadline.saturating_duration_since(wait.since) > 2 * PATROL_INTERVAL {
+        if first && wait.is_looked_after {
             return Poll::Pending;
         }
         let deadline = wait.deadline;

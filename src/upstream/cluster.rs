@@ -147,6 +147,7 @@ pub struct Cluster {
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
+    reconciling: Mutex<()>,
     /// Servers that have left and still have connections, in case they come back: the bound holds for both together.
     leaving: Mutex<BTreeMap<Address, Arc<Server>>>,
     pub(super) background: Background,
@@ -182,6 +183,7 @@ impl Cluster {
             dialer,
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
+            reconciling: Mutex::default(),
             leaving: Mutex::default(),
             background: Background::default(),
             waiting_for_server: AtomicUsize::new(0),
@@ -197,8 +199,8 @@ impl Cluster {
         self.tasks.spawn("follow topology", async move {
             let mut topology = cluster.monitor.subscribe();
             loop {
-                let current = topology.borrow_and_update().clone();
-                cluster.reconcile(&current);
+                topology.borrow_and_update();
+                cluster.reconcile();
                 // Nothing is lost when an arm loses: the watch keeps its newest value.
                 tokio::select! {
                     changed = topology.changed() => if changed.is_err() { return },
@@ -343,8 +345,8 @@ impl Cluster {
                     return Err(refused.unwrap_or_else(none));
                 }
             }
-            let current = topology.borrow_and_update().clone();
-            self.reconcile(&current);
+            topology.borrow_and_update();
+            self.reconcile();
         }
     }
 
@@ -363,7 +365,7 @@ impl Cluster {
         if !matches!(tokio::time::timeout_at(deadline, told).await, Ok(Ok(_))) {
             return Err(SelectError::NoSuitableServer(self.problem(&self.monitor.current())));
         }
-        self.reconcile(&self.monitor.current());
+        self.reconcile();
         Ok(())
     }
 
@@ -430,7 +432,10 @@ impl Cluster {
     }
 
     /// Makes servers and pools agree with the topology.
-    pub fn reconcile(&self, topology: &TopologyDescription) {
+    pub fn reconcile(&self) {
+        // One after the other, each with what is known then: of two at once, the older view must not come last.
+        let _one_at_a_time = lock(&self.reconciling);
+        let topology = &*self.topology();
         // Arbiters and the like get no pool: nothing is ever sent there. Of an unknown server nobody knows yet. Who has one
         // keeps it, as a member is something else for the moment of a step-down or a restart: a new pool would open its
         // connections on top of those of the old one that are in use, and cursors there would be lost meanwhile.

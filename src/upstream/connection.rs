@@ -213,7 +213,7 @@ impl Connection {
         self.between_messages && !self.interrupt.raised.load(Ordering::Acquire)
     }
 
-    /// When it was checked out for the command that it is in use for.
+    /// When it was checked out for a command; when it was last given back if it is not in use for one.
     pub fn taken_at(&self) -> Instant {
         self.taken.and_then(|(_, since)| since).unwrap_or(self.last_used)
     }
@@ -257,7 +257,7 @@ impl Connection {
         // The last reply must not be taken for the next one.
         self.clear_reply();
         self.between_messages = false;
-        // Almost always all of it at once: no timer, and no room in the task of every client for the waiting.
+        // Almost always all of it at once: no timer, and no room for the waiting.
         let written = std::future::poll_fn(|context| Poll::Ready(self.write_now(context, message)));
         match written.await.map_err(SendError)? {
             None => Ok(()),

@@ -151,13 +151,14 @@ impl LongPolls {
 
     /// The newest time that the server has told of.
     pub fn newest(&self) -> Option<Timestamp> {
-        Some(Timestamp(self.newest.load(Ordering::Acquire))).filter(|newest| newest.0 > 0)
+        Some(Timestamp(self.newest.load(Ordering::SeqCst))).filter(|newest| newest.0 > 0)
     }
 
     /// A reply of the server told of this time.
     pub fn heard(&self, time: Timestamp) {
-        let before = self.newest.fetch_max(time.0, Ordering::AcqRel);
-        if self.parked.load(Ordering::Relaxed) > 0 {
+        let before = self.newest.fetch_max(time.0, Ordering::SeqCst);
+        // In one order with who parks and then looks: one of the two sees the other.
+        if self.parked.load(Ordering::SeqCst) > 0 {
             self.heard.store(true, Ordering::Relaxed);
             if before < time.0 {
                 self.news.notify_waiters();
@@ -255,7 +256,7 @@ struct Parked<'a>(&'a LongPolls);
 
 impl<'a> Parked<'a> {
     fn new(polls: &'a LongPolls) -> Self {
-        if polls.parked.fetch_add(1, Ordering::Relaxed) == 0 {
+        if polls.parked.fetch_add(1, Ordering::SeqCst) == 0 {
             polls.somebody_parks.notify_one();
         }
         Self(polls)

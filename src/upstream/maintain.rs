@@ -1,4 +1,5 @@
-//! One task per pool: establishes what is wanted, closes what was discarded, retires what is idle or old, pings, probes.
+//! One task per pool: establishes what is wanted, closes what was discarded, retires what is idle or old, pings, probes, and
+//! tells who waits for long, which then sets a timer.
 //!
 //! Establishing and closing run in tasks of their own, so that a server that hangs delays neither the other.
 
@@ -32,6 +33,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs until the pool is closed and its last connection is gone, or the program ends.
 pub async fn run(pool: Pool) {
     let shared = pool.0.clone();
+    let _ends = Ends(&pool);
     let bound = shared.parts.cluster_bound.clone();
     let mut line = Line::new(bound.clone());
     let mut next_ping = Instant::now() + shared.parts.health_check;
@@ -104,6 +106,16 @@ pub async fn run(pool: Pool) {
             () = shared.work.notified() => no_probe_before = Instant::now(),
             () = tokio::time::sleep_until(next_wake(&shared, due, no_probe_before)) => {}
         }
+    }
+}
+
+/// Nobody looks after who waits any more: each has to see to its own time.
+struct Ends<'a>(&'a Pool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.0.state().end_patrol();
+        self.0.wake_waiting();
     }
 }
 

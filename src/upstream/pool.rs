@@ -1,6 +1,6 @@
 //! Check-out and check-in around [`PoolState`], and guards that cannot forget either.
 //!
-//! Establishing and closing take time and belong to `maintain`; nothing here waits except for a turn.
+//! Establishing and closing take time and belong to `maintain`, waiting for a connection to `checking_out`: nothing here waits.
 
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};

@@ -138,6 +138,8 @@ pub struct PoolState<C, W> {
     shed: HashSet<Ticket>,
     /// Looks at the queue are made; `None` while nobody waits.
     patrol: Option<Patrol>,
+    /// There are none any more.
+    patrol_has_ended: bool,
     /// On the server.
     open_transactions: u32,
     /// See [`PoolState::limit`]; `max_in_flight` unless it was set.
@@ -177,6 +179,7 @@ impl<C, W> PoolState<C, W> {
             },
             shed: HashSet::new(),
             patrol: None,
+            patrol_has_ended: false,
             open_transactions: 0,
             limit: bounds.max_in_flight,
         }
@@ -391,6 +394,16 @@ impl<C, W> PoolState<C, W> {
             self.patrol = Some(Patrol { told: next.saturating_sub(1), seen: next });
         }
         begins
+    }
+
+    /// There will be no looks at the queue any more.
+    pub fn end_patrol(&mut self) {
+        self.patrol_has_ended = true;
+    }
+
+    /// True when who waits has to see to its own time from the start.
+    pub fn patrol_has_ended(&self) -> bool {
+        self.patrol_has_ended
     }
 
     /// True while looks at the queue are to be made.
@@ -748,6 +761,24 @@ mod tests {
         pool.check_in(connection, generation, held, now);
         (0..8).for_each(|number| drop(pool.enqueue(REGULAR, now, number)));
         assert_eq!(pool.drains_in(), Some(ms(40)), "nobody waits longer");
+    }
+
+    #[test]
+    fn who_waits_since_before_the_last_look_is_named_once() {
+        let mut pool = ready_pool(0);
+        let join = |pool: &mut PoolState<Fake, u32>, waiter| {
+            pool.enqueue(REGULAR, Instant::now(), waiter);
+            pool.begin_patrol()
+        };
+        assert!(join(&mut pool, 1) && pool.is_patrolled());
+        assert!(!join(&mut pool, 2), "looks are made already");
+        assert_eq!(pool.patrol(), [1], "the other one has come since");
+        assert!(!join(&mut pool, 3));
+        assert_eq!([pool.patrol(), pool.patrol(), pool.patrol()], [vec![2], vec![3], vec![]]);
+        assert_eq!(pool.waiting(), [1, 2, 3]);
+        pool.evict();
+        assert!(pool.patrol().is_empty() && !pool.is_patrolled(), "nobody waits");
+        assert!(join(&mut pool, 4));
     }
 
     #[test]

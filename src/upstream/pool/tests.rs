@@ -76,6 +76,41 @@ async fn a_waiter_is_answered_at_its_deadline_and_not_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_keeps_its_deadline_when_nobody_looks_after_it_any_more() {
+    let rig = Setup::new(0, 1).start();
+    let held = rig.check_out().await.unwrap();
+    let began = Instant::now();
+    let mut before = pin!(rig.pool.check_out(Lane::Regular, began + ms(300)));
+    assert_pending!(before);
+    rig.tasks.cancel();
+    settle().await;
+    let mut after = pin!(rig.pool.check_out(Lane::Regular, began + ms(400)));
+    assert_pending!(after);
+    assert_eq!(before.await.unwrap_err(), CheckOutError::Timeout);
+    assert!(began.elapsed() <= ms(302), "{:?}", began.elapsed());
+    assert_eq!(after.await.unwrap_err(), CheckOutError::Timeout);
+    assert!(began.elapsed() <= ms(402), "{:?}", began.elapsed());
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_told_to_look_keeps_its_place() {
+    let rig = Setup::new(0, 1).start();
+    let held = rig.check_out().await.unwrap();
+    let (mut first, mut second) = (pin!(wait(&rig, Lane::Regular)), pin!(wait(&rig, Lane::Regular)));
+    assert_pending!(first);
+    assert_pending!(second);
+    rig.pool.wake_waiting();
+    assert_pending!(second);
+    assert_pending!(first);
+    drop(held);
+    assert_pending!(second);
+    drop(assert_ready!(first).unwrap());
+    drop(assert_ready!(second).unwrap());
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_check_out_dropped_after_any_number_of_polls_loses_nothing() {
     /// What happens while somebody waits.
     const EVENTS: [fn(&Rig, &mut Vec<PooledConnection>); 6] = [
