@@ -1,4 +1,4 @@
-//! The program beside what else there is, end to end: no proxy, a plain 1:1 relay, HAProxy where it is installed, and whatever
+//! The program beside what else there is, end to end: no proxy, a plain 1:1 relay, a bare pool, HAProxy where it is installed, and whatever
 //! proxy is named. Throughput, latency, processor time of proxy and server for each command, memory of idle clients, and storms
 //! of connects; all of it in one run whose slices take turns, against a `mongod` of its own, with every reply checked.
 //!
@@ -26,6 +26,8 @@ mod crowd;
 mod load;
 #[path = "sidecar/measure.rs"]
 mod measure;
+#[path = "sidecar/pooler.rs"]
+mod pooler;
 #[path = "sidecar/references.rs"]
 mod references;
 #[path = "sidecar/relay.rs"]
@@ -121,11 +123,15 @@ enum Role {
     /// Is the relay that the program is compared with
     #[command(hide = true)]
     Relay { listen: SocketAddr, upstream: SocketAddr },
+    /// Is the bare pool that the program is compared with
+    #[command(hide = true)]
+    Pooler { listen: SocketAddr, upstream: SocketAddr },
 }
 
 fn main() -> ExitCode {
     let options = Options::parse();
     let done = rlimit::increase_nofile_limit(u64::MAX).map_err(Into::into).and_then(|_| match options.role {
+        Some(Role::Pooler { listen, upstream }) => Ok(pooler::run(listen, upstream).map(|()| Results::default())?),
         Some(Role::Relay { listen, upstream }) => Ok(relay::run(listen, upstream).map(|()| Results::default())?),
         None => measure(&options),
     });
@@ -181,7 +187,8 @@ fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
 /// What is to be measured, the program last.
 fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
     let named = |name: &str, kind| Reference { name: name.to_owned(), kind };
-    let mut all = vec![named("direct", Kind::Direct), named("relay", Kind::Relay)];
+    let own = [("direct", Kind::Direct), ("relay", Kind::Own("relay")), ("pooler", Kind::Own("pooler"))];
+    let mut all: Vec<Reference> = own.into_iter().map(|(name, kind)| named(name, kind)).collect();
     if references::haproxy_version().is_some() {
         all.push(named("haproxy", Kind::Haproxy));
     }

@@ -23,7 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     Direct,
-    Relay,
+    /// This very program in another role.
+    Own(&'static str),
     Haproxy,
     Mongomux(PathBuf),
     /// A command with `{listen}` and `{upstream}` in it.
@@ -85,9 +86,9 @@ impl Reference {
         let mut configuration = None;
         let command = match &self.kind {
             Kind::Direct => None,
-            Kind::Relay => {
+            Kind::Own(role) => {
                 let mut command = Command::new(std::env::current_exe()?);
-                command.arg("relay").arg(listen.to_string()).arg(server.address.to_string());
+                command.arg(role).arg(listen.to_string()).arg(server.address.to_string());
                 Some(command)
             }
             Kind::Haproxy => {

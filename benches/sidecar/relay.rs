@@ -5,18 +5,23 @@ use std::net::SocketAddr;
 
 use mongomux::tasks::Tasks;
 use tokio::io::copy_bidirectional;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// Of the clients that connect at once.
 const BACKLOG: u32 = 4_096;
 
+/// A listener that takes a storm.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Relays until the process is killed, on as many threads as tokio takes by default.
 pub fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     tokio::runtime::Runtime::new()?.block_on(async {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_reuseaddr(true)?;
-        socket.bind(listen)?;
-        let listener = socket.listen(BACKLOG)?;
+        let listener = self::listen(listen)?;
         let tasks = Tasks::new();
         loop {
             let (mut client, _) = listener.accept().await?;
