@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
+use tokio::time::timeout;
 
+use crate::support::PATIENCE;
 use crate::support::program::Program;
 
 /// What allocates: Rust's global allocator and everything else end in one of these functions of the C library.
@@ -154,6 +156,7 @@ impl Watched {
         let mut command = Command::new("valgrind");
         command
             .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .env("GLIBC_TUNABLES", PLAIN_COPIES)
             .args(["--tool=callgrind", "--collect-systime=yes", "--dump-line=yes", "--dump-instr=no"])
             .arg(format!("--callgrind-out-file={}", at("out")))
@@ -166,14 +169,15 @@ impl Watched {
 
     /// What was counted since the last dump, or since the start.
     pub(crate) async fn dump(&mut self) -> Dump {
-        let vgdb = Command::new("vgdb")
+        let dumped = Command::new("vgdb")
             .arg(format!("--vgdb-prefix={}", self.directory.path().join("vgdb").display()))
             .arg(format!("--pid={}", self.program.pid()))
             .arg("dump")
             .stdin(Stdio::null())
-            .output()
-            .await
-            .unwrap_or_else(|error| panic!("vgdb, a part of valgrind: {error}"));
+            .kill_on_drop(true)
+            .output();
+        let vgdb = timeout(PATIENCE, dumped).await.expect("vgdb asks the program for its counters within a while");
+        let vgdb = vgdb.unwrap_or_else(|error| panic!("vgdb, a part of valgrind: {error}"));
         self.dumps += 1;
         let file = self.last_dump();
         let text = fs::read_to_string(&file).unwrap_or_else(|error| {

@@ -115,10 +115,9 @@ impl Recorded {
             return;
         };
         for ((name, now), (_, then)) in figures.named().into_iter().zip(recorded.named()) {
-            let percent = (now / then - 1.0) * 100.0;
             let name = name.replace('_', " ");
-            let change =
-                format!("{case}: {now:.2} {name} per command, {percent:+.1} % from the {then} that were recorded");
+            let percent = if then > 0.0 { format!(", {:+.1} %", (now / then - 1.0) * 100.0) } else { String::new() };
+            let change = format!("{case}: {now:.2} {name} per command, {then} were recorded{percent}");
             if now > then * (1.0 + TOLERANCE) + LEAST {
                 findings.wrong.push(change);
             } else if now < then * (1.0 - TOLERANCE) - LEAST {

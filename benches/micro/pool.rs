@@ -39,8 +39,6 @@ fn check_out_and_in(bencher: Bencher<'_, '_>) {
 fn hand_over(bencher: Bencher<'_, '_>) {
     let rig = Rig::new();
     let pool = rig.pool();
-    // Who waits has a timer.
-    let _inside = rig.runtime.enter();
     let deadline = Instant::now() + Duration::from_secs(3_600);
     let waiter = || Box::pin(pool.check_out(Lane::Regular, deadline));
     let held: Vec<_> = (0..CONNECTIONS).map(|_| taken(poll(&mut waiter()))).collect();

@@ -95,6 +95,13 @@ impl Waiting {
         self.tenants[index] += 1;
     }
 
+    /// Whether the first in line is to be asked if it can use what has come free; not when all have been asked.
+    fn ask_next(&mut self) -> bool {
+        let asks = self.asked > 0;
+        self.asked = self.asked.saturating_sub(1);
+        asks
+    }
+
     fn remove(&mut self, newcomer: Newcomer) {
         self.count -= 1;
         self.bytes -= newcomer.bytes;
@@ -168,6 +175,7 @@ impl Admission {
             tokio::pin!(freed);
             // Enabled before the look, so that a place freed in between is not missed.
             freed.as_mut().enable();
+            let mut asks_next = false;
             let outcome = {
                 let mut waiting = self.lock();
                 let outcome = self.admit_of(&mut waiting, newcomer);
@@ -175,10 +183,13 @@ impl Admission {
                     // Nobody can use what is not there.
                     Err(AdmitError::QueueFull { .. }) => waiting.asked = 0,
                     // There may be room for the next one, too, or for one that is smaller or somebody else's.
-                    _ => self.ask_next(&mut waiting),
+                    _ => asks_next = waiting.ask_next(),
                 }
                 outcome
             };
+            if asks_next {
+                self.freed.notify_one();
+            }
             let refused = match outcome {
                 Ok(permit) => return Ok(permit),
                 Err(refused) => refused,
@@ -186,14 +197,6 @@ impl Admission {
             if tokio::time::timeout_at(deadline, freed).await.is_err() {
                 return Err(refused);
             }
-        }
-    }
-
-    /// Asks the first in line whether it can use what has come free, unless all have been asked.
-    fn ask_next(&self, waiting: &mut Waiting) {
-        if let Some(left) = waiting.asked.checked_sub(1) {
-            waiting.asked = left;
-            self.freed.notify_one();
         }
     }
 
@@ -218,11 +221,16 @@ pub struct Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let admission = &self.admission;
-        let mut waiting = admission.lock();
-        waiting.remove(self.newcomer);
-        // One after the other, and each once: to wake all of thousands for each place would cost more than the place is worth.
-        waiting.asked = admission.in_line.load(Ordering::Relaxed);
-        admission.ask_next(&mut waiting);
+        let asks_next = {
+            let mut waiting = admission.lock();
+            waiting.remove(self.newcomer);
+            // One after the other, and each once: to wake all of thousands for each place would cost more than the place is worth.
+            waiting.asked = admission.in_line.load(Ordering::Relaxed);
+            waiting.ask_next()
+        };
+        if asks_next {
+            admission.freed.notify_one();
+        }
     }
 }
 

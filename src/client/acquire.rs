@@ -252,7 +252,9 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
 }
 
 /// Its pool was cleared: it is to be routed anew after a pause, in which what has happened becomes known.
-async fn before_rerouting(exchange: &Exchange) -> Result<(), Refusal> {
+async fn before_rerouting(exchange: &mut Exchange) -> Result<(), Refusal> {
+    // Of the server that it does not go to now.
+    exchange.place = None;
     let cluster = &exchange.cluster;
     if let Some(expired) = exchange.expired() {
         return Err(expired.into());

@@ -38,8 +38,9 @@ mod tests {
 
     #[test]
     fn a_small_buffer_serves_again_and_a_large_one_does_not() {
-        let first = take(100);
+        let mut first = take(100);
         let place = first.as_ptr();
+        first.extend_from_slice(b"somebody's request");
         give_back(first);
         let again = take(ROOM_BYTES);
         assert_eq!((again.as_ptr(), again.len()), (place, 0));

@@ -147,6 +147,7 @@ pub struct Cluster {
     dialer: Arc<dyn Dialer>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
+    /// Held while servers are made to agree with the topology.
     reconciling: Mutex<()>,
     /// Servers that have left and still have connections, in case they come back: the bound holds for both together.
     leaving: Mutex<BTreeMap<Address, Arc<Server>>>,
