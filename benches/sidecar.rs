@@ -22,6 +22,8 @@ mod cases;
 mod chart;
 #[path = "sidecar/crowd.rs"]
 mod crowd;
+#[path = "sidecar/disturbances.rs"]
+mod disturbances;
 #[path = "sidecar/load.rs"]
 mod load;
 #[path = "sidecar/measure.rs"]
@@ -36,8 +38,12 @@ mod relay;
 mod report;
 #[path = "sidecar/results.rs"]
 mod results;
+#[path = "sidecar/slow_readers.rs"]
+mod slow_readers;
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "sidecar/variants.rs"]
+mod variants;
 #[path = "sidecar/verdict.rs"]
 mod verdict;
 #[path = "sidecar/witness.rs"]
@@ -47,20 +53,21 @@ mod work;
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use mongomux::sandbox::deployment::Deployment;
+use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use accounting::Process;
 use cases::{Case, DEFAULT_CASES};
 use measure::{PROGRAM, Run};
-use references::{Kind, Reference, Server};
-use results::Results;
+use references::{Kind, Reference, Server, Setup};
+use results::{Purpose, Results};
+use variants::Ways;
 use witness::Witness;
 
 /// Compares the program with other ways to the server
@@ -70,8 +77,20 @@ struct Options {
     role: Option<Role>,
 
     /// What is measured: COMMAND@SHAPE, separated by commas
-    #[arg(long, value_name = "CASES", value_delimiter = ',', default_value = DEFAULT_CASES)]
+    #[arg(
+        long, value_name = "CASES", value_delimiter = ',', default_value = DEFAULT_CASES,
+        default_value_if("variants", "true", variants::CASES)
+    )]
     cases: Vec<Case>,
+
+    /// The program in other set-ups beside the plain one, instead of other proxies: clients and server over unix sockets, TLS
+    /// to the server, two threads
+    #[arg(long, conflicts_with_all = ["proxies", "charts", "disturbed"])]
+    variants: bool,
+
+    /// What ordinary clients notice of slow readers and of a storm of new clients, through the program and without
+    #[arg(long, conflicts_with_all = ["charts", "cases"])]
+    disturbed: bool,
 
     /// Which targets, by name and separated by commas; all by default
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
@@ -118,6 +137,20 @@ struct Options {
     bench: bool,
 }
 
+impl Options {
+    fn purpose(&self) -> Purpose {
+        match (self.variants, self.disturbed) {
+            (true, _) => Purpose::Variants,
+            (_, true) => Purpose::Disturbances,
+            _ => Purpose::References,
+        }
+    }
+
+    fn wants(&self, target: &str) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(|it| it == target)
+    }
+}
+
 #[derive(Subcommand)]
 enum Role {
     /// Is the relay that the program is compared with
@@ -148,9 +181,18 @@ fn main() -> ExitCode {
 }
 
 fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
-    let references = references(options)?;
+    let is_needed = options.variants || options.wants(PROGRAM);
+    let program = is_needed.then(|| options.mongomux.clone().map_or_else(support::bench::build, Ok)).transpose()?;
+    let ways = options.variants.then(Ways::prepare).transpose()?;
+    let mut wishes = DeploymentOptions::for_tests(1);
+    wishes.arguments = ways.as_ref().map(Ways::arguments).unwrap_or_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let deployment = runtime.block_on(Deployment::replica_set(1))?;
+    let deployment = runtime.block_on(Deployment::start(wishes))?;
+    let references = match (&ways, &program) {
+        (Some(ways), Some(program)) => ways.references(program, &deployment),
+        _ => references(options, program.as_deref()),
+    };
+    let references = wanted(references, options)?;
     let member = &deployment.members()[0];
     let server = Server {
         address: member.address().to_string().parse()?,
@@ -163,13 +205,19 @@ fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
         server,
         witness,
         random: StdRng::seed_from_u64(options.seed),
-        results: Results::default(),
+        results: Results { purpose: options.purpose(), ..Results::default() },
         slice: Duration::from_millis(options.slice),
         rounds: options.rounds,
+        programs: references.iter().filter(|reference| matches!(reference.kind, Kind::Mongomux(_))).count(),
     };
     conditions(&mut run, options)?;
-    run.compare(&references, &options.cases, options.sockets)?;
-    if options.many > options.sockets
+    if run.results.purpose == Purpose::Disturbances {
+        run.disturb(&references, options.sockets)?;
+    } else {
+        run.compare(&references, &options.cases, options.sockets)?;
+    }
+    if run.results.purpose == Purpose::References
+        && options.many > options.sockets
         && let Some(program) = references.iter().find(|reference| reference.name == PROGRAM)
     {
         run.crowd(program, "find-100B@turn".parse()?, options.sockets, options.many)?;
@@ -184,24 +232,28 @@ fn measure(options: &Options) -> Result<Results, Box<dyn Error>> {
     Ok(run.results)
 }
 
-/// What is to be measured, the program last.
-fn references(options: &Options) -> Result<Vec<Reference>, Box<dyn Error>> {
+/// What else there is, and the program last.
+fn references(options: &Options, program: Option<&Path>) -> Vec<Reference> {
     let named = |name: &str, kind| Reference { name: name.to_owned(), kind };
     let own = [("direct", Kind::Direct), ("relay", Kind::Own("relay")), ("pooler", Kind::Own("pooler"))];
     let mut all: Vec<Reference> = own.into_iter().map(|(name, kind)| named(name, kind)).collect();
     if references::haproxy_version().is_some() {
         all.push(named("haproxy", Kind::Haproxy));
     }
+    if options.disturbed && options.targets.is_empty() {
+        all.retain(|reference| reference.kind == Kind::Direct);
+    }
     all.extend(options.proxies.iter().cloned());
-    let is_wanted = |name: &str| options.targets.is_empty() || options.targets.iter().any(|target| target == name);
-    if is_wanted(PROGRAM) {
-        let program = options.mongomux.clone().map_or_else(support::bench::build, Ok)?;
-        all.push(named(PROGRAM, Kind::Mongomux(program)));
-    }
+    all.extend(program.map(|program| named(PROGRAM, Kind::Mongomux(Setup::plain(program)))));
+    all
+}
+
+/// Those that are asked for.
+fn wanted(mut all: Vec<Reference>, options: &Options) -> Result<Vec<Reference>, String> {
     if let Some(unknown) = options.targets.iter().find(|target| all.iter().all(|it| it.name != **target)) {
-        return Err(format!("no target {unknown}").into());
+        return Err(format!("no target {unknown}"));
     }
-    all.retain(|reference| is_wanted(&reference.name));
+    all.retain(|reference| options.wants(&reference.name));
     Ok(all)
 }
 

@@ -83,14 +83,24 @@ impl fmt::Display for Case {
     }
 }
 
+impl FromStr for Command {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        COMMANDS.into_iter().find(|command| command.name == text).ok_or_else(|| {
+            let names = COMMANDS.map(|command| command.name);
+            format!("{text} is not one of {}", names.join(", "))
+        })
+    }
+}
+
 impl FromStr for Case {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names: Vec<_> = COMMANDS.iter().map(|command| command.name).collect();
-        let refuse = || format!("{text} is not one of {}, and @turn, @all, @open or @SOCKETS", names.join(", "));
+        let refuse = || format!("{text} is not COMMAND@turn, @all, @open or @SOCKETS");
         let (name, shape) = text.split_once('@').ok_or_else(refuse)?;
-        let command = *COMMANDS.iter().find(|command| command.name == name).ok_or_else(refuse)?;
+        let command = name.parse()?;
         let shape = match shape {
             "turn" => Shape::Turn(IN_FLIGHT),
             "all" => Shape::All,

@@ -3,14 +3,13 @@
 
 use std::io::{self, Read, Write};
 use std::mem;
-use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use socket2::{Domain, Socket as NewSocket, Type};
+use socket2::{SockAddr, Socket as Stream, Type};
 use tokio::time::Instant;
 
 use super::work::{Asked, Work, hello, ping};
@@ -36,7 +35,7 @@ pub struct Crowd {
 }
 
 struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     /// What is in flight, and since when.
     asked: Option<(Asked, Instant)>,
     unsent: Vec<u8>,
@@ -72,7 +71,7 @@ impl Crowd {
 
     /// Connects until there are `count`, no more than `at_once` at a time: each says hello as `application` and has its first
     /// command, a ping, answered.
-    pub fn grow(&mut self, count: usize, address: SocketAddr, application: &str, at_once: usize) -> io::Result<()> {
+    pub fn grow(&mut self, count: usize, address: &SockAddr, application: &str, at_once: usize) -> io::Result<()> {
         let (mut hello, mut ping) = (hello(application), ping());
         let first = self.len();
         let (mut stages, mut served, mut ready) = (Vec::new(), 0, Vec::new());
@@ -114,17 +113,18 @@ impl Crowd {
         }
     }
 
-    fn dial(&mut self, address: SocketAddr) -> io::Result<()> {
-        let socket = NewSocket::new(Domain::for_address(address), Type::STREAM.nonblocking().cloexec(), None)?;
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&address.into()) {
+    fn dial(&mut self, address: &SockAddr) -> io::Result<()> {
+        let stream = Stream::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
+        if !address.is_unix() {
+            stream.set_tcp_nodelay(true)?;
+        }
+        match stream.connect(address) {
             Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(error),
             _ => {}
         }
         // Told of once for all that happens: what has been told of is dealt with at once, to the end.
         let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-        epoll::add(&self.epoll, &socket, epoll::EventData::new_u64(self.sockets.len() as u64), edges)?;
-        let stream = socket.into();
+        epoll::add(&self.epoll, &stream, epoll::EventData::new_u64(self.sockets.len() as u64), edges)?;
         self.sockets.push(Socket { stream, asked: None, unsent: Vec::new(), partial: Vec::new() });
         Ok(())
     }
@@ -205,12 +205,12 @@ impl Crowd {
 }
 
 /// True when all of the message is there, or more than that, which makes it a wrong one.
-fn is_whole(bytes: &[u8]) -> bool {
+pub fn is_whole(bytes: &[u8]) -> bool {
     bytes.first_chunk().is_some_and(|length| bytes.len() >= u32::from_le_bytes(*length) as usize)
 }
 
 /// Writes what the socket takes.
-fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+fn write(stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         match stream.write(&bytes[sent..]) {

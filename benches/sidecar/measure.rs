@@ -27,18 +27,18 @@ const CONNECTING: usize = 100;
 const IDLE: Duration = Duration::from_secs(2);
 
 /// After a storm, for what its sockets leave to do.
-const REST: Duration = Duration::from_secs(1);
+pub const REST: Duration = Duration::from_secs(1);
 
 /// `max_pool_size` by default.
 const POOL: usize = 10;
 
-/// The one target whose upstream connections are bounded.
+/// The program at its defaults.
 pub const PROGRAM: &str = "mongomux";
 
 /// A target and its clients.
-struct Side {
-    running: Running,
-    crowd: Crowd,
+pub struct Side {
+    pub running: Running,
+    pub crowd: Crowd,
 }
 
 /// Everything that a run has at hand.
@@ -49,6 +49,8 @@ pub struct Run {
     pub results: Results,
     pub slice: Duration,
     pub rounds: usize,
+    /// How many of the targets are the program, in whatever set-up: each has a pool.
+    pub programs: usize,
 }
 
 impl Run {
@@ -71,9 +73,7 @@ impl Run {
                     self.results.slices.push(slice);
                 }
                 self.check_inserted(*case, work)?;
-                if references.iter().any(|reference| reference.name == PROGRAM) {
-                    self.check_bound(&case.to_string())?;
-                }
+                self.check_bound(&case.to_string())?;
             }
         }
         let mut running: Vec<Running> = sides.into_iter().map(|side| side.running).collect();
@@ -95,7 +95,7 @@ impl Run {
         let (server_before, connections_before) = (self.server.process.resident_kib()?, self.witness.connections()?);
         let mut side = self.settle(reference, few)?;
         let Some(Memory { bare_kib, .. }) = self.results.memory.pop() else { return Ok(()) };
-        side.crowd.grow(many, side.running.address, &reference.name, CONNECTING)?;
+        side.crowd.grow(many, &side.running.address, &reference.name, CONNECTING)?;
         self.record_memory(&side, bare_kib, server_before, connections_before)?;
         let mut work = Work::new(case.command);
         for round in 0..self.rounds {
@@ -106,13 +106,13 @@ impl Run {
     }
 
     /// Starts a target and connects its clients.
-    fn settle(&mut self, reference: &Reference, clients: usize) -> Result<Side, Box<dyn Error>> {
+    pub fn settle(&mut self, reference: &Reference, clients: usize) -> Result<Side, Box<dyn Error>> {
         let connections_before = self.witness.connections()?;
         let running = reference.start(&self.server, clients)?;
         let bare_kib = running.process().map(Process::resident_kib).transpose()?;
         let server_before = self.server.process.resident_kib()?;
         let mut crowd = Crowd::new()?;
-        crowd.grow(clients, running.address, &reference.name, CONNECTING)?;
+        crowd.grow(clients, &running.address, &reference.name, CONNECTING)?;
         let side = Side { running, crowd };
         self.record_memory(&side, bare_kib, server_before, connections_before)?;
         Ok(side)
@@ -152,7 +152,25 @@ impl Run {
         Ok(())
     }
 
-    fn slice(&mut self, side: &mut Side, case: Case, work: &mut Work, round: usize) -> Result<Slice, Box<dyn Error>> {
+    pub fn slice(
+        &mut self,
+        side: &mut Side,
+        case: Case,
+        work: &mut Work,
+        round: usize,
+    ) -> Result<Slice, Box<dyn Error>> {
+        self.slice_with(side, case, work, round, || ())
+    }
+
+    /// The same, and something else begins when it does.
+    pub fn slice_with(
+        &mut self,
+        side: &mut Side,
+        case: Case,
+        work: &mut Work,
+        round: usize,
+        begin: impl FnOnce(),
+    ) -> Result<Slice, Box<dyn Error>> {
         let name = &side.running.name;
         let named = |error: io::Error| format!("{case} through {name}: {error}");
         let proxy = side.running.process();
@@ -163,6 +181,7 @@ impl Run {
             Ok([proxy, Some(self.server.process.cpu()?), Some(Process::current().cpu()?)])
         };
         let before = cpu(proxy)?;
+        begin();
         let outcome = load::run(&mut side.crowd, work, case.shape, self.slice, &mut self.random).map_err(named)?;
         let after = cpu(proxy)?;
         let spent = |index: usize| -> Option<f64> {
@@ -192,9 +211,12 @@ impl Run {
         Ok(slice)
     }
 
-    fn check_bound(&mut self, when: &str) -> Result<(), Box<dyn Error>> {
+    pub fn check_bound(&mut self, when: &str) -> Result<(), Box<dyn Error>> {
+        if self.programs == 0 {
+            return Ok(());
+        }
         let connections = self.witness.data_connections()?;
-        if !(1..=POOL).contains(&connections) {
+        if !(1..=POOL * self.programs).contains(&connections) {
             self.results.wrong.push(format!("{when}: {connections} upstream connections"));
         }
         Ok(())
@@ -215,7 +237,7 @@ impl Run {
         let before = (server.cpu()?, proxy.map(Process::cpu).transpose()?);
         let began = Instant::now();
         let mut crowd = Crowd::new()?;
-        crowd.grow(clients, target.address, &target.name, clients)?;
+        crowd.grow(clients, &target.address, &target.name, clients)?;
         let seconds = began.elapsed().as_secs_f64();
         let after = (server.cpu()?, proxy.map(Process::cpu).transpose()?);
         let each = |spent: Duration| spent.as_secs_f64() * 1e6 / clients as f64;
@@ -226,9 +248,7 @@ impl Run {
             proxy_us: before.1.zip(after.1).map(|(before, after)| each(after - before)),
             server_us: each(after.0 - before.0),
         });
-        if target.name == PROGRAM {
-            self.check_bound("storm")?;
-        }
+        self.check_bound("storm")?;
         drop(crowd);
         std::thread::sleep(REST);
         Ok(())

@@ -1,13 +1,15 @@
 //! What is measured: no proxy, proxies to compare with, and the program.
 
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
 use std::time::Duration;
 
-use tempfile::NamedTempFile;
+use socket2::SockAddr;
+use tempfile::TempDir;
 use tokio::time::Instant;
 
 use super::accounting::Process;
@@ -26,9 +28,27 @@ pub enum Kind {
     /// This very program in another role.
     Own(&'static str),
     Haproxy,
-    Mongomux(PathBuf),
+    Mongomux(Setup),
     /// A command with `{listen}` and `{upstream}` in it.
     Other(String),
+}
+
+/// The program, and what is not at its default.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Setup {
+    pub program: PathBuf,
+    /// Clients connect over a unix socket.
+    pub unix_clients: bool,
+    /// Another connection string than the server's.
+    pub upstream: Option<String>,
+    pub worker_threads: Option<usize>,
+}
+
+impl Setup {
+    /// All at its default.
+    pub fn plain(program: &Path) -> Self {
+        Self { program: program.to_owned(), unix_clients: false, upstream: None, worker_threads: None }
+    }
 }
 
 /// Something to measure, by a name of its own.
@@ -58,9 +78,10 @@ pub struct Server {
 /// A running proxy, or the server itself. Dropping it kills the proxy.
 pub struct Running {
     pub name: String,
-    pub address: SocketAddr,
+    pub address: SockAddr,
     proxy: Option<Child>,
-    _configuration: Option<NamedTempFile>,
+    /// Its configuration and its socket.
+    _files: TempDir,
 }
 
 impl Drop for Running {
@@ -83,26 +104,40 @@ impl Reference {
     /// Starts it for so many clients, and waits until one has been served: what is made for the first one is there.
     pub fn start(&self, server: &Server, clients: usize) -> io::Result<Running> {
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let mut configuration = None;
+        let files = tempfile::Builder::new().prefix("mongomux-bench-").tempdir()?;
+        let configuration = files.path().join("configuration");
+        let mut address = SockAddr::from(listen);
         let command = match &self.kind {
-            Kind::Direct => None,
+            Kind::Direct => {
+                address = server.address.into();
+                None
+            }
             Kind::Own(role) => {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg(role).arg(listen.to_string()).arg(server.address.to_string());
                 Some(command)
             }
             Kind::Haproxy => {
-                let file = NamedTempFile::new()?;
-                std::fs::write(&file, haproxy(listen, server.address, clients))?;
+                fs::write(&configuration, haproxy(listen, server.address, clients))?;
                 let mut command = Command::new("haproxy");
-                command.arg("-db").arg("-f").arg(file.path());
-                configuration = Some(file);
+                command.arg("-db").arg("-f").arg(configuration);
                 Some(command)
             }
-            Kind::Mongomux(program) => {
-                let mut command = Command::new(program);
-                command.args(["run", "--log", "warn", "--admin", "127.0.0.1:0", "--listen", &listen.to_string()]);
-                command.arg(&server.uri).env_clear();
+            Kind::Mongomux(setup) => {
+                let mut command = Command::new(&setup.program);
+                command.args(["run", "--log", "warn", "--admin", "127.0.0.1:0", "--listen"]).env_clear();
+                if setup.unix_clients {
+                    let socket = files.path().join("socket");
+                    command.arg(format!("unix:{}", socket.display()));
+                    address = SockAddr::unix(socket)?;
+                } else {
+                    command.arg(listen.to_string());
+                }
+                if let Some(threads) = setup.worker_threads {
+                    fs::write(&configuration, format!("worker_threads = {threads}\n"))?;
+                    command.arg("--config").arg(configuration);
+                }
+                command.arg(setup.upstream.as_ref().unwrap_or(&server.uri));
                 Some(command)
             }
             Kind::Other(template) => {
@@ -114,11 +149,10 @@ impl Reference {
                 Some(command)
             }
         };
-        let address = if command.is_some() { listen } else { server.address };
         let start = |mut command: Command| command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.name));
         let proxy = command.map(start).transpose().map_err(named)?;
-        let mut running = Running { name: self.name.clone(), address, proxy, _configuration: configuration };
+        let mut running = Running { name: self.name.clone(), address, proxy, _files: files };
         self.await_first_client(&mut running).map_err(named)?;
         Ok(running)
     }
@@ -126,7 +160,7 @@ impl Reference {
     fn await_first_client(&self, running: &mut Running) -> io::Result<()> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let Err(error) = Crowd::new()?.grow(1, running.address, "first client", 1) else { return Ok(()) };
+            let Err(error) = Crowd::new()?.grow(1, &running.address, "first client", 1) else { return Ok(()) };
             if let Some(status) = running.proxy.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 return Err(io::Error::other(format!("ended with {status}")));
             }

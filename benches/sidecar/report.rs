@@ -1,7 +1,12 @@
 //! What was measured, as Markdown for people.
 
-use super::results::{Figure, Measured, Memory, Results, Slice, Spread, Storm, ratio, spread};
+use super::disturbances;
+use super::measure::PROGRAM;
+use super::results::{Figure, Meanwhile, Measured, Memory, Purpose, Results, Slice, Spread, Storm, ratio, spread};
 use super::verdict;
+
+/// Each target while nothing disturbs it.
+const CALM: &str = "calm";
 
 /// Figures and how many digits they have, in the order of their columns.
 type Columns<M> = [(Figure<M>, usize)];
@@ -12,7 +17,9 @@ pub fn print(results: &Results) {
     for (what, value) in &results.conditions {
         println!("| {what} | {value} |");
     }
-    verdict::print(results);
+    if results.purpose == Purpose::References {
+        verdict::print(results);
+    }
     print_ratios(results);
     for case in results.cases() {
         print_case(&results.targets, &results.of_case(case));
@@ -20,23 +27,37 @@ pub fn print(results: &Results) {
     print_case(&results.targets, &results.many.iter().collect::<Vec<_>>());
     print_memory(&results.memory);
     print_storms(&results.targets, &results.storms.iter().collect::<Vec<_>>());
+    print_meanwhile(&results.targets, &results.meanwhile.iter().collect::<Vec<_>>());
 }
 
 fn print_ratios(results: &Results) {
-    println!("\n### Ratios within a round\n");
-    println!("| | | proxy CPU : haproxy | proxy + mongod CPU : direct | ops/s : direct | p99 : direct |");
-    println!("|{}", " --- |".repeat(6));
-    let ratios: [(&str, Figure<Slice>); 4] = [
-        ("haproxy", |it| it.proxy_us),
-        ("direct", |it| Some(it.sum_us())),
-        ("direct", |it| Some(it.per_second)),
-        ("direct", |it| Some(it.p99_ms)),
+    // What for the proxy's processor time, and what for everything else.
+    let (of_proxy, others) = match results.purpose {
+        Purpose::References => ("haproxy", "direct"),
+        Purpose::Variants => (PROGRAM, PROGRAM),
+        Purpose::Disturbances => (CALM, CALM),
+    };
+    let ratios: [(&str, &str, Figure<Slice>); 5] = [
+        ("proxy CPU", of_proxy, |it| it.proxy_us),
+        ("proxy + mongod CPU", others, |it| Some(it.sum_us())),
+        ("ops/s", others, |it| Some(it.per_second)),
+        ("p50", others, |it| Some(it.p50_ms)),
+        ("p99", others, |it| Some(it.p99_ms)),
     ];
+    println!("\n### Ratios within a round\n");
+    print!("| | |");
+    ratios.iter().for_each(|(what, to, _)| print!(" {what} : {to} |"));
+    println!("\n|{}", " --- |".repeat(2 + ratios.len()));
     for case in results.cases() {
         let slices = results.of_case(case);
-        for target in results.targets.iter().filter(|target| *target != "direct") {
+        for target in &results.targets {
+            let named = |to| if to == CALM { disturbances::calm(target) } else { to };
+            if target == named(others) {
+                continue;
+            }
             print!("| `{case}` | {target} |");
-            for (to, figure) in ratios {
+            for (_, to, figure) in ratios {
+                let to = named(to);
                 print_cell(ratio(&slices, target, to, figure).filter(|_| target != to), 2);
             }
             println!();
@@ -69,9 +90,21 @@ fn print_case(targets: &[String], slices: &[&Slice]) {
 }
 
 fn print_storms(targets: &[String], storms: &[&Storm]) {
+    if storms.is_empty() {
+        return;
+    }
     println!("\n### A storm of connects: all at once, hello and first ping each\n");
     println!("| | all served, s | proxy us per client | mongod us per client |\n|{}", " --- |".repeat(4));
     print_rows(targets, storms, &[(|it| Some(it.seconds), 2), (|it| it.proxy_us, 0), (|it| Some(it.server_us), 0)]);
+}
+
+fn print_meanwhile(targets: &[String], meanwhile: &[&Meanwhile]) {
+    if meanwhile.is_empty() {
+        return;
+    }
+    println!("\n### What disturbed them\n");
+    println!("| | slow readers, MB/s | storm, all served, s |\n|{}", " --- |".repeat(3));
+    print_rows(targets, meanwhile, &[(|it| Some(it.read), 1), (|it| Some(it.storm_seconds), 2)]);
 }
 
 fn print_rows<M: Measured>(targets: &[String], measured: &[&M], columns: &Columns<M>) {

@@ -8,6 +8,7 @@ use serde::Serialize;
 #[derive(Debug, Default, Serialize)]
 pub struct Results {
     pub conditions: BTreeMap<&'static str, String>,
+    pub purpose: Purpose,
     /// In the order in which they were measured.
     pub targets: Vec<String>,
     pub slices: Vec<Slice>,
@@ -15,8 +16,21 @@ pub struct Results {
     pub many: Vec<Slice>,
     pub memory: Vec<Memory>,
     pub storms: Vec<Storm>,
+    pub meanwhile: Vec<Meanwhile>,
     /// What must not be.
     pub wrong: Vec<String>,
+}
+
+/// What a run is about, and so which target another one is held against.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum Purpose {
+    /// The program beside what else there is.
+    #[default]
+    References,
+    /// The program in other set-ups.
+    Variants,
+    /// Each target while others disturb it.
+    Disturbances,
 }
 
 /// One slice of one case.
@@ -82,6 +96,17 @@ pub struct Storm {
     pub server_us: f64,
 }
 
+/// How a disturbance fared.
+#[derive(Debug, Clone, Serialize)]
+pub struct Meanwhile {
+    pub target: String,
+    pub round: usize,
+    /// What slow readers got, in MB per second.
+    pub read: f64,
+    /// Until the last client of a storm was served.
+    pub storm_seconds: f64,
+}
+
 /// What was measured once in a round, for one target.
 pub trait Measured {
     fn target(&self) -> &str;
@@ -99,6 +124,16 @@ impl Measured for Slice {
 }
 
 impl Measured for Storm {
+    fn target(&self) -> &str {
+        &self.target
+    }
+
+    fn round(&self) -> usize {
+        self.round
+    }
+}
+
+impl Measured for Meanwhile {
     fn target(&self) -> &str {
         &self.target
     }
