@@ -18,7 +18,7 @@ use crate::support::canned::{self, LARGE, SMALL};
 const LIMIT: usize = 48_000_000;
 
 fn frame(message: &[u8]) -> Frame {
-    Frame::copy_from(message, LIMIT).expect("a sound message").expect("a whole message")
+    Frame::copy_into(bytes::BytesMut::with_capacity, message, LIMIT).expect("a sound message").expect("a whole message")
 }
 
 /// What a read has brought, cut into messages until no whole one is left.

@@ -497,7 +497,7 @@ mod tests {
         assert_eq!(fault(doc! {"ping": 1, "$client": {}, "$db": "a"}), CommandError::InternalField("$client"));
         let mut damaged = frame(&doc! {"ping": 1, "$db": "admin"}).bytes().to_vec();
         damaged[25] = 0x66;
-        let mut damaged = Frame::copy_from(&damaged, 1000).unwrap().unwrap();
+        let mut damaged = Frame::copy_into(bytes::BytesMut::with_capacity, &damaged, 1000).unwrap().unwrap();
         assert_eq!(Command::parse(&mut damaged).unwrap_err(), CommandError::InvalidBson);
     }
 
@@ -728,7 +728,8 @@ mod tests {
                 command.set_await_time(&mut message, Duration::from_millis(wait));
                 assert_eq!(message.header().length, message.bytes().len());
                 let (again, copy) = {
-                    let mut copy = Frame::copy_from(message.bytes(), usize::MAX).unwrap().unwrap();
+                    let mut copy =
+                        Frame::copy_into(bytes::BytesMut::with_capacity, message.bytes(), usize::MAX).unwrap().unwrap();
                     (Command::parse(&mut copy).unwrap(), copy)
                 };
                 let set = find(again.document(&copy), b"maxTimeMS").and_then(|element| element.as_number());

@@ -53,7 +53,7 @@ mod tests {
         let mut message = encode::op_msg(3, 4, &with_times(inner.clone())).bytes().to_vec();
         let length = take_out(&mut message).unwrap();
         message.truncate(length);
-        let frame = Frame::copy_from(&message, 1 << 20).unwrap().unwrap();
+        let frame = Frame::copy_into(bytes::BytesMut::with_capacity, &message, 1 << 20).unwrap().unwrap();
         assert_eq!((frame.header().length, frame.header().request_id, frame.header().response_to), (length, 3, 4));
         let expected = encode::op_msg(3, 4, &RawDocumentBuf::try_from(&inner).unwrap());
         assert_eq!(frame.bytes(), expected.bytes());

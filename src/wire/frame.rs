@@ -51,16 +51,8 @@ impl Frame {
         }
     }
 
-    /// Copies the first message out of `bytes`; `None` means that it is not whole. The copy is what lets the caller
-    /// read many sockets into one shared buffer.
-    ///
-    /// # Errors
-    /// As [`Frame::decode`].
-    pub fn copy_from(bytes: &[u8], max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
-        Self::copy_into(BytesMut::with_capacity, bytes, max_message_bytes)
-    }
-
-    /// As [`Frame::copy_from`], into an empty buffer that `buffer` gives for so many bytes.
+    /// Copies the first message out of `bytes`, into an empty buffer that `buffer` gives for so many; `None` means that it is
+    /// not whole. The copy is what lets the caller read many sockets into one shared buffer.
     ///
     /// # Errors
     /// As [`Frame::decode`].
@@ -210,7 +202,7 @@ mod tests {
         for length in 0..bytes.len() {
             let mut buffer = BytesMut::from(&bytes[..length]);
             assert!(Frame::decode(&mut buffer, LIMIT).unwrap().is_none());
-            assert!(Frame::copy_from(&bytes[..length], LIMIT).unwrap().is_none());
+            assert!(Frame::copy_into(BytesMut::with_capacity, &bytes[..length], LIMIT).unwrap().is_none());
             assert_eq!(buffer, bytes[..length]);
         }
     }
@@ -228,7 +220,7 @@ mod tests {
         frame.set_request_id(-7);
         frame.set_response_to(i32::MAX);
         frame.truncate_by(4);
-        let again = Frame::copy_from(frame.bytes(), LIMIT).unwrap().unwrap();
+        let again = Frame::copy_into(BytesMut::with_capacity, frame.bytes(), LIMIT).unwrap().unwrap();
         assert_eq!(again.header(), frame.header());
         assert_eq!((again.header().request_id, again.header().response_to), (-7, i32::MAX));
         assert_eq!(again.body(), b"1234");

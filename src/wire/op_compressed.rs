@@ -322,7 +322,7 @@ mod tests {
     }
 
     fn open(message: BytesMut) -> Result<(Frame, Compressor), DecompressError> {
-        let frame = Frame::copy_from(&message, LIMIT).unwrap().unwrap();
+        let frame = Frame::copy_into(bytes::BytesMut::with_capacity, &message, LIMIT).unwrap().unwrap();
         assert_eq!(frame.header().op_code, OpCode::Compressed);
         decompress(&frame, LIMIT)
     }
@@ -358,7 +358,7 @@ mod tests {
             for body in bodies() {
                 let message = Frame::build(3, 4, OpCode::Msg, &body);
                 let wrapped = compress(message.bytes(), compressor, LIMIT);
-                let frame = Frame::copy_from(&wrapped, LIMIT).unwrap().unwrap();
+                let frame = Frame::copy_into(bytes::BytesMut::with_capacity, &wrapped, LIMIT).unwrap().unwrap();
                 assert_eq!((frame.header().request_id, frame.header().response_to), (3, 4));
                 assert_eq!(inflated_bytes(frame.body(), LIMIT), Ok(message.bytes().len()));
                 let (inner, used) = open(wrapped).unwrap();
