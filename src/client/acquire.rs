@@ -63,13 +63,18 @@ pub(super) fn acquire_now(exchange: &mut Exchange, now: Instant) -> Result<Now, 
     }
     match found.operation.server().pool.try_check_out(exchange.claim, now) {
         Ok(Some(connection)) => {
-            exchange.cluster.metrics.wait_queue_seconds.observe(0.0);
-            degraded::stand_in(exchange, &found);
+            has_waited(exchange, &found, Duration::ZERO);
             Ok(Now::Connection(found.operation, connection))
         }
         Ok(None) => Ok(Now::Full(found)),
         Err(_) => Ok(Now::Nothing),
     }
+}
+
+/// It has its connection, after so long.
+fn has_waited(exchange: &mut Exchange, found: &Found, waited: Duration) {
+    exchange.cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
+    degraded::stand_in(exchange, found);
 }
 
 /// Takes a place, if the command may only use a share of the pool; false when it has to wait for one.
@@ -166,8 +171,7 @@ pub(super) async fn take_turn(
     match turn? {
         Some(Ok(connection)) => {
             let waited = connection.taken_at().saturating_duration_since(wait.began);
-            exchange.cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
-            degraded::stand_in(exchange, &found);
+            has_waited(exchange, &found, waited);
             Ok(Some((found.operation, connection)))
         }
         Some(Err(CheckOutError::Cleared | CheckOutError::Closed)) => {
@@ -231,8 +235,7 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
         }
         match pool.check_out(exchange.claim, until).await {
             Ok(connection) => {
-                exchange.cluster.metrics.wait_queue_seconds.observe(began.elapsed().as_secs_f64());
-                degraded::stand_in(exchange, &found);
+                has_waited(exchange, &found, began.elapsed());
                 return Ok((found.operation, connection));
             }
             Err(CheckOutError::Cleared | CheckOutError::Closed) => {
