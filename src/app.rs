@@ -14,6 +14,7 @@ use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
 use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
@@ -71,6 +72,8 @@ pub struct App {
     activity: Arc<Activity>,
     /// True from the order to drain on, whoever gave it.
     draining: watch::Sender<bool>,
+    /// Has the files of the configuration read again.
+    reload: Reload,
     drain_timeout: Duration,
     drain_quiet: Duration,
 }
@@ -104,6 +107,7 @@ impl App {
                 .map_err(|error| StartError::Tls { cluster: name, error })?;
             clusters.push(cluster);
         }
+        let reload = Reload::default();
         let service_id = ObjectId::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
@@ -127,7 +131,18 @@ impl App {
         tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
-        Ok(Self { tasks, clusters, addresses, admin_address, metrics, activity, draining, drain_timeout, drain_quiet })
+        Ok(Self {
+            tasks,
+            clusters,
+            addresses,
+            admin_address,
+            metrics,
+            activity,
+            draining,
+            reload,
+            drain_timeout,
+            drain_quiet,
+        })
     }
 
     /// Where clients connect; ports are the real ones.
@@ -148,6 +163,11 @@ impl App {
     /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// Has certificates, users and credentials read again, changed or not.
+    pub fn reload(&self) {
+        self.reload.now();
     }
 
     /// Resolves when somebody else than a signal has ordered a drain.

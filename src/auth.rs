@@ -4,17 +4,36 @@
 //! expensive step, [`KeyDerivation::derive`], where it blocks nobody. The server's half of SCRAM is absent, because
 //! clients do not log in to the proxy.
 
+pub mod identity;
 pub mod sasl;
 pub mod scram;
+pub mod users;
 
 use std::fmt;
 
+use zeroize::Zeroizing;
+
+pub use identity::{Identities, Identity, UpstreamLogin, UserId, UserName};
 pub use sasl::{AuthError, Conversation, Step};
 pub use scram::{ClientNonce, KeyDerivation, KeyId, Mechanism, SaltedKeys, ScramError};
 
-/// Bytes that give access: no log, error or panic message may show them, so `Debug` does not.
+/// Bytes that give access: no log, error or panic message may show them, so `Debug` does not; and they are wiped when they are
+/// dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(Vec<u8>);
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl From<Vec<u8>> for Secret {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+}
+
+impl Secret {
+    /// The bytes, which are not to be kept elsewhere.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -25,6 +25,7 @@ pub mod uri;
 mod vain;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use address::Address;
@@ -73,6 +74,19 @@ pub struct ListenerConfig {
     pub compressors: Vec<CompressorName>,
     /// Every connection begins with a PROXY protocol header.
     pub proxy_protocol: bool,
+    /// How clients prove who they are.
+    pub auth: Auth,
+}
+
+/// How the clients of a listener prove who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// Not at all.
+    None,
+    /// By the users of a file.
+    Users(PathBuf),
+    /// As users of MongoDB, which are looked up there; their commands go over connections of their own.
+    Upstream,
 }
 
 /// One upstream connection string with its servers and pools.

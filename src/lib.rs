@@ -6,10 +6,11 @@
 //! `wire → auth → command → topology → breaker → routing → admission → upstream → reply → client → admin → app →
 //! sandbox → trial`
 //!
-//! `cli`, `config`, `telemetry` and `tasks` are leaves that any stage may use.
+//! `cli`, `config`, `reload`, `telemetry` and `tasks` are leaves that any stage may use.
 
 pub mod cli;
 pub mod config;
+pub mod reload;
 pub mod tasks;
 pub mod telemetry;
 

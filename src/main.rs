@@ -57,8 +57,10 @@ async fn run(config: Config) -> ExitCode {
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
-    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
-    let (mut terminate, mut interrupt) = match signals {
+    let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let [terminate, interrupt, hangup] = signals;
+    let signals = terminate.and_then(|terminate| Ok((terminate, interrupt?, hangup?)));
+    let (mut terminate, mut interrupt, mut hangup) = match signals {
         Ok(signals) => signals,
         Err(error) => return fail(FAILED, &error),
     };
@@ -67,10 +69,13 @@ async fn run(config: Config) -> ExitCode {
         Err(error) => return fail(FAILED, &error),
     };
     app.metrics().config_loaded(true, SystemTime::now());
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = app.drain_requested() => {}
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => app.reload(),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = app.drain_requested() => break,
+        }
     }
     // A second signal ends the program at once; the drain that it cuts short has nothing to save.
     let drained = tokio::select! {

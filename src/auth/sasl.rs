@@ -108,7 +108,7 @@ impl Conversation {
 
     /// A login by PLAIN (LDAP). It sends the password as it is: the caller makes sure of TLS or a unix socket.
     pub fn plain(source: &str, username: &str, password: &str) -> Self {
-        let payload = Secret(format!("\0{username}\0{password}").into_bytes());
+        let payload = format!("\0{username}\0{password}").into_bytes().into();
         Self::new(source, State::Plain { payload })
     }
 

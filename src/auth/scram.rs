@@ -22,6 +22,7 @@ use md5::Md5;
 use sha1::{Digest as _, Sha1};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
+use zeroize::Zeroizing;
 
 use super::Secret;
 
@@ -85,11 +86,11 @@ impl Mechanism {
             Self::Sha1 => {
                 let digest =
                     Md5::new().chain_update(username).chain_update(":mongo:").chain_update(password).finalize();
-                Ok(Secret(hex(&digest).into_bytes()))
+                Ok(hex(&digest).into_bytes().into())
             }
             Self::Sha256 => {
                 let prepared = stringprep::saslprep(password).map_err(|_| ScramError::Password)?;
-                Ok(Secret(prepared.into_owned().into_bytes()))
+                Ok(prepared.into_owned().into_bytes().into())
             }
         }
     }
@@ -218,10 +219,10 @@ impl KeyDerivation {
     /// Runs PBKDF2: milliseconds at the usual counts, seconds at [`MAX_ITERATIONS`].
     pub fn derive(&self) -> SaltedKeys {
         let KeyId { mechanism, salt, iterations } = &self.id;
-        let salted = mechanism.pbkdf2(&self.password.0, salt, *iterations);
+        let salted = Zeroizing::new(mechanism.pbkdf2(&self.password.0, salt, *iterations));
         SaltedKeys {
-            client_key: Secret(mechanism.hmac(&salted, b"Client Key")),
-            server_key: Secret(mechanism.hmac(&salted, b"Server Key")),
+            client_key: mechanism.hmac(&salted, b"Client Key").into(),
+            server_key: mechanism.hmac(&salted, b"Server Key").into(),
         }
     }
 }
@@ -257,7 +258,7 @@ impl Challenge {
         let client_signature = mechanism.hmac(&stored_key, self.auth_message.as_bytes());
         let proof: Vec<u8> = keys.client_key.0.iter().zip(&client_signature).map(|(key, mask)| key ^ mask).collect();
         let payload = format!("{},p={}", self.final_bare, BASE64.encode(proof)).into_bytes();
-        (payload, ServerSignature(Secret(mechanism.hmac(&keys.server_key.0, self.auth_message.as_bytes()))))
+        (payload, ServerSignature(mechanism.hmac(&keys.server_key.0, self.auth_message.as_bytes()).into()))
     }
 }
 
@@ -277,7 +278,7 @@ impl ServerSignature {
         }
         let signature = attribute(first, "v=").ok_or(ScramError::Malformed("signature"))?;
         let signature = BASE64.decode(signature).map_err(|_| ScramError::Malformed("signature"))?;
-        if bool::from(signature.ct_eq(&self.0.0)) { Ok(()) } else { Err(ScramError::Signature) }
+        if bool::from(signature.ct_eq(self.0.expose())) { Ok(()) } else { Err(ScramError::Signature) }
     }
 }
 
@@ -326,7 +327,7 @@ mod tests {
     fn rfc_5802_vector() {
         // The RFC salts the password itself; MongoDB's digest of it is replaced for this one test.
         let mut client = client(Mechanism::Sha1, "user", "", "fyko+d2lbbFgONRv9qkxdawL");
-        client.password = Secret(b"pencil".to_vec());
+        client.password = b"pencil".to_vec().into();
         assert_eq!(client.client_first(), b"n,,n=user,r=fyko+d2lbbFgONRv9qkxdawL");
         let server_first = "r=fyko+d2lbbFgONRv9qkxdawL3rfcNHYJY1ZVvWVs7j,s=QSXCR+Q6sek8bf92,i=4096";
         let (payload, verdict) = converse(client, server_first, "v=rmF9pqV8S7suAoZWja4dJRkFsKQ=");
@@ -369,7 +370,7 @@ mod tests {
     fn only_sha256_prepares_the_password() {
         // The auth specification's pairs: user IX with IX or I<soft hyphen>X, user U+2168 with IV or I<soft hyphen>V
         // for a password stored as U+2163.
-        let sha256 = |password| Mechanism::Sha256.prepare("user", password).unwrap().0;
+        let sha256 = |password| Mechanism::Sha256.prepare("user", password).unwrap().expose().to_vec();
         assert_eq!(sha256("I\u{ad}X"), b"IX");
         assert_eq!(sha256("\u{2168}"), b"IX");
         assert_eq!(sha256("I\u{ad}V"), b"IV");
@@ -380,7 +381,7 @@ mod tests {
         assert_eq!(Mechanism::Sha256.prepare("user", "\u{7}"), Err(ScramError::Password));
         assert_eq!(Mechanism::Sha256.prepare("user", "\u{627}1"), Err(ScramError::Password));
 
-        let sha1 = |password| Mechanism::Sha1.prepare("user", password).unwrap().0;
+        let sha1 = |password| Mechanism::Sha1.prepare("user", password).unwrap().expose().to_vec();
         assert_eq!(sha1("pencil"), b"1c33006ec1ffd90f9cadcbcc0e118200");
         assert_ne!(sha1("\u{2168}"), sha1("IX"));
         assert!(Mechanism::Sha1.prepare("user", "\u{7}").is_ok());

@@ -7,7 +7,7 @@ use super::build::{DEFAULT_LISTEN, FLAGS};
 use super::databases::Databases;
 use super::file::FileListener;
 use super::reader::{Found, nearest};
-use super::{Address, CompressorName, ConfigError, ListenerConfig, Sources};
+use super::{Address, Auth, CompressorName, ConfigError, ListenerConfig, Sources};
 
 /// A listener, and where it was asked for.
 pub(super) struct BuiltListener {
@@ -109,6 +109,7 @@ impl<'a> Listeners<'a> {
                 databases: databases.clone(),
                 compressors: own.compressors.as_ref().map_or_else(usual, |found| found.value.clone()),
                 proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
+                auth: Auth::None,
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
             self.built.push(BuiltListener { config, at });
