@@ -14,6 +14,7 @@ pub mod shares;
 pub mod switch;
 pub mod tenant_use;
 pub mod tenants;
+pub mod user_queues;
 
 pub use admit::{Admission, AdmitError, Newcomer, Permit};
 pub use claim::{Claim, Lane, Level, Tenant, Ticket};
@@ -23,3 +24,4 @@ pub use mode::Mode;
 pub use queue::WaitQueue;
 pub use switch::ModeSwitch;
 pub use tenants::Tenants;
+pub use user_queues::UserQueues;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::admin::{self, Admin, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
+use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
@@ -98,12 +99,14 @@ impl App {
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
         let places = Places::new(&config.client, metrics.clone());
+        let identities = Arc::new(Identities::default());
         let (draining, _) = watch::channel(false);
         let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
         for cluster in config.clusters {
             let name = cluster.name.clone();
-            let cluster = start_cluster(cluster, &config.client, memory.clone(), &tasks, &metrics)
+            let identities = identities.clone();
+            let cluster = start_cluster(cluster, &config.client, identities, memory.clone(), &tasks, &metrics)
                 .map_err(|error| StartError::Tls { cluster: name, error })?;
             clusters.push(cluster);
         }
@@ -242,6 +245,7 @@ impl App {
 fn start_cluster(
     config: ClusterConfig,
     client: &crate::config::ClientConfig,
+    identities: Arc<Identities>,
     memory: Arc<MemoryBudget>,
     tasks: &Tasks,
     metrics: &Arc<Metrics>,
@@ -256,8 +260,9 @@ fn start_cluster(
         rebuild: config.reconnect,
     };
     let monitor = Monitor::start(&config.upstream, settings, tasks);
-    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), client.max_message_bytes)?;
-    let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory, tasks.clone(), metrics.clone());
+    let (told, memory_of_it) = (identities.clone(), memory.clone());
+    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes)?;
+    let cluster = Cluster::new(config, monitor, Arc::new(dialer), identities, memory, tasks.clone(), metrics.clone());
     cluster.start();
     Ok(cluster)
 }

@@ -13,7 +13,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-pub use identity::{Identities, Identity, UpstreamLogin, UserId, UserName};
+pub use identity::{Identities, Identity, UpstreamLogin, UserId, UserKeys, UserName};
 pub use sasl::{AuthError, Conversation, Step};
 pub use scram::{ClientNonce, KeyDerivation, KeyId, Mechanism, SaltedKeys, ScramError};
 

@@ -194,6 +194,8 @@ pub struct PoolConfig {
     pub max_pool_size: u32,
     /// Kept warm in the background.
     pub min_pool_size: u32,
+    /// Of them those of one user, where each has its own.
+    pub max_user_connections: Option<u32>,
     /// Connections being established at once.
     pub max_connecting: u32,
     /// Idle connections above the minimum close after this.

@@ -10,6 +10,7 @@ pub mod episode;
 pub mod errand;
 pub mod handshake;
 pub mod health;
+pub mod holders;
 pub mod in_use;
 pub mod liveness;
 mod load;
@@ -24,6 +25,7 @@ mod scripted;
 pub mod settling;
 pub mod shortage;
 pub mod tls;
+mod turnover;
 pub mod usage;
 
 pub use checking_out::CheckingOut;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bson::RawDocumentBuf;
 use mongomux::admission::MemoryBudget;
+use mongomux::auth::UserId;
 use mongomux::config::system::{Sources, Text};
 use mongomux::config::{Address, ClientConfig, Config, MemoryShares};
 use mongomux::tasks::Tasks;
@@ -78,7 +79,8 @@ fn start(tasks: &Tasks) -> (Arc<Cluster>, ClientConfig) {
     let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
     let pipes =
         Pipes { server, memory: memory.clone(), tasks: tasks.clone(), longest: config.client.max_message_bytes };
-    let cluster = Cluster::new(cluster, monitor, Arc::new(pipes), memory, tasks.clone(), Metrics::new());
+    let cluster =
+        Cluster::new(cluster, monitor, Arc::new(pipes), Arc::default(), memory, tasks.clone(), Metrics::new());
     cluster.start();
     (cluster, config.client)
 }
@@ -95,6 +97,7 @@ impl Dialer for Pipes {
     fn connect<'a>(
         &'a self,
         _: &'a Address,
+        _: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
         Box::pin(async move {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);

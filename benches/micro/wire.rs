@@ -79,7 +79,7 @@ fn route_one(bencher: Bencher<'_, '_>, command: &str) {
     };
     let mut pins = Pins::default();
     let now = Instant::now();
-    let transaction = TransactionId { session: canned::SESSION, number: 1 };
+    let transaction = TransactionId { session: canned::SESSION.into(), number: 1 };
     pins.pin_transaction(transaction, Arc::new(address), now).expect("room for one");
     bencher.bench_local(|| black_box_drop(route(black_box(&command), &frame, &mut pins, &topology, now)));
 }

@@ -41,8 +41,17 @@ impl Fixture {
         change(&mut config);
         let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::plenty());
         let monitor = Monitor::start(&config.upstream, SETTINGS, &tasks);
-        let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), memory.clone(), 1 << 20).unwrap();
-        let cluster = Cluster::new(config, monitor, Arc::new(dialer), memory.clone(), tasks.clone(), metrics.clone());
+        let dialer =
+            UpstreamDialer::new(&config.upstream, monitor.clone(), Arc::default(), memory.clone(), 1 << 20).unwrap();
+        let cluster = Cluster::new(
+            config,
+            monitor,
+            Arc::new(dialer),
+            Arc::default(),
+            memory.clone(),
+            tasks.clone(),
+            metrics.clone(),
+        );
         cluster.start();
         Self { cluster, metrics, memory, tasks }
     }

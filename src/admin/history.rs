@@ -185,7 +185,7 @@ pub(super) mod tests {
         PoolSample {
             at: start + Duration::from_secs(seconds),
             totals: UsageTotals::default(),
-            closed: [0; 5],
+            closed: [0; 7],
             open: 2,
             peak: 0,
             limit: 10,

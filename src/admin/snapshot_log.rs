@@ -154,7 +154,7 @@ mod tests {
         let told = |servers: &Servers| servers.values().flat_map(|seen| seen.look.told.clone()).collect::<Vec<_>>();
         let look = |before, after| log_all(&clusters, before, now + seconds(after));
 
-        let transaction = TransactionId { session: [1; 16], number: 1 };
+        let transaction = TransactionId { session: [1; 16].into(), number: 1 };
         lock(&fixture.cluster.pins).pin_transaction(transaction, server.address.clone(), now).unwrap();
         let leaked = server.pool.try_check_out(crate::admission::Lane::Regular, Instant::now()).unwrap().unwrap();
         let servers = look(Servers::new(), 20);

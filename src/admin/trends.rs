@@ -300,6 +300,10 @@ fn churn((first, last): (&PoolSample, &PoolSample), period: &Period) -> Option<S
             "most broke, or were closed in the middle of a command: look for clients that leave before their reads have \
              ended, for time limits, and for the network"
         }
+        ConnectionClosed::Turnover => {
+            "most gave their places to other users: raise max_pool_size towards the number of users that are busy at once"
+        }
+        ConnectionClosed::Revoked => "most were of users that were dropped, or have other passwords now",
         ConnectionClosed::Stale | ConnectionClosed::PoolClosed => "most were closed as their server was lost",
     };
     Some(format!(
@@ -399,7 +403,7 @@ mod tests {
         let mut sample = PoolSample {
             at: Instant::now(),
             totals: UsageTotals::default(),
-            closed: [0; 5],
+            closed: [0; 7],
             open: 10,
             peak: 10,
             limit,

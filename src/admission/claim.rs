@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::auth::UserId;
 pub use crate::config::Level;
 pub use crate::telemetry::labels::Lane;
 
@@ -34,12 +35,14 @@ pub struct Claim {
     pub locks: bool,
     /// Whose it is.
     pub tenant: Tenant,
+    /// Whose connections it goes over.
+    pub user: UserId,
 }
 
 impl From<Lane> for Claim {
     /// Of nobody in particular, and free of locks.
     fn from(lane: Lane) -> Self {
-        Self { lane, level: Level::Normal, locks: false, tenant: Tenant::COMMON }
+        Self { lane, level: Level::Normal, locks: false, tenant: Tenant::COMMON, user: UserId::SERVICE }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The wait queue of one server, by lane.
+//! The wait queue of one server and one user, by lane.
 //!
 //! Statements of open transactions go first: they hold locks that others wait for. Who waits for data takes turns with all
 //! others. Among the others levels go one after the other and tenants by their shares, each in order of arrival; what the
@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use tokio::time::Instant;
 
-use super::claim::{Claim, Entry, Lane, Level, Ticket};
+use super::claim::{Entry, Lane, Level, Ticket};
 use super::fair_line::{FairLine, Pick};
 use super::line::Line;
 
@@ -26,7 +26,6 @@ pub struct WaitQueue<T> {
     long_polls: Line<Entry<T>>,
     background: Line<Entry<T>>,
     regular: [FairLine<T>; LEVELS],
-    next_sequence: u64,
     /// The last one taken was of [`Lane::Await`].
     long_poll_went: bool,
     /// How often each level, and after them the background, was passed over since it went.
@@ -41,22 +40,13 @@ impl<T> WaitQueue<T> {
             long_polls: Line::default(),
             background: Line::default(),
             regular: Default::default(),
-            next_sequence: 0,
             long_poll_went: false,
             passed_over: [0; LEVELS + 1],
         }
     }
 
-    /// Joins at the end.
-    pub fn push(&mut self, claim: Claim, since: Instant, waiter: T) -> Ticket {
-        let ticket = Ticket { claim, sequence: self.next_sequence };
-        self.next_sequence += 1;
-        self.rejoin(ticket, since, waiter);
-        ticket
-    }
-
-    /// Takes the place again that [`WaitQueue::pop`] has ended: what the waiter got was of no use.
-    pub fn rejoin(&mut self, ticket: Ticket, since: Instant, waiter: T) {
+    /// Takes a place, mostly the one at the end.
+    pub fn insert(&mut self, ticket: Ticket, since: Instant, waiter: T) {
         let Ticket { claim, sequence } = ticket;
         let entry = Entry { claim, since, waiter };
         match self.plain(claim.lane) {
@@ -155,11 +145,6 @@ impl<T> WaitQueue<T> {
         self.len() == 0
     }
 
-    /// The number of the next place at the end.
-    pub fn next_sequence(&self) -> u64 {
-        self.next_sequence
-    }
-
     /// Who waits in the places of these numbers.
     pub fn between(&self, places: Range<u64>) -> impl Iterator<Item = &T> {
         let plain = [&self.transactions, &self.long_polls, &self.background].into_iter();
@@ -208,10 +193,40 @@ impl<T> Default for WaitQueue<T> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::claim::Tenant;
+    use super::super::claim::{Claim, Tenant};
     use super::super::tenant_use::TenantTable;
     use super::*;
     use crate::telemetry::labels::Label as _;
+
+    /// A queue that numbers those who come.
+    #[derive(Default)]
+    struct Numbered {
+        queue: WaitQueue<u32>,
+        next: u64,
+    }
+
+    impl Numbered {
+        fn push(&mut self, claim: Claim, since: Instant, waiter: u32) -> Ticket {
+            let ticket = Ticket { claim, sequence: self.next };
+            self.next += 1;
+            self.queue.insert(ticket, since, waiter);
+            ticket
+        }
+    }
+
+    impl std::ops::Deref for Numbered {
+        type Target = WaitQueue<u32>;
+
+        fn deref(&self) -> &WaitQueue<u32> {
+            &self.queue
+        }
+    }
+
+    impl std::ops::DerefMut for Numbered {
+        fn deref_mut(&mut self) -> &mut WaitQueue<u32> {
+            &mut self.queue
+        }
+    }
 
     fn pop(queue: &mut WaitQueue<u32>) -> Option<u32> {
         let pick = Pick { may_lock: true, newest_first: false, tenants: &TenantTable::default() };
@@ -224,7 +239,7 @@ mod tests {
 
     #[test]
     fn transactions_go_first_and_the_proxy_itself_last() {
-        let mut queue = WaitQueue::new();
+        let mut queue = Numbered::default();
         let now = Instant::now();
         for (lane, waiter) in [(Lane::Background, 1), (Lane::Regular, 2), (Lane::Background, 3), (Lane::Transaction, 4)]
         {
@@ -235,7 +250,7 @@ mod tests {
 
     #[test]
     fn who_waits_for_data_takes_turns_with_all_others() {
-        let mut queue = WaitQueue::new();
+        let mut queue = Numbered::default();
         let now = Instant::now();
         for waiter in 1..=4 {
             queue.push(Lane::Regular.into(), now, waiter);
@@ -248,7 +263,7 @@ mod tests {
 
     #[test]
     fn levels_go_in_their_order_and_none_is_left_out() {
-        let mut queue = WaitQueue::new();
+        let mut queue = Numbered::default();
         for _ in 0..100 {
             for level in Level::ALL {
                 queue.push(Claim { level, ..Lane::Regular.into() }, Instant::now(), level as u32);
@@ -263,7 +278,7 @@ mod tests {
 
     #[test]
     fn who_may_not_go_does_not_hide_others_that_were_passed_over() {
-        let (mut queue, mut tenants) = (WaitQueue::new(), TenantTable::default());
+        let (mut queue, mut tenants) = (Numbered::default(), TenantTable::default());
         let bounded = Tenant { id: 1, weight: 1, max_in_flight: 1 };
         let low = Claim { level: Level::Low, tenant: bounded, ..Lane::Regular.into() };
         tenants.begin(low, std::time::Duration::ZERO);
@@ -280,13 +295,13 @@ mod tests {
 
     #[test]
     fn who_rejoins_has_its_old_place() {
-        let mut queue = WaitQueue::new();
+        let mut queue = Numbered::default();
         let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));
         let first = queue.push(Lane::Regular.into(), early, 1);
         queue.push(Lane::Regular.into(), late, 2);
         assert_eq!(pop(&mut queue), Some(1));
         assert_eq!(queue.oldest(), Some(late));
-        queue.rejoin(first, early, 3);
+        queue.insert(first, early, 3);
         assert_eq!((queue.oldest(), queue.len()), (Some(early), 2));
         assert_eq!(order(&mut queue), [3, 2]);
     }
@@ -298,7 +313,7 @@ mod tests {
         fn behaves_like_a_list(
             operations in prop::collection::vec((0_u8..4, 0_usize..4, 0_usize..20, 0_u8..16), 1..300)
         ) {
-            let mut queue = WaitQueue::new();
+            let mut queue = Numbered::default();
             let mut model: Vec<(Ticket, u32)> = Vec::new();
             let (now, tenants) = (Instant::now(), TenantTable::default());
             for (step, (operation, lane, index, mask)) in operations.into_iter().enumerate() {
@@ -307,7 +322,7 @@ mod tests {
                     0 | 1 => {
                         let tenant = Tenant { id: u16::try_from(index % 3).unwrap(), ..Tenant::COMMON };
                         let (level, locks) = (Level::ALL[index / 3 % 3], index % 2 == 1);
-                        let ticket = queue.push(Claim { lane: Lane::ALL[lane], level, locks, tenant }, now, waiter);
+                        let ticket = queue.push(Claim { lane: Lane::ALL[lane], level, locks, tenant, ..Lane::Regular.into() }, now, waiter);
                         model.push((ticket, waiter));
                     }
                     2 => {

@@ -28,6 +28,12 @@ pub struct UserId(u32);
 impl UserId {
     /// Whoever the connection string names, or nobody: the proxy itself, and all clients that have no connections of their own.
     pub const SERVICE: Self = Self(0);
+
+    /// The one with that number, for tests.
+    #[cfg(test)]
+    pub(crate) fn numbered(number: u32) -> Self {
+        Self(number)
+    }
 }
 
 impl fmt::Display for UserId {

@@ -42,6 +42,9 @@ pub enum AuthError {
     /// The SCRAM messages inside the replies are wrong.
     #[error(transparent)]
     Scram(#[from] ScramError),
+    /// The user is not logged in with us any more.
+    #[error("the user is not logged in any more")]
+    NotLoggedIn,
     /// The reply is not what this step of the conversation expects.
     #[error("unexpected reply during login: {0}")]
     Protocol(&'static str),
@@ -104,6 +107,11 @@ impl Conversation {
     ) -> Result<Self, ScramError> {
         let client = ScramClient::new(mechanism, username, password, nonce)?;
         Ok(Self::new(source, State::First(client)))
+    }
+
+    /// A login by SCRAM with keys that are known: what [`Step::Derive`] names is to be looked up.
+    pub fn scram_with_keys(mechanism: Mechanism, source: &str, username: &str, nonce: ClientNonce) -> Self {
+        Self::new(source, State::First(ScramClient::with_keys(mechanism, username, nonce)))
     }
 
     /// A login by PLAIN (LDAP). It sends the password as it is: the caller makes sure of TLS or a unix socket.

@@ -57,6 +57,9 @@ pub enum ScramError {
     /// The server ended the conversation with this `e=` value.
     #[error("the server ended the SCRAM conversation: {0:?}")]
     Refused(String),
+    /// The server's salt is not that of the keys we have.
+    #[error("the keys are of another salt: the password has changed")]
+    OtherSalt,
     /// The server does not know the password either: it is not the server it claims to be.
     #[error("the server's SCRAM signature is wrong")]
     Signature,
@@ -150,11 +153,20 @@ impl ScramClient {
     /// # Errors
     /// [`ScramError::Password`] when SASLprep refuses it; never for SCRAM-SHA-1.
     pub fn new(mechanism: Mechanism, username: &str, password: &str, nonce: ClientNonce) -> Result<Self, ScramError> {
-        let password = mechanism.prepare(username, password)?;
+        Ok(Self::prepared(mechanism, username, mechanism.prepare(username, password)?, nonce))
+    }
+
+    /// For a user whose keys are known, and not the password: what [`Challenge::derivation`] names must be looked up, and not be
+    /// derived.
+    pub fn with_keys(mechanism: Mechanism, username: &str, nonce: ClientNonce) -> Self {
+        Self::prepared(mechanism, username, Vec::new().into(), nonce)
+    }
+
+    fn prepared(mechanism: Mechanism, username: &str, password: Secret, nonce: ClientNonce) -> Self {
         // `=` first, or it would escape the escapes.
         let escaped = username.replace('=', "=3D").replace(',', "=2C");
         let first_bare = format!("n={escaped},r={}", nonce.0);
-        Ok(Self { mechanism, password, nonce, first_bare })
+        Self { mechanism, password, nonce, first_bare }
     }
 
     /// Which hash this conversation uses.
@@ -210,6 +222,28 @@ pub struct KeyDerivation {
     password: Secret,
 }
 
+impl KeyId {
+    /// Names the derivation with that salt and so many iterations.
+    pub fn new(mechanism: Mechanism, salt: Vec<u8>, iterations: u32) -> Self {
+        Self { mechanism, salt, iterations }
+    }
+
+    /// Which hash.
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// What makes equal passwords differ.
+    pub fn salt(&self) -> &[u8] {
+        &self.salt
+    }
+
+    /// Rounds of PBKDF2.
+    pub fn iterations(&self) -> u32 {
+        self.iterations
+    }
+}
+
 impl KeyDerivation {
     /// Under what the result may be kept.
     pub fn id(&self) -> &KeyId {
@@ -232,6 +266,13 @@ impl KeyDerivation {
 pub struct SaltedKeys {
     client_key: Secret,
     server_key: Secret,
+}
+
+impl SaltedKeys {
+    /// Those of a client that has proven to have `client_key`, as its server stores `server_key`.
+    pub fn new(client_key: Secret, server_key: Secret) -> Self {
+        Self { client_key, server_key }
+    }
 }
 
 /// The server has told salt and iterations; the conversation waits for the keys they give.

@@ -10,7 +10,7 @@ use bson::raw::cstr;
 
 use super::kind::{self, CommandSpec, Effect, Handling};
 use super::read_preference::{ReadPreference, ReadPreferenceMode, with_primary_preferred};
-use super::session::SessionFields;
+use super::session::{SessionFields, SessionId};
 use crate::wire::document::{self, find};
 use crate::wire::{Element, Elements, Frame, MalformedDocument, OpMsg, OpMsgError};
 
@@ -418,8 +418,8 @@ fn joins(pipeline: &[u8]) -> bool {
     STAGES.iter().any(|stage| pipeline.windows(stage.len()).any(|bytes| bytes == *stage))
 }
 
-fn session_id(lsid: &Element<'_>) -> Option<[u8; 16]> {
-    find(lsid.as_document()?, b"id")?.as_uuid()
+fn session_id(lsid: &Element<'_>) -> Option<SessionId> {
+    find(lsid.as_document()?, b"id")?.as_uuid().map(SessionId::from)
 }
 
 /// Whether the first stage of `pipeline` is `$changeStream`, and whether the last one is `$out` or `$merge`.
@@ -460,7 +460,7 @@ mod tests {
         assert_eq!((command.spec.name, command.name(&frame), command.database(&frame)), ("find", "find", "shop"));
         assert_eq!(command.max_time(), Some(Duration::from_millis(250)));
         let transaction = command.session.transaction().unwrap();
-        assert_eq!((transaction.session, transaction.number), ([9; 16], 5));
+        assert_eq!((transaction.session, transaction.number), ([9; 16].into(), 5));
         assert!(command.session.starts_transaction && command.read_preference.is_some());
         assert!(!command.secondary_ok(&frame), "a transaction runs on the primary");
     }

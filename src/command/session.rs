@@ -1,7 +1,22 @@
 //! The fields that tie a command to a logical session and to a transaction.
 
-/// A logical session: the UUID in `lsid.id`. The user digest is the server's to add.
-pub type SessionId = [u8; 16];
+use crate::auth::UserId;
+
+/// A logical session. As on a server, those of two users are two, even if they are called the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SessionId {
+    /// The UUID in `lsid.id`.
+    pub id: [u8; 16],
+    /// Whom the server takes for its user: the one whose connections its commands go over.
+    pub user: UserId,
+}
+
+impl From<[u8; 16]> for SessionId {
+    /// Of the service's own user.
+    fn from(id: [u8; 16]) -> Self {
+        Self { id, user: UserId::SERVICE }
+    }
+}
 
 /// A transaction, as both peers name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +41,13 @@ pub struct SessionFields {
 }
 
 impl SessionFields {
+    /// Says whose session it is.
+    pub fn set_user(&mut self, user: UserId) {
+        if let Some(session) = &mut self.session {
+            session.user = user;
+        }
+    }
+
     /// The transaction that the command belongs to, if all three fields say so.
     pub fn transaction(&self) -> Option<TransactionId> {
         match (self.in_transaction, self.session, self.transaction_number) {

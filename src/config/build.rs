@@ -167,6 +167,7 @@ impl Builder<'_> {
             pool: PoolConfig {
                 max_pool_size,
                 min_pool_size: saturating_u32(self.below(&layers, &limits::MIN_POOL_SIZE, &limits::MAX_POOL_SIZE)),
+                max_user_connections: layers.count_or_off(&limits::MAX_USER_CONNECTIONS),
                 max_connecting: layers.count(&limits::MAX_CONNECTING),
                 max_idle_time: layers.duration_or_off(&limits::MAX_IDLE_TIME).unwrap_or(limits::NEVER),
                 max_lifetime: layers.duration_or_off(&limits::MAX_LIFETIME).unwrap_or(limits::NEVER),

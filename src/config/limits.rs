@@ -73,6 +73,10 @@ pub const MAX_POOL_SIZE: Limit = Limit::new("max_pool_size", CONNECTIONS, 10, 1,
 /// Over all servers of a cluster. None by default: a cluster rarely has more servers than the operator expects.
 pub const MAX_UPSTREAM_CONNECTIONS: Limit =
     Limit::off_by_default("max_upstream_connections", CONNECTIONS, "none", 1, 100_000);
+/// Of one user, per server, where clients log in as users of MongoDB. None by default: whoever is alone may have all, and gives up
+/// what others need.
+pub const MAX_USER_CONNECTIONS: Limit =
+    Limit::off_by_default("max_user_connections", CONNECTIONS, "none", 1, MAX_POOL_SIZE.max);
 /// Kept warm: two, so that the first commands after a quiet time do not wait for a handshake.
 pub const MIN_POOL_SIZE: Limit = Limit::new("min_pool_size", CONNECTIONS, 2, 0, MAX_POOL_SIZE.max);
 /// Connections being established at once: CMAP's default, so that a restart of the server meets no storm.
@@ -141,6 +145,7 @@ pub const RECONNECT_MAX: Limit = Limit::new("reconnect.max_ms", MS, 30_000, 1, H
 pub const CLUSTER: &[Limit] = &[
     MAX_POOL_SIZE,
     MAX_UPSTREAM_CONNECTIONS,
+    MAX_USER_CONNECTIONS,
     MIN_POOL_SIZE,
     MAX_CONNECTING,
     MAX_IDLE_TIME,

@@ -398,6 +398,7 @@ impl Pins {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::UserId;
     use crate::telemetry::Applications;
 
     fn server(port: u16) -> Arc<Address> {
@@ -415,7 +416,8 @@ mod tests {
         }
     }
 
-    const TRANSACTION: TransactionId = TransactionId { session: [1; 16], number: 5 };
+    const TRANSACTION: TransactionId =
+        TransactionId { session: SessionId { id: [1; 16], user: UserId::SERVICE }, number: 5 };
 
     #[test]
     fn a_cursor_is_found_until_it_ends_or_expires() {
@@ -468,12 +470,12 @@ mod tests {
         for number in 0..MAX_TRANSACTION_PINS {
             let mut session = [0; 16];
             session[..8].copy_from_slice(&number.to_le_bytes());
-            pins.pin_transaction(TransactionId { session, number: 1 }, server(1), now).unwrap();
+            pins.pin_transaction(TransactionId { session: session.into(), number: 1 }, server(1), now).unwrap();
         }
         let full = Err(PinError::Full { limit: MAX_TRANSACTION_PINS });
-        assert_eq!(pins.pin_transaction(TransactionId { session: [9; 16], number: 1 }, server(1), now), full);
-        pins.end_transaction(TransactionId { session: [0; 16], number: 1 }, now);
-        assert!(pins.pin_transaction(TransactionId { session: [9; 16], number: 1 }, server(1), now).is_ok());
+        assert_eq!(pins.pin_transaction(TransactionId { session: [9; 16].into(), number: 1 }, server(1), now), full);
+        pins.end_transaction(TransactionId { session: [0; 16].into(), number: 1 }, now);
+        assert!(pins.pin_transaction(TransactionId { session: [9; 16].into(), number: 1 }, server(1), now).is_ok());
     }
 
     #[test]

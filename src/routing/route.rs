@@ -150,7 +150,7 @@ mod tests {
     fn a_transaction_stays_with_its_server_and_ends_anywhere() {
         let mut pins = Pins::default();
         let session = bson::Uuid::from_bytes([4; 16]);
-        let transaction = TransactionId { session: [4; 16], number: 3 };
+        let transaction = TransactionId { session: [4; 16].into(), number: 3 };
         pins.pin_transaction(transaction, Arc::new(address(1)), Instant::now()).unwrap();
         let statement = |name: &str| {
             doc! {name: "c", "$db": "d", "lsid": {"id": session}, "txnNumber": 3_i64, "autocommit": false}
@@ -178,7 +178,7 @@ mod tests {
             caught_up: None,
         };
         pins.pin_cursor(77, pin, Instant::now()).unwrap();
-        let transaction = TransactionId { session: [4; 16], number: 3 };
+        let transaction = TransactionId { session: [4; 16].into(), number: 3 };
         pins.pin_transaction(transaction, Arc::new(address(1)), Instant::now()).unwrap();
         let more = || doc! {"getMore": 77_i64, "collection": "c", "$db": "d"};
         let statement = |name: &str| {

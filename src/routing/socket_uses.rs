@@ -69,7 +69,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn transaction(session: u8, number: i64) -> TransactionId {
-        TransactionId { session: [session; 16], number }
+        TransactionId { session: [session; 16].into(), number }
     }
 
     fn server() -> Arc<Address> {

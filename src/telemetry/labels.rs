@@ -137,6 +137,8 @@ labels! {
         Error = "error",
         PoolClosed = "pool_closed",
         Lifetime = "lifetime",
+        Turnover = "turnover",
+        Revoked = "revoked",
     }
 
     /// Why a command was refused for lack of room; `unacknowledged` are writes that could be dropped without a word.
@@ -274,7 +276,7 @@ mod tests {
             "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain proxy"
         );
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
-        assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime");
+        assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
         assert_eq!(
             texts::<ShedReason>(),
             "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients unacknowledged"

@@ -24,6 +24,7 @@ use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use super::settling::Settling;
 use crate::admission::mode::Mode;
 use crate::admission::{Admission, MemoryBudget, ModeSwitch, Tenants};
+use crate::auth::Identities;
 use crate::breaker::Outcome;
 use crate::config::{Address, ClusterConfig};
 use crate::routing::Pins;
@@ -145,6 +146,8 @@ pub struct Cluster {
     pub(super) last_load: LastLoad,
     monitor: Monitor,
     dialer: Arc<dyn Dialer>,
+    /// Those who have logged in.
+    pub identities: Arc<Identities>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
     /// Held while servers are made to agree with the topology.
@@ -164,6 +167,7 @@ impl Cluster {
         config: ClusterConfig,
         monitor: Monitor,
         dialer: Arc<dyn Dialer>,
+        identities: Arc<Identities>,
         memory: Arc<MemoryBudget>,
         tasks: Tasks,
         metrics: Arc<Metrics>,
@@ -182,6 +186,7 @@ impl Cluster {
             degraded: Episode::default(),
             monitor,
             dialer,
+            identities,
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
             reconciling: Mutex::default(),
@@ -477,6 +482,7 @@ impl Cluster {
         let metrics = self.metrics.server(&self.config.name, &address.to_string());
         let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
         let monitor = self.monitor.clone();
+        let identities = self.identities.clone();
         let pool = Pool::new(PoolParts {
             address: address.clone(),
             config: self.config.pool.clone(),
@@ -491,6 +497,7 @@ impl Cluster {
             greeted: Arc::new(move |address, greeting| {
                 monitor.heard(address, greeting.hello.clone(), greeting.round_trip_time);
             }),
+            refused: Arc::new(move |user, _| identities.revoke(user)),
             tasks: self.tasks.clone(),
             server_metrics: metrics.clone(),
             metrics: self.metrics.clone(),

@@ -17,9 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::holders::Owned;
 use super::in_use::InUse;
 use super::opening::{self, Opening};
 use crate::admission::{Claim, MemoryBudget, Reservation};
+use crate::auth::{Identity, UserId};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
 use crate::topology::description::Hello;
 use crate::wire::{
@@ -127,6 +129,10 @@ pub struct Connection {
     pub id: u64,
     /// Of the pool when establishment began.
     pub generation: u64,
+    /// Who is logged in; `None` for whoever the connection string names, or nobody.
+    pub identity: Option<Arc<Identity>>,
+    /// When it was established.
+    pub established: Instant,
     /// When it was last given back.
     pub last_used: Instant,
     /// For what it was checked out, and when, if for a command; `None` while it is available.
@@ -173,6 +179,20 @@ pub struct Reply {
     pub reservation: Option<Reservation>,
 }
 
+impl Owned for Connection {
+    fn user(&self) -> UserId {
+        self.identity.as_ref().map_or(UserId::SERVICE, |identity| identity.id)
+    }
+
+    fn established(&self) -> Instant {
+        self.established
+    }
+
+    fn last_used(&self) -> Instant {
+        self.last_used
+    }
+}
+
 impl Connection {
     /// Wraps a stream that nothing was sent on yet. Numbers and times are the pool's to set. A reply for which there can
     /// never be memory is as malformed as one over `max_message_bytes`.
@@ -193,6 +213,8 @@ impl Connection {
             memory,
             id: 0,
             generation: 0,
+            identity: None,
+            established: now,
             last_used: now,
             taken: None,
             expires: now + Duration::from_secs(u64::from(u32::MAX)),
@@ -221,6 +243,11 @@ impl Connection {
     /// Fails the command in flight from outside.
     pub fn interrupt(&self) -> Arc<Interrupt> {
         self.interrupt.clone()
+    }
+
+    /// True when who is logged in has to log in anew, which a connection cannot.
+    pub fn is_revoked(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.is_revoked())
     }
 
     /// What it is in use for, to be told and looked at.

@@ -183,7 +183,7 @@ fn oldest_ms(ended: &[(TransactionId, Ended)]) -> u128 {
 }
 
 fn abort_transaction(id: TransactionId) -> RawDocumentBuf {
-    let session = Binary { subtype: BinarySubtype::Uuid, bytes: id.session.to_vec() };
+    let session = Binary { subtype: BinarySubtype::Uuid, bytes: id.session.id.to_vec() };
     rawdoc! {
         "abortTransaction": 1, "lsid": { "id": session }, "txnNumber": id.number, "autocommit": false,
         "maxTimeMS": MAX_ABORT_TIME_MS, "$db": "admin",

@@ -20,6 +20,7 @@ use super::tls::{TlsError, UpstreamTls};
 use crate::admission::MemoryBudget;
 use crate::auth::sasl::{self, AuthError, Conversation, Step};
 use crate::auth::scram::{ClientNonce, KeyDerivation, KeyId, Mechanism as Scram, SaltedKeys, ScramError};
+use crate::auth::{Identities, Identity, UpstreamLogin, UserId, UserKeys};
 use crate::breaker::Failure;
 use crate::config::Address;
 use crate::config::uri::{Compression, Credential, Mechanism, Upstream};
@@ -39,13 +40,14 @@ const MAX_CACHED_KEYS: usize = 16;
 
 /// Makes connections to a server.
 pub trait Dialer: Send + Sync {
-    /// Connects, greets and logs in.
+    /// Connects, greets and logs in for that user.
     ///
     /// # Cancel safety
     /// A future that is dropped leaves nothing behind.
     fn connect<'a>(
         &'a self,
         address: &'a Address,
+        user: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>>;
 }
 
@@ -91,6 +93,27 @@ impl ConnectError {
             Self::Broken(_) | Self::Hello(_) | Self::TooOld { .. } | Self::Auth { .. } => Failure::Handshake,
         }
     }
+
+    /// True when the server does not take the user, and will not take it the next time: dropped, or with another password.
+    pub fn is_refusal(&self) -> bool {
+        let Self::Auth { error, .. } = self else { return false };
+        match error {
+            // AuthenticationFailed, UserNotFound, MechanismUnavailable, Unauthorized
+            AuthError::Refused { code, .. } => matches!(code, 18 | 11 | 334 | 13),
+            AuthError::Scram(_) | AuthError::NotLoggedIn => true,
+            AuthError::Protocol(_) => false,
+        }
+    }
+}
+
+/// Who logs in.
+enum Who {
+    /// Nobody.
+    Nobody,
+    /// Whoever the configuration names.
+    Credential(Credential),
+    /// A user that has logged in with us, by what it has proven to know.
+    Keys(Arc<Identity>, UserKeys),
 }
 
 /// The dialer for real servers.
@@ -99,6 +122,8 @@ pub struct UpstreamDialer {
     compression: Compression,
     /// Knows the credential: with SRV, DNS may tell where the user lives.
     monitor: Monitor,
+    /// Those who have logged in with us.
+    identities: Arc<Identities>,
     tls: Option<UpstreamTls>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
@@ -113,6 +138,7 @@ impl UpstreamDialer {
     pub fn new(
         upstream: &Upstream,
         monitor: Monitor,
+        identities: Arc<Identities>,
         memory: Arc<MemoryBudget>,
         max_message_bytes: usize,
     ) -> Result<Self, TlsError> {
@@ -120,6 +146,7 @@ impl UpstreamDialer {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
             compression: upstream.compression.clone(),
             monitor,
+            identities,
             tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
             memory,
             max_message_bytes,
@@ -142,12 +169,27 @@ impl UpstreamDialer {
         }
     }
 
-    async fn establish(&self, address: &Address) -> Result<Connection, ConnectError> {
+    /// Who logs in for a user, and whose connection it becomes; the latter is `None` for the service's own.
+    fn who(&self, user: UserId) -> Result<(Who, Option<Arc<Identity>>), ConnectError> {
+        if user == UserId::SERVICE {
+            return Ok((self.monitor.credential().map_or(Who::Nobody, Who::Credential), None));
+        }
+        let gone = || ConnectError::Auth { user: format!("number {user}"), error: AuthError::NotLoggedIn };
+        let identity = self.identities.of(user).ok_or_else(gone)?;
+        let who = match self.identities.login_of(user).as_deref() {
+            Some(UpstreamLogin::Credential(credential)) => Who::Credential((**credential).clone()),
+            Some(UpstreamLogin::Keys(keys)) => Who::Keys(identity.clone(), keys.clone()),
+            Some(UpstreamLogin::Service) | None => return Err(gone()),
+        };
+        Ok((who, Some(identity)))
+    }
+
+    async fn establish(&self, address: &Address, user: UserId) -> Result<Connection, ConnectError> {
+        let (who, identity) = self.who(user)?;
+        let login = Login::new(&who).map_err(|error| auth_error(&who, error.into()))?;
         let stream = self.dial(address).await?;
         let mut connection = Connection::new(stream, self.memory.clone(), self.max_message_bytes);
-        let credential = self.monitor.credential();
-        let login = credential.as_ref().map(Login::new).transpose();
-        let login = login.map_err(|error| auth_error(credential.as_ref(), error.into()))?;
+        connection.identity = identity;
         let hello = self.hello(login.as_ref());
         let (greeting, reply) = hello_exchange(&mut connection, &hello).await?;
         connection.greeting = greeting;
@@ -193,8 +235,8 @@ impl UpstreamDialer {
         login: Login<'_>,
         hello: &RawDocument,
     ) -> Result<(), ConnectError> {
-        let credential = login.credential;
-        let fail = |error: AuthError| auth_error(Some(credential), error);
+        let who = login.who;
+        let fail = |error: AuthError| auth_error(who, error);
         let speculated = matches!(hello.get("speculativeAuthenticate"), Ok(Some(_)));
         let (mut conversation, mut step) = match login.conversation {
             Some(mut conversation) if speculated || login.mechanisms_query.is_none() => {
@@ -203,7 +245,8 @@ impl UpstreamDialer {
             }
             // The guess was wrong, or there was none: the server has said by now which mechanisms this user has.
             _ => {
-                let conversation = Login::scram(login.credential, sasl::negotiate(hello));
+                let conversation = login.credential.map(|credential| Login::scram(credential, sasl::negotiate(hello)));
+                let conversation = conversation.ok_or_else(|| fail(AuthError::Protocol("no credential")))?;
                 let conversation = conversation.map_err(|error| fail(error.into()))?;
                 let start = conversation.start().ok_or_else(|| fail(AuthError::Protocol("no first message")))?;
                 (conversation, Step::Send(start))
@@ -217,7 +260,11 @@ impl UpstreamDialer {
                     conversation.on_reply(&reply).map_err(fail)?
                 }
                 Step::Derive(derivation) => {
-                    let keys = self.derive(derivation).await;
+                    let keys = match who {
+                        Who::Keys(_, known) if known.id == *derivation.id() => known.keys.clone(),
+                        Who::Keys(..) => return Err(fail(ScramError::OtherSalt.into())),
+                        Who::Nobody | Who::Credential(_) => self.derive(derivation).await,
+                    };
                     conversation.on_keys(&keys).map_err(fail)?
                 }
             };
@@ -246,14 +293,17 @@ impl Dialer for UpstreamDialer {
     fn connect<'a>(
         &'a self,
         address: &'a Address,
+        user: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
-        Box::pin(self.establish(address))
+        Box::pin(self.establish(address, user))
     }
 }
 
 /// A log-in that is about to begin.
 struct Login<'a> {
-    credential: &'a Credential,
+    who: &'a Who,
+    /// Where that is a credential.
+    credential: Option<&'a Credential>,
     /// Begun with the mechanism that is configured, else with the likely one.
     conversation: Option<Conversation>,
     /// Asks for the user's mechanisms, when none is configured.
@@ -261,7 +311,20 @@ struct Login<'a> {
 }
 
 impl<'a> Login<'a> {
-    fn new(credential: &'a Credential) -> Result<Self, ScramError> {
+    fn new(who: &'a Who) -> Result<Option<Self>, ScramError> {
+        match who {
+            Who::Nobody => Ok(None),
+            Who::Credential(credential) => Self::of_credential(who, credential).map(Some),
+            Who::Keys(identity, keys) => {
+                let (user, nonce) = (&identity.user, ClientNonce::from_random(rand::random()));
+                let conversation =
+                    Conversation::scram_with_keys(keys.id.mechanism(), &user.database, &user.name, nonce);
+                Ok(Some(Self { who, credential: None, conversation: Some(conversation), mechanisms_query: None }))
+            }
+        }
+    }
+
+    fn of_credential(who: &'a Who, credential: &'a Credential) -> Result<Self, ScramError> {
         let (username, password) = texts(credential);
         let conversation = match credential.mechanism {
             Some(Mechanism::ScramSha1) => Some(Self::scram(credential, Scram::Sha1)?),
@@ -273,7 +336,7 @@ impl<'a> Login<'a> {
         };
         let mechanisms_query =
             credential.mechanism.is_none().then(|| sasl::supported_mechs_query(&credential.source, username));
-        Ok(Self { credential, conversation, mechanisms_query })
+        Ok(Self { who, credential: Some(credential), conversation, mechanisms_query })
     }
 
     fn scram(credential: &Credential, mechanism: Scram) -> Result<Conversation, ScramError> {
@@ -337,8 +400,12 @@ async fn exchange(connection: &mut Connection, command: &RawDocument) -> Result<
     document.ok_or_else(|| ConnectError::Hello("the reply is no document".to_owned()))
 }
 
-fn auth_error(credential: Option<&Credential>, error: AuthError) -> ConnectError {
-    let user = credential.and_then(|credential| credential.username.clone());
+fn auth_error(who: &Who, error: AuthError) -> ConnectError {
+    let user = match who {
+        Who::Nobody => None,
+        Who::Credential(credential) => credential.username.clone(),
+        Who::Keys(identity, _) => Some(identity.user.to_string()),
+    };
     ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error }
 }
 

@@ -18,8 +18,11 @@ use super::checking_out::PATROL_INTERVAL;
 use super::connection::{Connection, ReceiveError};
 use super::handshake::{ConnectError, greet};
 use super::health::{Judgement, Probe};
+use super::holders::Owned as _;
 use super::pool::{Pool, PoolParts, PooledConnection, Shared, State, lock};
 use super::pool_state::PoolStatus;
+use super::turnover::IDLE_GRACE;
+use crate::auth::UserId;
 use crate::breaker::{Failure, Outcome};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT, RECHECK_TIMEOUT, RECOVERY_SPREAD};
 use crate::telemetry::labels::{ConnectionClosed, Label as _, ServerEvent};
@@ -76,6 +79,8 @@ pub async fn run(pool: Pool) {
         if shared.recheck.swap(false, Ordering::Relaxed) {
             start_recheck(&pool);
         }
+        let given = shared.state().turn_over(now);
+        shared.parts.server_metrics.connections_closed[ConnectionClosed::Turnover].inc_by(u64::from(given));
         if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
             // Asked again when the need is new, and now and then: two pools in need would ask each other without end.
             let before = std::mem::replace(&mut in_need, shared.state().is_in_need());
@@ -92,6 +97,7 @@ pub async fn run(pool: Pool) {
             }
         }
         let due = next_patrol.unwrap_or(next_sweep).min(next_sweep).min(next_ping);
+        let due = if shared.state().awaits_turnover() { due.min(now + IDLE_GRACE) } else { due };
         // Nothing is lost when an arm loses: `work` keeps a permit, `line` its place, and all state is looked at anew.
         // Biased, as only a request for room would be forgotten: it comes first.
         tokio::select! {
@@ -137,13 +143,17 @@ fn fill(pool: &Pool, now: Instant) -> bool {
     shared.settle();
     while may_dial(shared, now) {
         // The pool's own bounds first: room elsewhere would not help a pool that is full.
-        let Some(generation) = shared.state().start_connecting() else { return false };
-        if !shared.parts.cluster_bound.acquire() {
+        let Some((user, generation)) = shared.state().start_connecting() else { return false };
+        let acquired = shared.parts.cluster_bound.acquire();
+        {
             let mut state = shared.state();
-            state.connect_failed();
-            return !state.queue().is_empty();
+            state.set_held_up(!acquired);
+            if !acquired {
+                state.connect_failed(user);
+                return !state.queue().is_empty();
+            }
         }
-        establish(pool, generation, Purpose::Demand);
+        establish(pool, user, generation, Purpose::Demand);
         if shared.is_after_outage() {
             lock(&shared.pace).not_before = now + recovery_gap(&shared.parts).mul_f64(2.0 * rand::random::<f64>());
         }
@@ -160,15 +170,16 @@ fn recovery_gap(parts: &PoolParts) -> Duration {
 fn take_place(pool: &Pool, place: OwnedSemaphorePermit) {
     let shared = &pool.0;
     let demand = shared.state().start_connecting();
-    if let Some(generation) = demand {
+    if let Some((user, generation)) = demand {
         place.forget();
-        establish(pool, generation, Purpose::Demand);
+        shared.state().set_held_up(false);
+        establish(pool, user, generation, Purpose::Demand);
     } else if let Some(probe) = shared.parts.health.start_probe() {
         let extra = shared.state().start_extra();
         match extra {
             Some(generation) => {
                 place.forget();
-                establish(pool, generation, Purpose::Probe(probe));
+                establish(pool, UserId::SERVICE, generation, Purpose::Probe(probe));
             }
             None => shared.parts.health.finish_probe(probe, None),
         }
@@ -191,6 +202,7 @@ enum Purpose {
 /// A place in the pool for a connection to be. Dropping it gives the place back, unless it was taken.
 struct Place {
     pool: Pool,
+    user: UserId,
     generation: u64,
     taken: bool,
 }
@@ -200,7 +212,7 @@ impl Place {
     async fn outlast_socket(mut self) {
         self.taken = true;
         let shared = self.pool.0.clone();
-        shared.state().connect_broken();
+        shared.state().connect_broken(self.user);
         tokio::select! {
             () = tokio::time::sleep(CLOSED_MID_COMMAND_GRACE) => {}
             () = shared.parts.tasks.cancelled() => {}
@@ -212,15 +224,15 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.taken {
-            self.pool.0.state().connect_failed();
+            self.pool.0.state().connect_failed(self.user);
             self.pool.0.parts.cluster_bound.release();
             self.pool.0.work.notify_one();
         }
     }
 }
 
-fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
-    let mut place = Place { pool: pool.clone(), generation, taken: false };
+fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
+    let mut place = Place { pool: pool.clone(), user, generation, taken: false };
     pool.0.parts.tasks.spawn("establish", async move {
         let pool = place.pool.clone();
         let parts = &pool.0.parts;
@@ -231,7 +243,7 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
             Purpose::Demand | Purpose::Replacement | Purpose::Probe(_) => parts.config.connect_timeout,
         };
         let connect = async {
-            let mut connection = parts.dialer.connect(&parts.address).await?;
+            let mut connection = parts.dialer.connect(&parts.address, user).await?;
             if let Purpose::Probe(_) = purpose {
                 ping(&mut connection).await?;
             }
@@ -243,6 +255,8 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
             () = parts.tasks.cancelled() => return,
         };
         let outcome = match &attempt {
+            // The server works: it is the user that it does not take.
+            Err(error) if user != UserId::SERVICE && error.is_refusal() => Outcome::Success,
             Ok(_) => Outcome::Success,
             Err(error) => Outcome::Failure(error.failure()),
         };
@@ -261,7 +275,11 @@ fn establish(pool: &Pool, generation: u64, purpose: Purpose) {
                 connected(&mut place, connection, purpose);
             }
             Err(error) => {
-                if purpose != Purpose::Recheck {
+                if user != UserId::SERVICE && error.is_refusal() {
+                    tracing::info!(server = %parts.address, %error, "a user is not taken any more");
+                    (parts.refused)(user, &error.to_string());
+                    pool.revoke(user);
+                } else if purpose != Purpose::Recheck {
                     connect_failed(&pool, &error);
                 }
                 match error {
@@ -334,8 +352,13 @@ fn sweep(pool: &Pool, now: Instant) {
     let config = &shared.parts.config;
     // So that the minimum is warm indeed. A look at an idle socket only asks the runtime, not the kernel.
     retire(shared, 0, u32::MAX, ConnectionClosed::Error, |connection, _| !connection.is_alive());
+    retire(shared, 0, u32::MAX, ConnectionClosed::Revoked, |connection, _| connection.is_revoked());
     retire(shared, config.min_pool_size, u32::MAX, ConnectionClosed::Idle, |connection, now| {
         now.duration_since(connection.last_used) >= config.max_idle_time
+    });
+    // Those of users are not kept for later: whoever needs one gets a new one.
+    retire(shared, 0, u32::MAX, ConnectionClosed::Lifetime, |connection, now| {
+        now >= connection.expires && connection.user() != UserId::SERVICE
     });
     let (expired, pending) = {
         let state = shared.state();
@@ -346,7 +369,7 @@ fn sweep(pool: &Pool, now: Instant) {
         return;
     }
     match start_extra(shared) {
-        Some(generation) => establish(pool, generation, Purpose::Replacement),
+        Some(generation) => establish(pool, UserId::SERVICE, generation, Purpose::Replacement),
         None => retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| now >= connection.expires),
     }
 }
@@ -389,7 +412,7 @@ fn start_probe(pool: &Pool, probe: Probe) -> bool {
         return true;
     }
     if let Some(generation) = start_extra(&pool.0) {
-        establish(pool, generation, Purpose::Probe(probe));
+        establish(pool, UserId::SERVICE, generation, Purpose::Probe(probe));
         return true;
     }
     let proven = ping_available(pool, Some(probe));
@@ -410,7 +433,7 @@ fn start_recheck(pool: &Pool) {
     }
     let started = start_place(shared, State::start_recheck);
     match started {
-        Some(generation) => establish(pool, generation, Purpose::Recheck),
+        Some(generation) => establish(pool, UserId::SERVICE, generation, Purpose::Recheck),
         // Every place is taken by a command that waits for the server. Monitoring has connections of its own.
         None => shared.rechecking.store(false, Ordering::Relaxed),
     }

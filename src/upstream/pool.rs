@@ -18,11 +18,13 @@ use super::checking_out::CheckingOut;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
+use super::holders::Owned as _;
 use super::in_use::{InUse, Use, Work};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Woken};
 use super::shortage::Shortage;
 use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane};
+use crate::auth::UserId;
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
@@ -96,6 +98,9 @@ pub struct TenantSnapshot {
 /// Hears what a server says when a connection to it is established.
 pub type Greeted = dyn Fn(&Address, &Greeting) + Send + Sync;
 
+/// Hears which user a server does not take any more, and why.
+pub type LogInRefused = dyn Fn(UserId, &str) + Send + Sync;
+
 /// What a pool is made of.
 pub struct PoolParts {
     /// The server.
@@ -120,6 +125,8 @@ pub struct PoolParts {
     pub health: Arc<Health>,
     /// Hears what servers say when a connection is established.
     pub greeted: Arc<Greeted>,
+    /// Hears of users that a server does not take.
+    pub refused: Arc<LogInRefused>,
     /// Where maintenance runs.
     pub tasks: Tasks,
     /// Metrics of the server.
@@ -180,7 +187,15 @@ impl Pool {
         let gradient = parts.adaptive_limit.then(|| Gradient::new(min_pool_size, max_in_flight));
         let limit = gradient.as_ref().map_or(max_in_flight, Gradient::limit);
         let (discipline, contended) = (parts.discipline, parts.cluster_bound.is_limited());
-        let bounds = PoolBounds { max_pool_size, min_pool_size, max_connecting, max_in_flight, discipline, contended };
+        let bounds = PoolBounds {
+            max_pool_size,
+            min_pool_size,
+            max_user_connections: parts.config.max_user_connections,
+            max_connecting,
+            max_in_flight,
+            discipline,
+            contended,
+        };
         let mut state = PoolState::new(bounds);
         let nobody = state.set_limit(limit, Instant::now());
         debug_assert!(nobody.is_empty(), "nobody waits for a pool that is being made");
@@ -347,6 +362,17 @@ impl Pool {
         self.0.state().generation() == generation
     }
 
+    /// A user has to log in anew: its connections end, and who waits for one is told.
+    pub fn revoke(&self, user: UserId) {
+        let (evicted, ended) = {
+            let mut state = self.0.state();
+            let ended = state.retire(0, u32::MAX, |connection| connection.user() == user);
+            (state.evict_user(user), ended)
+        };
+        self.0.parts.server_metrics.connections_closed[ConnectionClosed::Revoked].inc_by(u64::from(ended));
+        self.wake(evicted);
+    }
+
     /// Evicts who waits, so that they are routed anew; connections stay.
     pub fn evict(&self) {
         let evicted = self.0.state().evict();
@@ -432,24 +458,26 @@ impl Pool {
     }
 
     /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
-    /// [`PoolState::connected`], and wakes who gets it. A stale one ends here.
+    /// [`PoolState::connected`], and wakes who gets it. A stale one ends here, and one that gives way to another user's.
     pub(super) fn give_back(
         &self,
         connection: Box<Connection>,
         by: impl FnOnce(&mut State, Box<Connection>, u64) -> Woken<Waker>,
     ) {
         let generation = connection.generation;
-        let (woken, stale) = {
+        let (woken, ended) = {
             let mut state = self.0.state();
             let reason = match state.status() {
+                _ if generation == state.generation() => ConnectionClosed::Turnover,
                 PoolStatus::Closed => ConnectionClosed::PoolClosed,
                 PoolStatus::Paused | PoolStatus::Ready => ConnectionClosed::Stale,
             };
-            let stale = (generation != state.generation()).then_some(reason);
-            (by(&mut state, connection, generation), stale)
+            let closing = state.counts().closing;
+            let woken = by(&mut state, connection, generation);
+            (woken, (state.counts().closing > closing).then_some(reason))
         };
         woken.into_iter().for_each(Waker::wake);
-        if let Some(reason) = stale {
+        if let Some(reason) = ended {
             self.0.parts.server_metrics.connections_closed[reason].inc();
             self.0.work.notify_one();
         }
@@ -652,6 +680,9 @@ impl Drop for PooledConnection {
         }
         if now >= connection.expires && !self.pool.replaces_first() {
             return self.give_up(connection, ConnectionClosed::Lifetime, now);
+        }
+        if connection.is_revoked() {
+            return self.give_up(connection, ConnectionClosed::Revoked, now);
         }
         if self.pool.owes_place() {
             return self.give_up(connection, ConnectionClosed::Idle, now);

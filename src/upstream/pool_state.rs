@@ -22,11 +22,14 @@ use foldhash::{HashSet, HashSetExt as _};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::holders::{Holders, Owned};
+use crate::admission::claim::Entry;
 use crate::admission::codel::Codel;
 use crate::admission::fair_line::Pick;
 use crate::admission::shares::{InUse, Shares};
 use crate::admission::tenant_use::TenantTable;
-use crate::admission::{Claim, Lane, Ticket, WaitQueue};
+use crate::admission::{Claim, Lane, Ticket, UserQueues, WaitQueue};
+use crate::auth::UserId;
 use crate::config::QueueDiscipline;
 
 /// Whether the pool gives out connections.
@@ -47,6 +50,8 @@ pub struct PoolBounds {
     pub max_pool_size: u32,
     /// Kept open without demand.
     pub min_pool_size: u32,
+    /// Open at once of one user, those being established included; `None` for no bound of its own.
+    pub max_user_connections: Option<u32>,
     /// Being established at once.
     pub max_connecting: u32,
     /// In use at once.
@@ -129,7 +134,13 @@ pub struct PoolState<C, W> {
     closing: u32,
     /// To be closed by the maintenance task; counted in `closing`.
     discarded: Vec<C>,
-    queue: WaitQueue<W>,
+    queue: UserQueues<W>,
+    /// Of available, in use and pending, by user.
+    holders: Holders,
+    /// Of `closing`, those that made room for another user.
+    turned_over: u32,
+    /// Places are left here, and a bound over all pools is in the way of taking one.
+    is_held_up: bool,
     /// Handed to waiters that were not polled since; counted in `in_use`.
     handed: Vec<(Ticket, C)>,
     tenants: TenantTable,
@@ -158,7 +169,7 @@ struct Patrol {
 /// Who is to be woken: mostly nobody or one.
 pub type Woken<W> = SmallVec<[W; 1]>;
 
-impl<C, W> PoolState<C, W> {
+impl<C: Owned, W> PoolState<C, W> {
     /// An empty pool, paused.
     pub fn new(bounds: PoolBounds) -> Self {
         Self {
@@ -170,7 +181,10 @@ impl<C, W> PoolState<C, W> {
             pending: 0,
             closing: 0,
             discarded: Vec::new(),
-            queue: WaitQueue::new(),
+            queue: UserQueues::default(),
+            holders: Holders::default(),
+            turned_over: 0,
+            is_held_up: false,
             handed: Vec::new(),
             tenants: TenantTable::default(),
             codel: match bounds.discipline {
@@ -201,8 +215,23 @@ impl<C, W> PoolState<C, W> {
     }
 
     /// The wait queue, to look at.
-    pub fn queue(&self) -> &WaitQueue<W> {
+    pub fn queue(&self) -> &UserQueues<W> {
         &self.queue
+    }
+
+    /// What each user has.
+    pub fn holders(&self) -> &Holders {
+        &self.holders
+    }
+
+    /// Those that are idle; the one used last is last.
+    pub fn available(&self) -> &[C] {
+        &self.available
+    }
+
+    /// True while a connection of that user is idle.
+    pub fn has_available(&self, user: UserId) -> bool {
+        self.available.iter().any(|connection| connection.user() == user)
     }
 
     /// How full the pool is.
@@ -238,13 +267,19 @@ impl<C, W> PoolState<C, W> {
         if self.available.is_empty() || !self.may_begin(claim) {
             return CheckOut::Wait;
         }
-        match self.available.pop() {
+        match self.take_available(claim.user) {
             Some(connection) => {
                 self.begin(claim, Duration::ZERO);
                 CheckOut::Now(connection)
             }
             None => CheckOut::Wait,
         }
+    }
+
+    /// That user's connection that was used last.
+    fn take_available(&mut self, user: UserId) -> Option<C> {
+        let index = self.available.iter().rposition(|connection| connection.user() == user)?;
+        Some(self.available.remove(index))
     }
 
     fn begin(&mut self, claim: Claim, waited: Duration) {
@@ -448,21 +483,37 @@ impl<C, W> PoolState<C, W> {
     /// Takes a connection back between two commands, from who had claimed it and held it for so long (`None` where that
     /// was no command). Returns who is to be woken. A stale one is discarded.
     pub fn check_in(&mut self, connection: C, generation: u64, held: Held, now: Instant) -> Woken<W> {
-        if generation != self.generation || self.status == PoolStatus::Closed {
+        if self.is_stale(generation) {
             return self.discard(connection, held, now);
         }
         self.release(held);
         self.available.push(connection);
+        if self.last_gives_way(now)
+            && let Some(connection) = self.available.pop()
+        {
+            self.turned_over += 1;
+            self.end(connection);
+        }
         self.hand_over(now)
+    }
+
+    fn is_stale(&self, generation: u64) -> bool {
+        generation != self.generation || self.status == PoolStatus::Closed
     }
 
     /// Gives up a connection that was in use. Its place stays taken until [`PoolState::closed`]. Returns who is to be
     /// woken: where fewer may be in use than open, the next waiter can have an available one.
     pub fn discard(&mut self, connection: C, held: Held, now: Instant) -> Woken<W> {
         self.release(held);
+        self.end(connection);
+        self.hand_over(now)
+    }
+
+    /// A connection is to be closed.
+    fn end(&mut self, connection: C) {
+        self.holders.ended(connection.user());
         self.closing += 1;
         self.discarded.push(connection);
-        self.hand_over(now)
     }
 
     fn release(&mut self, held: Held) {
@@ -474,23 +525,24 @@ impl<C, W> PoolState<C, W> {
         }
     }
 
-    /// Takes a place for a connection to be established; returns its generation. `None` when there is no place, or
-    /// no use for one more.
-    pub fn start_connecting(&mut self) -> Option<u64> {
-        (self.wants_connection() && self.has_room()).then(|| self.reserve_place())
+    /// Takes a place for a connection to be established; returns for which user, and its generation. `None` when there is no
+    /// place, or no use for one more.
+    pub fn start_connecting(&mut self) -> Option<(UserId, u64)> {
+        let user = if self.has_room() { self.wanted_for()? } else { return None };
+        Some((user, self.reserve_place(user)))
     }
 
-    /// As [`PoolState::start_connecting`] for a connection that nobody asked for: a probe, or the replacement of one
-    /// whose lifetime is over.
+    /// As [`PoolState::start_connecting`] for a connection of the service that nobody asked for: a probe, or the replacement of
+    /// one whose lifetime is over.
     pub fn start_extra(&mut self) -> Option<u64> {
-        self.has_room().then(|| self.reserve_place())
+        self.has_room().then(|| self.reserve_place(UserId::SERVICE))
     }
 
     /// As [`PoolState::start_extra`], whatever else is being established: attempts to reach a server that is down must not
     /// keep the one out that finds it back.
     pub fn start_recheck(&mut self) -> Option<u64> {
         let room = self.status != PoolStatus::Closed && self.counts().total() < self.bounds.max_pool_size;
-        room.then(|| self.reserve_place())
+        room.then(|| self.reserve_place(UserId::SERVICE))
     }
 
     /// True while the bounds of this pool let one more be established.
@@ -502,19 +554,49 @@ impl<C, W> PoolState<C, W> {
 
     /// True while more connections would be used, bounds aside.
     pub fn wants_connection(&self) -> bool {
-        let counts = self.counts();
-        let open = counts.available + counts.in_use + counts.pending;
-        let shares = self.shares();
-        let transaction = self.queue.lane_len(Lane::Transaction) > 0;
-        let most = if transaction { shares.most } else { shares.limit };
-        // Those who wait beside an available one may not have any, unless for that there are too few.
-        let too_few = counts.available == 0 || (shares.open_transactions > 0 && shares.reach < shares.limit);
-        let for_waiters = too_few && count(self.queue.len()) > self.pending && counts.in_use < most;
-        self.status == PoolStatus::Ready && (for_waiters || open < self.bounds.min_pool_size)
+        self.wanted_for().is_some()
     }
 
-    fn reserve_place(&mut self) -> u64 {
+    fn wanted_for(&self) -> Option<UserId> {
+        if self.status != PoolStatus::Ready {
+            return None;
+        }
+        if let Some((user, _)) = self.neediest() {
+            return Some(user);
+        }
+        let counts = self.counts();
+        let open = counts.available + counts.in_use + counts.pending;
+        (open < self.bounds.min_pool_size).then_some(UserId::SERVICE)
+    }
+
+    /// True when a place can only be had from another user, and not as many are on their way as can be used at once.
+    pub(super) fn may_turn_over(&self) -> bool {
+        let no_place = self.is_held_up || self.is_full();
+        self.status == PoolStatus::Ready && no_place && self.turned_over < self.bounds.max_connecting
+    }
+
+    /// Says whether a bound over all pools is in the way of taking a place.
+    pub fn set_held_up(&mut self, is_held_up: bool) {
+        self.is_held_up = is_held_up;
+    }
+
+    /// Gives an idle connection of one user up for another one in need. Returns how many: one, or none.
+    pub fn turn_over(&mut self, now: Instant) -> u32 {
+        let Some(index) = self.idle_to_give(now) else { return 0 };
+        let connection = self.available.remove(index);
+        self.end(connection);
+        self.turned_over += 1;
+        1
+    }
+
+    /// Evicts those who wait for a connection of that user, as none can be had.
+    pub fn evict_user(&mut self, user: UserId) -> Vec<W> {
+        self.queue.drain_user(user)
+    }
+
+    fn reserve_place(&mut self, user: UserId) -> u64 {
         self.pending += 1;
+        self.holders.began(user);
         debug_assert!(self.counts().total() <= self.bounds.max_pool_size);
         self.generation
     }
@@ -522,25 +604,41 @@ impl<C, W> PoolState<C, W> {
     /// A place taken by `start_connecting` has its connection. Returns who is to be woken.
     pub fn connected(&mut self, connection: C, generation: u64, now: Instant) -> Woken<W> {
         self.pending -= 1;
+        self.holders.connected(connection.user());
         let own = Held { claim: Lane::Background.into(), time: None };
         self.begin(own.claim, Duration::ZERO);
-        self.check_in(connection, generation, own, now)
+        if self.is_stale(generation) {
+            return self.discard(connection, own, now);
+        }
+        // It is new, so that its user has it for a while.
+        self.release(own);
+        self.available.push(connection);
+        self.hand_over(now)
     }
 
     /// A place taken by `start_connecting` is free again: there never was a socket.
-    pub fn connect_failed(&mut self) {
+    pub fn connect_failed(&mut self, user: UserId) {
         self.pending -= 1;
+        self.holders.failed(user);
     }
 
     /// A place taken by `start_connecting` had a socket that is being closed. It stays taken until [`PoolState::closed`].
-    pub fn connect_broken(&mut self) {
+    pub fn connect_broken(&mut self, user: UserId) {
         self.pending -= 1;
+        self.holders.failed(user);
         self.closing += 1;
     }
 
     /// A closing connection is gone: its place is free.
     pub fn closed(&mut self) {
         self.closing -= 1;
+        // Whichever they are: what was given up is nothing to wait for longer than for all that is closing.
+        self.turned_over = self.turned_over.min(self.closing);
+    }
+
+    /// True while the maintenance task has something to close.
+    pub fn has_discarded(&self) -> bool {
+        !self.discarded.is_empty()
     }
 
     /// Connections that the maintenance task is to close.
@@ -558,8 +656,7 @@ impl<C, W> PoolState<C, W> {
             }
             if expired(&mut self.available[index]) {
                 let connection = self.available.remove(index);
-                self.closing += 1;
-                self.discarded.push(connection);
+                self.end(connection);
                 retired += 1;
             } else {
                 index += 1;
@@ -617,11 +714,11 @@ impl<C, W> PoolState<C, W> {
     fn discard_unused(&mut self) {
         for (ticket, connection) in std::mem::take(&mut self.handed) {
             self.release(Held { claim: ticket.claim, time: None });
-            self.closing += 1;
-            self.discarded.push(connection);
+            self.end(connection);
         }
-        self.closing += count(self.available.len());
-        self.discarded.append(&mut self.available);
+        for connection in std::mem::take(&mut self.available) {
+            self.end(connection);
+        }
     }
 
     /// Gives what is available to whoever may have it, in the order of the queue. More than one can go after one has come:
@@ -630,15 +727,42 @@ impl<C, W> PoolState<C, W> {
         let mut woken = self.shed_late(now);
         let newest_first = self.codel.as_ref().is_some_and(Codel::stands);
         while self.status == PoolStatus::Ready && !self.available.is_empty() && !self.queue.is_empty() {
-            let (shares, in_use) = (self.shares(), self.in_use);
-            let pick = Pick { may_lock: shares.allow_locks(), newest_first, tenants: &self.tenants };
-            let Some((ticket, entry)) = self.queue.pop(|lane| shares.allow(lane, &in_use), pick) else { break };
-            let Some(connection) = self.available.pop() else { break };
+            let Some((ticket, entry)) = self.next_to_go(newest_first) else { break };
+            let Some(connection) = self.take_available(ticket.claim.user) else { break };
             self.begin(ticket.claim, now.saturating_duration_since(entry.since));
             self.handed.push((ticket, connection));
             woken.push(entry.waiter);
         }
         woken
+    }
+
+    /// Takes the next one out of the queue of a user that has an available connection: of those who may go, who has waited
+    /// longest, transactions first.
+    fn next_to_go(&mut self, newest_first: bool) -> Option<(Ticket, Entry<W>)> {
+        let (shares, in_use) = (self.shares(), self.in_use);
+        let pick = Pick { may_lock: shares.allow_locks(), newest_first, tenants: &self.tenants };
+        let mut users = SmallVec::<[UserId; 4]>::new();
+        for connection in self.available.iter().rev() {
+            let user = connection.user();
+            if !users.contains(&user) && self.queue.of(user).is_some_and(|queue| !queue.is_empty()) {
+                users.push(user);
+            }
+        }
+        let turns: &[bool] = if users.len() > 1 {
+            users.sort_by_key(|user| self.queue.of(*user).and_then(WaitQueue::oldest));
+            &[true, false]
+        } else {
+            &[false]
+        };
+        for only_transactions in turns {
+            for user in &users {
+                let allowed = |lane| (lane == Lane::Transaction || !only_transactions) && shares.allow(lane, &in_use);
+                if let Some(next) = self.queue.pop(*user, allowed, pick) {
+                    return Some(next);
+                }
+            }
+        }
+        None
     }
 }
 
@@ -654,11 +778,18 @@ mod tests {
     use crate::admission::{Level, Tenant};
     use crate::telemetry::labels::Label as _;
 
-    const REGULAR: Claim = Claim { lane: Lane::Regular, level: Level::Normal, locks: false, tenant: Tenant::COMMON };
+    const REGULAR: Claim = Claim {
+        lane: Lane::Regular,
+        level: Level::Normal,
+        locks: false,
+        tenant: Tenant::COMMON,
+        user: UserId::SERVICE,
+    };
 
     const BOUNDS: PoolBounds = PoolBounds {
         max_pool_size: 4,
         min_pool_size: 1,
+        max_user_connections: None,
         max_connecting: 2,
         max_in_flight: 4,
         discipline: QueueDiscipline::Fifo,
@@ -848,7 +979,7 @@ mod tests {
             operations in prop::collection::vec((0_u8..20, 0_usize..8), 1..400)
         ) {
             let bounds =
-                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo, contended: false };
+                PoolBounds { max_pool_size: max, min_pool_size: max / 2, max_user_connections: None, max_connecting: connecting, max_in_flight: in_flight, discipline: QueueDiscipline::Fifo, contended: false };
             let mut pool: PoolState<Fake, u32> = PoolState::new(bounds);
             let now = Instant::now();
             let (mut pending, mut used, mut tickets, mut closing) = (Vec::new(), Vec::<(Fake, Claim)>::new(), Vec::<Ticket>::new(), 0_u32);
@@ -856,10 +987,10 @@ mod tests {
             for (operation, index) in operations {
                 let id = u16::try_from(index % 2).unwrap();
                 let tenant = Tenant { id, weight: 1 + id, max_in_flight: if id == 0 { u16::MAX } else { 2 } };
-                let claim = Claim { lane: Lane::ALL[index % 4], level: Level::ALL[index % 3], locks: index > 3, tenant };
+                let claim = Claim { lane: Lane::ALL[index % 4], level: Level::ALL[index % 3], locks: index > 3, tenant, user: UserId::SERVICE };
                 match operation {
                     0 => pool.ready(),
-                    1 | 2 => pending.extend(pool.start_connecting()),
+                    1 | 2 => pending.extend(pool.start_connecting().map(|(_, generation)| generation)),
                     3 => pending.extend(pool.start_extra()),
                     4 | 5 if !pending.is_empty() => {
                         let generation = pending.swap_remove(index % pending.len());
@@ -868,7 +999,7 @@ mod tests {
                     }
                     6 if !pending.is_empty() => {
                         pending.swap_remove(index % pending.len());
-                        pool.connect_failed();
+                        pool.connect_failed(UserId::SERVICE);
                     }
                     7 | 8 => match pool.check_out(claim) {
                         CheckOut::Now(connection) => used.push((connection, claim)),
@@ -892,7 +1023,7 @@ mod tests {
                     12 if index == 0 => drop(pool.clear()),
                     14 if !pending.is_empty() => {
                         pending.swap_remove(index % pending.len());
-                        pool.connect_broken();
+                        pool.connect_broken(UserId::SERVICE);
                         closing += 1;
                     }
                     13 => drop(pool.retire(bounds.min_pool_size, 3, |connection| connection.0 % 2 == 0)),

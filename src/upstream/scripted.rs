@@ -22,6 +22,7 @@ use super::maintain;
 use super::pool::{CheckOutError, ClusterBound, Pool, PoolParts, PooledConnection, lock};
 use super::pool_state::PoolCounts;
 use crate::admission::{Lane, MemoryBudget};
+use crate::auth::{Identities, UserId};
 use crate::config::limits::NEVER;
 use crate::config::{Address, BackoffConfig, BreakerConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
@@ -115,6 +116,7 @@ pub(super) struct Server {
     /// How long it takes to see the end of a connection.
     notice: Mutex<Duration>,
     dialed: Mutex<Vec<Instant>>,
+    pub(super) identities: Arc<Identities>,
     pings: AtomicU32,
     /// Closes the connections that are open when it changes.
     kick: watch::Sender<()>,
@@ -134,6 +136,7 @@ impl Server {
             ping: Mutex::new(Ping::Answer),
             notice: Mutex::default(),
             dialed: Mutex::default(),
+            identities: Arc::default(),
             pings: AtomicU32::new(0),
             kick: watch::Sender::new(()),
             tasks: Tasks::new(),
@@ -252,6 +255,7 @@ impl Dialer for ToServer {
     fn connect<'a>(
         &'a self,
         _: &'a Address,
+        user: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
         Box::pin(async move {
             let number = {
@@ -263,7 +267,8 @@ impl Dialer for ToServer {
             match dial {
                 Dial::Refuse => Err(ConnectError::Dial(std::io::ErrorKind::ConnectionRefused.into())),
                 Dial::Accept(after) => {
-                    let connection = self.0.accept();
+                    let mut connection = self.0.accept();
+                    connection.identity = self.0.identities.of(user);
                     sleep(after).await;
                     Ok(connection)
                 }
@@ -300,6 +305,7 @@ impl Setup {
             pool: PoolConfig {
                 max_pool_size,
                 min_pool_size,
+                max_user_connections: None,
                 max_connecting: 2,
                 max_idle_time: NEVER,
                 max_lifetime: NEVER,
@@ -344,6 +350,10 @@ impl Setup {
             health: health.clone(),
             greeted: Arc::new(move |_, _| {
                 greetings.fetch_add(1, Ordering::Relaxed);
+            }),
+            refused: Arc::new({
+                let identities = self.server.identities.clone();
+                move |user, _| identities.revoke(user)
             }),
             tasks: tasks.clone(),
             server_metrics: server_metrics.clone(),

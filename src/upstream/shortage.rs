@@ -1,5 +1,6 @@
 //! What a command that waits for a connection is short of: only that is worth to be raised.
 
+use super::holders::Owned;
 use super::pool_state::{PoolBounds, PoolState};
 use crate::admission::{Claim, Lane};
 
@@ -33,7 +34,7 @@ impl Shortage {
     }
 
     /// Of a pool of which no further connection may be in use, whoever asks; `None` while one may.
-    pub(super) fn of_pool<C, W>(state: &PoolState<C, W>) -> Option<Self> {
+    pub(super) fn of_pool<C: Owned, W>(state: &PoolState<C, W>) -> Option<Self> {
         let (bounds, in_use) = (state.bounds(), state.counts().in_use);
         match () {
             () if in_use >= bounds.max_in_flight => Some(Self::of_bounds(bounds)),
@@ -47,7 +48,7 @@ impl Shortage {
     }
 
     /// Of a command that has to wait; `exhausted`: a bound over several pools leaves no further connection.
-    pub(super) fn of_claim<C, W>(state: &PoolState<C, W>, claim: Claim, exhausted: bool) -> Self {
+    pub(super) fn of_claim<C: Owned, W>(state: &PoolState<C, W>, claim: Claim, exhausted: bool) -> Self {
         if let Some(shortage) = Self::of_pool(state) {
             return shortage;
         }
@@ -55,6 +56,16 @@ impl Shortage {
         let others_have_it = exhausted && counts.total() < bounds.max_pool_size;
         match () {
             () if claim.lane == Lane::Regular && !state.tenants().has_room(claim.tenant) => Self::Tenant,
+            // What is idle is another user's.
+            () if counts.available > 0 && !state.has_available(claim.user) => {
+                if others_have_it {
+                    Self::Cluster
+                } else if state.is_full() {
+                    Self::Pool
+                } else {
+                    Self::Other
+                }
+            }
             () if counts.available > 0 && claim.lane != Lane::Regular => Self::Other,
             () if counts.available > 0 && claim.locks && !state.shares().allow_locks() => Self::Transaction,
             () if others_have_it => Self::Cluster,
@@ -72,10 +83,17 @@ mod tests {
 
     use super::*;
     use crate::admission::{Level, Tenant};
+    use crate::auth::UserId;
     use crate::config::QueueDiscipline;
     use crate::upstream::pool_state::CheckOut;
 
-    const READ: Claim = Claim { lane: Lane::Regular, level: Level::Normal, locks: false, tenant: Tenant::COMMON };
+    const READ: Claim = Claim {
+        lane: Lane::Regular,
+        level: Level::Normal,
+        locks: false,
+        tenant: Tenant::COMMON,
+        user: UserId::SERVICE,
+    };
     const WRITE: Claim = Claim { locks: true, ..READ };
 
     /// A pool with so many connections, all of them idle.
@@ -84,6 +102,7 @@ mod tests {
         let mut pool = PoolState::new(PoolBounds {
             max_pool_size,
             min_pool_size,
+            max_user_connections: None,
             max_connecting,
             max_in_flight,
             discipline,

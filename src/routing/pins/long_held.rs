@@ -153,7 +153,7 @@ mod tests {
     fn what_has_been_open_for_long_is_found_with_what_it_does() {
         let (mut pins, start, all) = (Pins::default(), Instant::now(), Applications::default());
         let shop = all.named("shop");
-        let id = |session| TransactionId { session: [session; 16], number: 1 };
+        let id = |session| TransactionId { session: [session; 16].into(), number: 1 };
         for (session, port) in [(1, 1), (2, 1), (3, 1), (4, 2), (5, 1)] {
             pins.pin_transaction(id(session), server(port), start + seconds(session.into())).unwrap();
         }
@@ -208,7 +208,7 @@ mod tests {
         for session in 0..50_u8 {
             // In no order of age, whatever the order in the table.
             let since = start + seconds(u64::from(session) * 7 % 50);
-            let id = TransactionId { session: [session; 16], number: 1 };
+            let id = TransactionId { session: [session; 16].into(), number: 1 };
             pins.pin_transaction(id, server(1), since).unwrap();
         }
         let held = pins.long_held_on(&server(1), LIMIT, 20, start + seconds(100));

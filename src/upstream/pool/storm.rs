@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::admission::{Level, Tenant};
+use crate::auth::UserId;
 use crate::breaker::{Failure, Outcome};
 use crate::config::BackoffConfig;
 use crate::upstream::scripted::{Dial, Gauge, Ping, Rig, Server, Setup, Work, ms, within_ten_seconds, work};
@@ -70,6 +71,7 @@ fn claim(random: &mut SmallRng) -> Claim {
         level: Level::ALL[random.random_range(0..Level::ALL.len())],
         locks: random.random_bool(0.4),
         tenant: Tenant { id, weight: id + 1, max_in_flight },
+        user: UserId::SERVICE,
     }
 }
 
