@@ -102,6 +102,8 @@ pub struct ClusterConfig {
     pub shown_set: Option<ShownSet>,
     /// Pool of each server.
     pub pool: PoolConfig,
+    /// Users of MongoDB who are logged in are looked up this often.
+    pub user_refresh: Duration,
     /// Bound over all servers of the cluster.
     pub max_upstream_connections: Option<u32>,
     /// Waiting commands of the cluster, those waiting for a server included.

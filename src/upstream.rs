@@ -27,6 +27,7 @@ pub mod shortage;
 pub mod tls;
 mod turnover;
 pub mod usage;
+pub mod users;
 
 pub use checking_out::CheckingOut;
 pub use cluster::{Cluster, Operation, SelectError, Server};

@@ -546,6 +546,7 @@ async fn a_cursor_that_cannot_be_remembered_is_killed() {
     {
         let address = std::sync::Arc::new(server.address());
         let pin = || CursorPin {
+            user: mongomux::auth::UserId::SERVICE,
             server: address.clone(),
             awaits_data: false,
             change_stream: false,

@@ -29,6 +29,9 @@ impl UserId {
     /// Whoever the connection string names, or nobody: the proxy itself, and all clients that have no connections of their own.
     pub const SERVICE: Self = Self(0);
 
+    /// Comes after all others.
+    pub const LAST: Self = Self(u32::MAX);
+
     /// The one with that number, for tests.
     #[cfg(test)]
     pub(crate) fn numbered(number: u32) -> Self {

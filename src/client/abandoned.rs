@@ -14,6 +14,7 @@ use crate::command::{Handling, TransactionId};
 use crate::reply::{OperationKind, inspect};
 use crate::telemetry::Application;
 use crate::telemetry::labels::ConnectionClosed;
+use crate::upstream::holders::Owned as _;
 use crate::upstream::{Cluster, Operation, Place, PooledConnection, Server};
 
 /// A read that has run for this long without its client is interrupted.
@@ -97,7 +98,7 @@ pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
         {
             end_transaction(&cluster, id);
         }
-        let left_open = || OpenCursor::of(server, inspected.as_ref()?, connection.reply());
+        let left_open = || OpenCursor::of(server, connection.user(), inspected.as_ref()?, connection.reply());
         if let Some(cursor) = abandoned.cursor.or_else(left_open) {
             cursor.kill(&cluster);
         }

@@ -112,6 +112,9 @@ async fn enter(exchange: &mut Exchange, server: &Server) {
 fn find_server(exchange: &Exchange, now: Instant) -> Result<Option<Found>, Refusal> {
     let cluster = &exchange.cluster;
     let topology = cluster.topology();
+    if exchange.asks_for_anothers_cursor() {
+        return Err(Refusal::Reply(errors::not_your_cursor("getMore")));
+    }
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
     match route {
         Route::Await(_) => Ok(None),
@@ -256,6 +259,9 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
 
 /// Its pool was cleared: it is to be routed anew after a pause, in which what has happened becomes known.
 async fn before_rerouting(exchange: &mut Exchange) -> Result<(), Refusal> {
+    if let Some(error) = exchange.revoked() {
+        return Err(Refusal::Reply(error));
+    }
     // Of the server that it does not go to now.
     exchange.place = None;
     let cluster = &exchange.cluster;

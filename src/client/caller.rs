@@ -1,7 +1,10 @@
 //! Who sends a command, as far as that decides about its share of the connections.
 
+use std::sync::Arc;
+
 use super::ends::Ends;
 use crate::admission::{Level, Tenant};
+use crate::auth::Identity;
 use crate::config::FairBy;
 use crate::reply::ClientState;
 use crate::upstream::Cluster;
@@ -14,6 +17,8 @@ pub(super) struct Caller<'a> {
     pub(super) state: &'a ClientState,
     /// Where its socket comes from.
     pub(super) ends: &'a Ends,
+    /// As whom it has logged in.
+    pub(super) identity: Option<&'a Arc<Identity>>,
 }
 
 impl Caller<'_> {
@@ -30,8 +35,7 @@ impl Caller<'_> {
         let tenant = match fairness.by {
             FairBy::None => Tenant::COMMON,
             FairBy::Application => tenant(self.application()),
-            // Nobody has logged in: clients do not authenticate yet.
-            FairBy::User => tenant(""),
+            FairBy::User => self.identity.map_or(Tenant::COMMON, |identity| tenant(&identity.user.to_string())),
             FairBy::Database => tenant(database()),
             FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
         };

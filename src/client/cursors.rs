@@ -14,6 +14,7 @@ use super::session::{ReplyTo, Session};
 use super::socket::ReadEnd;
 use super::transactions::abort_lost_transaction;
 use crate::admission::{Lane, Reservation};
+use crate::auth::UserId;
 use crate::command::{Command, Handling};
 use crate::config::Address;
 use crate::reply::errors::{self, ErrorReply};
@@ -62,6 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let id = facts.cursor_id.filter(|id| *id != 0 && facts.ok)?;
         let pin = CursorPin {
             server: server.address.clone(),
+            user: exchange.command.session.user,
             awaits_data: exchange.command.awaits_data,
             change_stream: exchange.command.opens_change_stream,
             life: life(&exchange.command),
@@ -70,7 +72,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         let error = lock(&exchange.cluster.pins).pin_cursor(id, pin, Instant::now()).err()?;
         if let Some(namespace) = reply_document(reply).and_then(|(_, document)| cursor_namespace(document)) {
-            kill_in_background(&exchange.cluster, server.address.clone(), namespace, &[id]);
+            kill_in_background(&exchange.cluster, server.address.clone(), exchange.claim.user, namespace, &[id]);
         }
         let why = error.to_string();
         Some(match error {
@@ -85,6 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let change_stream = batch.is_some_and(|batch| batch.resume_time.is_some());
         let pin = CursorPin {
             server: server.address.clone(),
+            user: exchange.command.session.user,
             awaits_data: change_stream || exchange.command.await_time().is_some(),
             change_stream,
             life: life(&exchange.command),
@@ -124,7 +127,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(frame).to_vec()) {
             for cluster in self.shared.clusters.all() {
-                cluster.run_in_background(Errand::Primary, document.clone());
+                cluster.run_in_background(Errand::Primary, self.upstream_user(), document.clone());
             }
         }
         self.shared.metrics.commands[(CommandLabel::EndSessions, Outcome::Completed)].inc();
@@ -143,7 +146,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let clusters = &self.shared.clusters;
         if let Ok(document) = RawDocumentBuf::from_bytes(command.document(&frame).to_vec()) {
             for cluster in clusters.all().skip(1) {
-                cluster.run_in_background(Errand::Primary, document.clone());
+                cluster.run_in_background(Errand::Primary, self.upstream_user(), document.clone());
             }
         }
         let cluster = clusters.default().clone();
@@ -161,6 +164,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         cluster: Arc<Cluster>,
     ) -> Result<(), ReadEnd> {
         let ids = command.cursors_to_kill(&frame);
+        if self.shares_connections() && lock(&cluster.pins).has_of_another(&ids, command.session.user) {
+            let error = errors::not_your_cursor("killCursors");
+            return self.error(&command, &frame, reply_to, &error, Outcome::Refused).await;
+        }
         ids.iter().for_each(|id| self.cursors.ended(*id));
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
@@ -174,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(statement) => statement,
             Err(error) => return self.error(&command, &frame, reply_to, &error, Outcome::Failed).await,
         };
-        let mut answer = kill_on_each(&cluster, &command, &frame, &ids, groups).await;
+        let mut answer = kill_on_each(&cluster, self.upstream_user(), &command, &frame, &ids, groups).await;
         if self.shared.clusters.are_several() {
             answer = cluster_time::without(answer);
         }
@@ -185,6 +192,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
 async fn kill_on_each(
     cluster: &Arc<Cluster>,
+    user: UserId,
     command: &Command,
     frame: &Frame,
     all: &[i64],
@@ -196,7 +204,7 @@ async fn kill_on_each(
         let reply = match server {
             Some(server) => {
                 let split = with_cursors(command.document(frame), &ids);
-                let reply = cluster.run(Errand::Server(server.clone()), Lane::Transaction, &split).await;
+                let reply = cluster.run(Errand::Server(server.clone()), user, Lane::Transaction, &split).await;
                 reply.map(|reply| (server, reply))
             }
             None => None,
@@ -255,16 +263,18 @@ fn with_cursors(document: &[u8], ids: &[i64]) -> RawDocumentBuf {
 /// A cursor that is open on its server, and that its client may not be able to continue.
 pub(super) struct OpenCursor {
     server: Arc<Address>,
+    /// Over whose connections it can be killed.
+    user: UserId,
     namespace: (String, String),
     id: i64,
 }
 
 impl OpenCursor {
     /// The cursor that a reply leaves open.
-    pub(super) fn of(server: &Server, inspected: &Inspected, reply: &[u8]) -> Option<Box<Self>> {
+    pub(super) fn of(server: &Server, user: UserId, inspected: &Inspected, reply: &[u8]) -> Option<Box<Self>> {
         let id = inspected.facts.cursor_id.filter(|id| *id != 0 && inspected.facts.ok)?;
         let namespace = reply_document(reply).and_then(|(_, document)| cursor_namespace(document))?;
-        Some(Box::new(Self { server: server.address.clone(), namespace, id }))
+        Some(Box::new(Self { server: server.address.clone(), user, namespace, id }))
     }
 
     /// The cursor that a getMore asks for.
@@ -277,7 +287,7 @@ impl OpenCursor {
         let collection = find(command.document(frame), b"collection").and_then(|element| element.as_str());
         // Without a collection there was no getMore for the server either, and killing it there changes nothing.
         let namespace = (command.database(frame).to_owned(), collection.unwrap_or_default().to_owned());
-        Some(Box::new(Self { server: server.address.clone(), namespace, id }))
+        Some(Box::new(Self { server: server.address.clone(), user: exchange.claim.user, namespace, id }))
     }
 
     /// The server's number of it.
@@ -288,7 +298,7 @@ impl OpenCursor {
     /// The client will never read its reply: the batch is lost, and with it the position.
     pub(super) fn kill(self, cluster: &Arc<Cluster>) {
         unpin_cursor(cluster, &self.server, self.id);
-        kill_in_background(cluster, self.server, self.namespace, &[self.id]);
+        kill_in_background(cluster, self.server, self.user, self.namespace, &[self.id]);
     }
 }
 
@@ -296,12 +306,12 @@ impl OpenCursor {
 /// left as many as there may be.
 pub(super) fn kill_together(cluster: &Arc<Cluster>, cursors: impl IntoIterator<Item = OpenCursor>) {
     let mut together: HashMap<_, Vec<i64>> = HashMap::new();
-    for OpenCursor { server, namespace, id } in cursors {
+    for OpenCursor { server, user, namespace, id } in cursors {
         unpin_cursor(cluster, &server, id);
-        together.entry((server, namespace)).or_default().push(id);
+        together.entry((server, user, namespace)).or_default().push(id);
     }
-    for ((server, namespace), ids) in together {
-        kill_in_background(cluster, server, namespace, &ids);
+    for ((server, user, namespace), ids) in together {
+        kill_in_background(cluster, server, user, namespace, &ids);
     }
 }
 
@@ -329,11 +339,17 @@ fn unpin_cursor(cluster: &Cluster, server: &Address, id: i64) {
 }
 
 /// Kills cursors that nobody can continue.
-fn kill_in_background(cluster: &Arc<Cluster>, server: Arc<Address>, namespace: (String, String), ids: &[i64]) {
+fn kill_in_background(
+    cluster: &Arc<Cluster>,
+    server: Arc<Address>,
+    user: UserId,
+    namespace: (String, String),
+    ids: &[i64],
+) {
     let (database, collection) = namespace;
     let ids: RawArrayBuf = ids.iter().copied().map(RawBson::Int64).collect();
     let command = rawdoc! {"killCursors": collection, "cursors": ids, "$db": database};
-    cluster.run_in_background(Errand::Server(server), command);
+    cluster.run_in_background(Errand::Server(server), user, command);
 }
 
 /// Database and collection of the cursor in a reply.

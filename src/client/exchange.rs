@@ -13,8 +13,10 @@ use super::shared::{ClientShared, InFlight};
 use super::transactions::StatementGuard;
 use crate::admission::mode::Bearing;
 use crate::admission::{Claim, Lane, Reservation};
+use crate::auth::{Identity, UserId};
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
+use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{Attempted, OperationKind, Situation};
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::pool::lock;
@@ -24,6 +26,8 @@ use crate::wire::Frame;
 /// One command on its way.
 pub(super) struct Exchange {
     pub(super) command: Command,
+    /// Who has sent it.
+    pub(super) identity: Option<Arc<Identity>>,
     pub(super) frame: Frame,
     /// Where it is carried out.
     pub(super) cluster: Arc<Cluster>,
@@ -72,6 +76,10 @@ impl Exchange {
         let started = Instant::now();
         let (kind, mut claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
         (claim.tenant, claim.level) = client.stands(&cluster, || command.database(&frame));
+        let identity = client.identity.cloned();
+        if let Some(identity) = &identity {
+            claim.user = identity.upstream;
+        }
         let lane = claim.lane;
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
@@ -80,6 +88,7 @@ impl Exchange {
         Self {
             label: CommandLabel::of(command.spec.name),
             command,
+            identity,
             frame,
             cluster,
             form: Form::Plain,
@@ -160,6 +169,25 @@ impl Exchange {
     pub(super) fn attempted(&self) -> Attempted {
         let (kind, effect, resent) = (self.kind, self.command.effect(), self.resent);
         Attempted { kind, effect, aborts: self.command.spec.name == "abortTransaction", resent }
+    }
+
+    /// True for a getMore of a cursor that another user has made, where a server would take both for the same.
+    pub(super) fn asks_for_anothers_cursor(&self) -> bool {
+        let shares = self.identity.as_ref().is_some_and(|identity| identity.upstream == UserId::SERVICE);
+        shares
+            && self.command.spec.handling == Handling::GetMore
+            && self
+                .command
+                .cursor_id(&self.frame)
+                .is_some_and(|id| lock(&self.cluster.pins).has_of_another(&[id], self.command.session.user))
+    }
+
+    /// `Some` when who has sent it has to log in again: there is no connection for it any more.
+    pub(super) fn revoked(&self) -> Option<ErrorReply> {
+        self.identity
+            .as_ref()
+            .filter(|identity| identity.is_revoked())
+            .map(|identity| errors::log_in_again(&identity.user))
     }
 
     /// `Some` when the command's own deadline is over.

@@ -373,6 +373,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Err(Failed::Refused(Refusal::Reply(error)));
         }
         self.follow_transaction(exchange, &inspected.facts);
+        if inspected.facts.ok && exchange.command.changes_users(&exchange.frame) {
+            // Before its client hears of it: who logs in from then on is looked up anew.
+            exchange.cluster.user_changes.happened();
+        }
         if server.settling.in_progress()
             && inspected.facts.ok
             && !inspected.facts.has_write_concern_error
@@ -380,7 +384,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         {
             server.settling.end();
         }
-        *undelivered = OpenCursor::of(server, &inspected, connection.reply());
+        *undelivered = OpenCursor::of(server, exchange.claim.user, &inspected, connection.reply());
         let outcome = if inspected.facts.ok { labels::Outcome::Completed } else { labels::Outcome::Failed };
         let rewritten = inspected.rewritten.as_deref();
         let verdict = if exchange.command.unacknowledged {

@@ -21,6 +21,7 @@ use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::spare;
 use super::transactions::OpenTransactions;
 use crate::admission::{Lane, Reservation};
+use crate::auth::{Identity, UserId};
 use crate::command::parse::expects_reply;
 use crate::command::{Command, CommandError, Handling, LocalCommand};
 use crate::reply::errors::{self, ErrorReply};
@@ -49,6 +50,8 @@ pub struct Session<S> {
     pub(super) transactions: OpenTransactions,
     /// Those that end with it.
     pub(super) cursors: OpenCursors,
+    /// As whom it has logged in.
+    pub(super) identity: Option<Arc<Identity>>,
     place: Place,
 }
 
@@ -99,7 +102,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
         let application = shared.metrics.applications.unnamed();
-        Box::new(Self { socket, shared, state, told: None, ends, doings, application, transactions, cursors, place })
+        Box::new(Self {
+            socket,
+            shared,
+            state,
+            told: None,
+            ends,
+            doings,
+            application,
+            transactions,
+            cursors,
+            identity: None,
+            place,
+        })
     }
 
     /// Serves the client until it leaves or has to be closed; returns why. Each message at one of `desks`.
@@ -181,6 +196,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(command) => command,
             Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error, reservation)),
         };
+        if let Some(identity) = &self.identity {
+            command.session.set_user(identity.id);
+        }
         if self.shared.clusters.are_several() {
             // No client of such a listener has learnt one here, and one of another cluster would do harm.
             command.take_out_cluster_time(&mut frame);
@@ -215,7 +233,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     pub(super) fn caller(&self) -> Caller<'_> {
-        Caller { state: &self.state, ends: &self.ends }
+        Caller { state: &self.state, ends: &self.ends, identity: self.identity.as_ref() }
+    }
+
+    /// Over whose connections its commands go.
+    pub(super) fn upstream_user(&self) -> UserId {
+        self.identity.as_ref().map_or(UserId::SERVICE, |identity| identity.upstream)
+    }
+
+    /// True when it has logged in and servers cannot tell it from other users.
+    pub(super) fn shares_connections(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| identity.upstream == UserId::SERVICE)
     }
 
     /// What is not the common case.

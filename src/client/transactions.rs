@@ -118,6 +118,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         id: TransactionId,
         cluster: &Arc<Cluster>,
     ) -> Result<Option<Box<StatementGuard>>, ErrorReply> {
+        if self.shares_connections() && lock(&cluster.pins).is_used_by_another(id.session) {
+            return Err(errors::not_your_transaction(id.number));
+        }
         let begun = lock(&cluster.pins).statement_begins(id, &self.application, Instant::now());
         let serial = begun.map_err(|was_idle| errors::transaction_was_idle(&was_idle.to_string()))?;
         Ok(serial.map(|serial| Box::new(StatementGuard { cluster: cluster.clone(), id, serial })))

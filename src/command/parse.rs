@@ -278,6 +278,20 @@ impl Command {
         }
     }
 
+    /// True for a command after which a user may be another one, or may have another password.
+    pub fn changes_users(&self, frame: &Frame) -> bool {
+        self.effect() == Effect::Other
+            && matches!(
+                self.name(frame),
+                "createUser"
+                    | "updateUser"
+                    | "dropUser"
+                    | "dropAllUsersFromDatabase"
+                    | "grantRolesToUser"
+                    | "revokeRolesFromUser"
+            )
+    }
+
     /// What running the command does, with its fields taken into account.
     pub fn effect(&self) -> Effect {
         if self.writes { Effect::Other } else { self.spec.effect }

@@ -7,7 +7,7 @@ use crate::auth::UserId;
 pub struct SessionId {
     /// The UUID in `lsid.id`.
     pub id: [u8; 16],
-    /// Whom the server takes for its user: the one whose connections its commands go over.
+    /// Who uses it.
     pub user: UserId,
 }
 
@@ -27,9 +27,11 @@ pub struct TransactionId {
     pub number: i64,
 }
 
-/// Session fields of one command.
+/// Session fields of one command, and who has sent it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SessionFields {
+    /// Who has sent the command; [`UserId::SERVICE`] where nobody logs in.
+    pub user: UserId,
     /// `lsid.id`
     pub session: Option<SessionId>,
     /// `txnNumber`
@@ -41,8 +43,9 @@ pub struct SessionFields {
 }
 
 impl SessionFields {
-    /// Says whose session it is.
+    /// Says who has sent the command, and so whose session it is.
     pub fn set_user(&mut self, user: UserId) {
+        self.user = user;
         if let Some(session) = &mut self.session {
             session.user = user;
         }

@@ -174,6 +174,7 @@ impl Builder<'_> {
                 connect_timeout: layers.duration(&limits::CONNECT_TIMEOUT),
                 socket_timeout: layers.duration_or_off(&limits::SOCKET_TIMEOUT),
             },
+            user_refresh: layers.duration(&limits::USER_REFRESH),
             max_upstream_connections: layers.count_or_off(&limits::MAX_UPSTREAM_CONNECTIONS),
             wait_queue_size: layers.size(&limits::WAIT_QUEUE_SIZE),
             wait_queue_bytes: layers.size(&limits::WAIT_QUEUE_BYTES),

@@ -77,6 +77,8 @@ pub const MAX_UPSTREAM_CONNECTIONS: Limit =
 /// what others need.
 pub const MAX_USER_CONNECTIONS: Limit =
     Limit::off_by_default("max_user_connections", CONNECTIONS, "none", 1, MAX_POOL_SIZE.max);
+/// How long a dropped user, or a changed password, may go unnoticed where it was not us who changed it.
+pub const USER_REFRESH: Limit = Limit::new("user_refresh_ms", MS, 30_000, 1_000, HOUR);
 /// Kept warm: two, so that the first commands after a quiet time do not wait for a handshake.
 pub const MIN_POOL_SIZE: Limit = Limit::new("min_pool_size", CONNECTIONS, 2, 0, MAX_POOL_SIZE.max);
 /// Connections being established at once: CMAP's default, so that a restart of the server meets no storm.
@@ -146,6 +148,7 @@ pub const CLUSTER: &[Limit] = &[
     MAX_POOL_SIZE,
     MAX_UPSTREAM_CONNECTIONS,
     MAX_USER_CONNECTIONS,
+    USER_REFRESH,
     MIN_POOL_SIZE,
     MAX_CONNECTING,
     MAX_IDLE_TIME,

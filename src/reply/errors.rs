@@ -10,6 +10,7 @@ use std::ops::BitOr;
 use bson::raw::{RawArrayBuf, RawDocumentBuf, cstr};
 use bson::rawdoc;
 
+use crate::auth::UserName;
 use crate::wire::OpMsgError;
 use crate::wire::legacy::LegacyFault;
 
@@ -285,6 +286,22 @@ pub fn not_allowed(name: &str) -> ErrorReply {
 /// A refusal with a reason of its own; drivers neither retry it nor think less of the server.
 pub fn unauthorized(why: &str) -> ErrorReply {
     ErrorReply::new(code::UNAUTHORIZED, why)
+}
+
+/// A user whose password has changed, or who was dropped, since it logged in; its socket is closed after this.
+pub fn log_in_again(user: &UserName) -> ErrorReply {
+    unauthorized(&format!("{user} was dropped or has another password now, log in again"))
+}
+
+/// A cursor of another user, where the server cannot tell them apart.
+pub fn not_your_cursor(command: &str) -> ErrorReply {
+    unauthorized(&format!("{command}: the cursor was not created by the authenticated user"))
+}
+
+/// A transaction of another user, where the server cannot tell them apart; to whoever asks it does not exist.
+pub fn not_your_transaction(number: i64) -> ErrorReply {
+    let message = format!("Given transaction number {number} does not match any in-progress transactions");
+    ErrorReply { labels: Labels::TRANSIENT_TRANSACTION, ..ErrorReply::new(code::NO_SUCH_TRANSACTION, &message) }
 }
 
 /// A logout without login.

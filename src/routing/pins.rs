@@ -5,12 +5,13 @@
 mod long_held;
 mod statements;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::auth::UserId;
 use crate::command::{SessionId, TransactionId};
 use crate::config::Address;
 use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_PINS, ORPHANED_TRANSACTION_GRACE};
@@ -57,6 +58,8 @@ pub enum CursorLife {
 pub struct CursorPin {
     /// The server that made it.
     pub server: Arc<Address>,
+    /// Who made it.
+    pub user: UserId,
     /// Its `getMore` waits for data.
     pub awaits_data: bool,
     /// Made by a change stream, whose driver resumes after some errors.
@@ -191,7 +194,8 @@ pub enum PinError {
 #[derive(Debug, Default)]
 pub struct Pins {
     cursors: HashMap<i64, PinnedCursor>,
-    transactions: HashMap<SessionId, PinnedTransaction>,
+    /// Ordered, so that those of one UUID stand together.
+    transactions: BTreeMap<SessionId, PinnedTransaction>,
     last_serial: u64,
 }
 
@@ -208,6 +212,18 @@ impl Pins {
         }
         self.cursors.insert(id, PinnedCursor { pin, since: now, last_used: now });
         Ok(())
+    }
+
+    /// True when somebody else has a transaction open in a session of that UUID.
+    pub fn is_used_by_another(&self, session: SessionId) -> bool {
+        let SessionId { id, user } = session;
+        let same = SessionId { id, user: UserId::SERVICE }..=SessionId { id, user: UserId::LAST };
+        self.transactions.range(same).any(|(other, pin)| other.user != user && pin.open)
+    }
+
+    /// True when one of these cursors is somebody else's.
+    pub fn has_of_another(&self, ids: &[i64], user: UserId) -> bool {
+        ids.iter().any(|id| self.cursors.get(id).is_some_and(|cursor| cursor.pin.user != user))
     }
 
     /// Where a cursor lives; using it keeps it.
@@ -398,7 +414,6 @@ impl Pins {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::UserId;
     use crate::telemetry::Applications;
 
     fn server(port: u16) -> Arc<Address> {
@@ -407,6 +422,7 @@ mod tests {
 
     fn cursor(port: u16) -> CursorPin {
         CursorPin {
+            user: UserId::SERVICE,
             server: server(port),
             awaits_data: false,
             change_stream: false,

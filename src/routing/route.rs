@@ -127,6 +127,7 @@ mod tests {
     fn a_cursor_goes_to_its_server_whatever_that_is_now() {
         let mut pins = Pins::default();
         let pin = CursorPin {
+            user: crate::auth::UserId::SERVICE,
             server: Arc::new(address(2)),
             awaits_data: false,
             change_stream: false,
@@ -170,6 +171,7 @@ mod tests {
     fn what_lives_on_a_suspect_server_waits_for_it() {
         let mut pins = Pins::default();
         let pin = CursorPin {
+            user: crate::auth::UserId::SERVICE,
             server: Arc::new(address(1)),
             awaits_data: false,
             change_stream: false,

@@ -22,6 +22,7 @@ use super::lookout;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
 use super::settling::Settling;
+use super::users::UserChanges;
 use crate::admission::mode::Mode;
 use crate::admission::{Admission, MemoryBudget, ModeSwitch, Tenants};
 use crate::auth::Identities;
@@ -148,6 +149,8 @@ pub struct Cluster {
     dialer: Arc<dyn Dialer>,
     /// Those who have logged in.
     pub identities: Arc<Identities>,
+    /// Tells that users were changed through us.
+    pub user_changes: UserChanges,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
     /// Held while servers are made to agree with the topology.
@@ -187,6 +190,7 @@ impl Cluster {
             monitor,
             dialer,
             identities,
+            user_changes: UserChanges::default(),
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
             reconciling: Mutex::default(),

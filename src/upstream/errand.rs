@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::in_use::Work;
 use super::pool::lock;
-use crate::admission::Lane;
+use crate::admission::{Claim, Lane};
+use crate::auth::UserId;
 use crate::command::TransactionId;
 use crate::config::Address;
 use crate::routing::pins::Ended;
@@ -40,6 +41,8 @@ pub enum Errand {
     Server(Arc<Address>),
     /// To whichever server takes writes.
     Primary,
+    /// As that, or to one that has what was written there, if none does.
+    Reading,
 }
 
 /// The bound on errands in the background.
@@ -65,11 +68,11 @@ impl Cluster {
         MAX_BACKGROUND - self.background.0.available_permits()
     }
 
-    /// Runs a command of our own and returns the server's reply, an error reply included. `None` when there was none.
+    /// Runs a command of our own, over a connection of that user, and returns the server's reply, an error reply included. `None` when there was none.
     ///
     /// # Cancel safety
     /// A future that is dropped after it has sent closes its connection.
-    pub async fn run(&self, errand: Errand, lane: Lane, command: &RawDocument) -> Option<RawDocumentBuf> {
+    pub async fn run(&self, errand: Errand, user: UserId, lane: Lane, command: &RawDocument) -> Option<RawDocumentBuf> {
         let selected_by = Instant::now() + self.config.server_selection_timeout;
         let operation = match errand {
             Errand::Server(address) => {
@@ -78,9 +81,14 @@ impl Cluster {
                 self.operation_on(&address)?
             }
             Errand::Primary => self.select(Criteria::Write, None, selected_by).await.ok()?,
+            Errand::Reading => match self.try_select(Criteria::Write, None) {
+                Ok(Some(operation)) => operation,
+                _ => self.select(Criteria::PrimaryElseSecondary, None, selected_by).await.ok()?,
+            },
         };
+        let claim = Claim { user, ..lane.into() };
         let checked_out_by = Instant::now() + self.config.wait_queue_timeout;
-        let mut connection = operation.server().pool.check_out(lane, checked_out_by).await.ok()?;
+        let mut connection = operation.server().pool.check_out(claim, checked_out_by).await.ok()?;
         let message = encode::op_msg(connection.next_request_id(), 0, command);
         let generation = connection.generation;
         let name = command.iter().next().and_then(Result::ok).map_or("", |(name, _)| name.as_str());
@@ -95,13 +103,13 @@ impl Cluster {
     }
 
     /// Runs a command of our own that nobody waits for.
-    pub fn run_in_background(self: &Arc<Self>, errand: Errand, command: RawDocumentBuf) {
+    pub fn run_in_background(self: &Arc<Self>, errand: Errand, user: UserId, command: RawDocumentBuf) {
         let Some(permit) = self.background.permit() else {
             return tracing::debug!("too many clean-up commands under way, one is left out");
         };
         let cluster = self.clone();
         self.in_background(permit, async move {
-            cluster.run(errand, Lane::Background, &command).await;
+            cluster.run(errand, user, Lane::Background, &command).await;
         });
     }
 
@@ -131,7 +139,9 @@ impl Cluster {
         let cluster = self.clone();
         self.in_background(permit, async move {
             // Before others, like an abort of a client: it frees locks. What was kept for the transaction is kept for it.
-            let reply = cluster.run(Errand::Server(server), Lane::Transaction, &abort_transaction(id)).await;
+            // In its own session, as whose user it is.
+            let user = cluster.identities.of(id.session.user).map_or(UserId::SERVICE, |identity| identity.upstream);
+            let reply = cluster.run(Errand::Server(server), user, Lane::Transaction, &abort_transaction(id)).await;
             if reply.is_none_or(|reply| reply.get_i32("code").is_ok_and(|code| code == MAX_TIME_MS_EXPIRED)) {
                 lock(&cluster.pins).reopen_transaction(id, room, Instant::now());
             }

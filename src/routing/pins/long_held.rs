@@ -181,6 +181,7 @@ mod tests {
     fn cursors_are_long_held_by_their_age_and_idle_by_their_last_use() {
         let (mut pins, start, all) = (Pins::default(), Instant::now(), Applications::default());
         let pin = |awaits_data| CursorPin {
+            user: crate::auth::UserId::SERVICE,
             server: server(1),
             awaits_data,
             change_stream: awaits_data,
