@@ -14,13 +14,14 @@ use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
-use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
 use crate::upstream::handshake::UpstreamDialer;
 use crate::upstream::pool::lock;
+use crate::upstream::rotation::{self, CredentialError};
 use crate::upstream::tls::TlsError;
 use crate::upstream::{Cluster, Liveness};
 
@@ -44,6 +45,14 @@ pub enum StartError {
     /// An address is taken, or not ours.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// The file with a credential.
+    #[error("cluster `{cluster}`: {error}")]
+    Credential {
+        /// Whose.
+        cluster: String,
+        /// What is wrong.
+        error: CredentialError,
+    },
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -99,18 +108,21 @@ impl App {
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
         let places = Places::new(&config.client, metrics.clone());
-        let identities = Arc::new(Identities::default());
+        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
         let (draining, _) = watch::channel(false);
         let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
         for cluster in config.clusters {
-            let name = cluster.name.clone();
-            let identities = identities.clone();
-            let cluster = start_cluster(cluster, &config.client, identities, memory.clone(), &tasks, &metrics)
-                .map_err(|error| StartError::Tls { cluster: name, error })?;
-            clusters.push(cluster);
+            let surroundings = Surroundings {
+                client: &config.client,
+                identities: identities.clone(),
+                memory: memory.clone(),
+                tasks: &tasks,
+                metrics: &metrics,
+                reload: &reload,
+            };
+            clusters.push(start_cluster(cluster, surroundings)?);
         }
-        let reload = Reload::default();
         let service_id = ObjectId::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
@@ -242,14 +254,23 @@ impl App {
     }
 }
 
-fn start_cluster(
-    config: ClusterConfig,
-    client: &crate::config::ClientConfig,
+/// What all clusters share.
+struct Surroundings<'a> {
+    client: &'a ClientConfig,
     identities: Arc<Identities>,
     memory: Arc<MemoryBudget>,
-    tasks: &Tasks,
-    metrics: &Arc<Metrics>,
-) -> Result<Arc<Cluster>, TlsError> {
+    tasks: &'a Tasks,
+    metrics: &'a Arc<Metrics>,
+    reload: &'a Reload,
+}
+
+fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> Result<Arc<Cluster>, StartError> {
+    let Surroundings { client, identities, memory, tasks, metrics, reload } = surroundings;
+    let name = config.name.clone();
+    if let (Some(file), Some(credential)) = (&config.credential_file, &mut config.upstream.credential) {
+        let read = rotation::read(file, credential);
+        *credential = read.map_err(|error| StartError::Credential { cluster: name.clone(), error })?;
+    }
     for warning in &config.upstream.warnings {
         tracing::warn!(cluster = %config.name, warning);
     }
@@ -261,9 +282,14 @@ fn start_cluster(
     };
     let monitor = Monitor::start(&config.upstream, settings, tasks);
     let (told, memory_of_it) = (identities.clone(), memory.clone());
-    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes)?;
-    let cluster = Cluster::new(config, monitor, Arc::new(dialer), identities, memory, tasks.clone(), metrics.clone());
+    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes);
+    let dialer = Arc::new(dialer.map_err(|error| StartError::Tls { cluster: name, error })?);
+    let followed = config.credential_file.clone().zip(config.upstream.credential.clone());
+    let cluster = Cluster::new(config, monitor, dialer.clone(), identities, memory, tasks.clone(), metrics.clone());
     cluster.start();
+    if let Some((file, credential)) = followed {
+        rotation::follow(file, credential, dialer, cluster.clone(), reload, tasks);
+    }
     Ok(cluster)
 }
 

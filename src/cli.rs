@@ -161,6 +161,7 @@ impl RunArgs {
         Ok(Sources {
             file,
             upstream,
+            upstream_file: self.upstream.is_none().then(|| self.upstream_file.clone()).flatten(),
             listen: self.listen.clone(),
             admin: self.admin.clone(),
             profile: self.profile,

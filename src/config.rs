@@ -78,6 +78,24 @@ pub struct ListenerConfig {
     pub auth: Auth,
 }
 
+/// A file that the credential for upstream stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CredentialFile {
+    /// The whole connection string, of which the credential is read again.
+    ConnectionString(PathBuf),
+    /// The password of the user that the connection string names.
+    Password(PathBuf),
+}
+
+impl CredentialFile {
+    /// Where it is.
+    pub fn path(&self) -> &PathBuf {
+        match self {
+            Self::ConnectionString(path) | Self::Password(path) => path,
+        }
+    }
+}
+
 /// How the clients of a listener prove who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Auth {
@@ -96,6 +114,8 @@ pub struct ClusterConfig {
     pub name: String,
     /// The parsed connection string.
     pub upstream: uri::Upstream,
+    /// The file that its credential comes from, and is read again from.
+    pub credential_file: Option<CredentialFile>,
     /// Shape of what clients see.
     pub presentation: Presentation,
     /// The replica set that they see, where they are to see one.

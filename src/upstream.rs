@@ -20,6 +20,7 @@ pub mod maintain;
 mod opening;
 pub mod pool;
 pub mod pool_state;
+pub mod rotation;
 #[cfg(test)]
 mod scripted;
 pub mod settling;

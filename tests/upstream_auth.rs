@@ -116,6 +116,43 @@ async fn a_wrong_password_is_told_everywhere_and_recovered_from() {
 }
 
 #[tokio::test]
+async fn a_credential_in_a_file_is_read_again_without_anybody_noticing() {
+    let (deployment, admin) = secured().await;
+    create_user(&admin, "rotated", "first", &["SCRAM-SHA-256"]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("password");
+    std::fs::write(&secret, "first\n").unwrap();
+    let server = deployment.members()[0].address().clone();
+    let proxy = support::proxy::configured(&format!(
+        "{SETTINGS}\nlisten = \"127.0.0.1:0\"\nupstream = \"mongodb://rotated@{server}\"\nmin_pool_size = 2\n\
+         upstream_password_file = {secret:?}\n"
+    ))
+    .await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "insert": "c", "documents": [{ "_id": 1 }] }).await.unwrap();
+    let pool = &proxy.clusters()[0].servers()[0].pool;
+    eventually("two connections", async || pool.snapshot().counts.available == 2).await;
+    let before = pool.snapshot().created;
+
+    // A wrong one closes nothing that works.
+    std::fs::write(&secret, "wrong").unwrap();
+    proxy.reload();
+    eventually("an attempt", async || pool.snapshot().last_connect_error.is_some()).await;
+    client.command("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(pool.snapshot().counts.available, 2);
+
+    admin.run_command(doc! { "updateUser": "rotated", "pwd": "second" }).await.unwrap();
+    std::fs::write(&secret, "second").unwrap();
+    proxy.reload();
+    eventually("two new ones", async || {
+        let now = pool.snapshot();
+        now.created == before + 2 && now.counts.available == 2 && now.counts.total() == 2
+    })
+    .await;
+    client.command("test", doc! { "find": "c" }).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_logs_in_is_told_what_to_do() {
     let deployment = support::standalone().await;
     let proxy = proxy(&deployment.uri(), "").await;

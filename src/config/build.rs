@@ -13,11 +13,11 @@ use super::listeners::Listeners;
 use super::presentation::shown_set;
 use super::reader::{Found, Values};
 use super::shares::MemoryShares;
-use super::uri::{Upstream, UriOverrides};
+use super::uri::{self, Upstream, UriOverrides};
 use super::vain;
 use super::{
-    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, FairBy, FairnessConfig,
-    ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry, Sources, Warning,
+    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, CredentialFile, FairBy,
+    FairnessConfig, ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry, Sources, Warning,
 };
 use crate::telemetry::logs::redact;
 
@@ -142,9 +142,26 @@ impl Builder<'_> {
         let given = self.sources.upstream.as_ref().filter(|_| !several);
         let given = given.map(|given| Found::of(&given.name, "", given.text.trim().to_owned()));
         let upstream = given.or_else(|| file.upstream.clone());
-        let upstream = upstream.unwrap_or_else(|| Found::of("default", "upstream", DEFAULT_UPSTREAM.to_owned()));
+        let mut upstream = upstream.unwrap_or_else(|| Found::of("default", "upstream", DEFAULT_UPSTREAM.to_owned()));
+        let whole = self.sources.upstream_file.clone().filter(|_| !several).map(CredentialFile::ConnectionString);
+        let credential_file = match &file.upstream_password_file {
+            Some(password_file) => match uri::without_password(&upstream.value) {
+                Ok(filled) => {
+                    upstream.value = filled;
+                    Some(CredentialFile::Password(password_file.value.clone()))
+                }
+                Err(error) => {
+                    self.errors.push(password_file.error(error.to_string()));
+                    None
+                }
+            },
+            None => whole,
+        };
         match Upstream::parse(&upstream.value) {
-            Ok(parsed) => Some(self.with_upstream(name, file, parsed, &upstream.place)),
+            Ok(parsed) => {
+                let credential_file = credential_file.filter(|_| parsed.credential.is_some());
+                Some(self.with_upstream(name, file, parsed, credential_file, &upstream.place))
+            }
             Err(error) => {
                 self.errors.push(upstream.error(redact(&error.to_string()).into_owned()));
                 None
@@ -152,7 +169,14 @@ impl Builder<'_> {
         }
     }
 
-    fn with_upstream(&mut self, name: String, file: FileCluster, upstream: Upstream, place: &str) -> ClusterConfig {
+    fn with_upstream(
+        &mut self,
+        name: String,
+        file: FileCluster,
+        upstream: Upstream,
+        credential_file: Option<CredentialFile>,
+        place: &str,
+    ) -> ClusterConfig {
         self.warnings.extend(upstream.warnings.iter().map(|text| Warning(format!("{place}: {}", redact(text)))));
         let uri = self.uri_values(&upstream.overrides, place);
         let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
@@ -162,6 +186,7 @@ impl Builder<'_> {
         let cluster = ClusterConfig {
             name,
             upstream,
+            credential_file,
             presentation: file.presentation.map_or(Presentation::Auto, |found| found.value),
             shown_set,
             pool: PoolConfig {
@@ -590,6 +615,31 @@ mod tests {
             assert_eq!(config.memory_limit_bytes as u64, limits::MEMORY_LIMIT_BYTES.min);
             assert!(config.client.max_message_bytes as u64 >= limits::MAX_MESSAGE_BYTES.min);
         }
+    }
+
+    #[test]
+    fn a_password_stands_in_the_connection_string_or_in_a_file() {
+        let with = |uri: &str| file(&format!("upstream = \"{uri}\"\nupstream_password_file = \"/run/secret\"\n"));
+        let (config, _) = loaded(&with("mongodb://service@db,other/?authSource=x"));
+        let cluster = &config.clusters[0];
+        assert_eq!(cluster.credential_file, Some(CredentialFile::Password("/run/secret".into())));
+        let credential = cluster.upstream.credential.as_ref().unwrap();
+        assert_eq!((credential.username.as_deref(), credential.source.as_str()), (Some("service"), "x"));
+        let place = "mongomux.toml:2: upstream_password_file: the connection string";
+        assert_eq!(
+            mistakes(&with("mongodb://db")),
+            [format!("{place} names no user: expected mongodb://USER@..., with the password in this file")]
+        );
+        assert_eq!(
+            mistakes(&with("mongodb://service:hunter2@db")),
+            [format!("{place} has a password already: expected one of both")]
+        );
+        let (config, _) =
+            loaded(&Sources { upstream_file: Some("u".into()), ..with_uri(Sources::default(), "mongodb://a:b@db") });
+        assert_eq!(config.clusters[0].credential_file, Some(CredentialFile::ConnectionString("u".into())));
+        let (config, _) =
+            loaded(&Sources { upstream_file: Some("u".into()), ..with_uri(Sources::default(), "mongodb://db") });
+        assert_eq!(config.clusters[0].credential_file, None);
     }
 
     #[test]

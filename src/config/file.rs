@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -37,6 +38,7 @@ pub(super) struct FileCluster {
     pub(super) prefix: String,
     pub(super) name: Option<Found<String>>,
     pub(super) upstream: Option<Found<String>>,
+    pub(super) upstream_password_file: Option<Found<PathBuf>>,
     pub(super) presentation: Option<Found<Presentation>>,
     pub(super) replica_set_name: Option<Found<String>>,
     pub(super) advertised_address: Option<Found<Address>>,
@@ -74,6 +76,7 @@ const LISTENER_KEYS: &[&str] = &["listen", "compressors", "proxy_protocol", "all
 const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
     "upstream",
+    "upstream_password_file",
     "presentation",
     "replica_set_name",
     "advertised_address",
@@ -247,6 +250,10 @@ impl Reader<'_> {
             "upstream" => {
                 let text = self.text_of(&path, value).map(str::to_owned);
                 out.upstream = text.map(|text| self.found(&path, value, text));
+            }
+            "upstream_password_file" => {
+                let file = self.text_of(&path, value).filter(|text| !text.is_empty()).map(PathBuf::from);
+                out.upstream_password_file = file.map(|file| self.found(&path, value, file));
             }
             "presentation" => {
                 let choices = [

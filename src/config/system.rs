@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{Address, Config, ConfigError, Profile, Warning, limits};
 
@@ -14,6 +14,8 @@ pub struct Sources {
     pub file: Option<Text>,
     /// The connection string of a flag, of the environment, or of a file of its own; `name` says which.
     pub upstream: Option<Text>,
+    /// The file that it comes from, where that is so.
+    pub upstream_file: Option<PathBuf>,
     /// Listeners of flags or environment; empty if there are none.
     pub listen: Vec<Address>,
     /// Admin port of flags or environment.

@@ -132,6 +132,25 @@ pub enum KindHint {
     NotTold,
 }
 
+/// The connection string with something in the place of the password, which is not in it but in a file.
+///
+/// # Errors
+/// When it names no user, or has a password.
+pub(super) fn without_password(text: &str) -> Result<String, UriError> {
+    let parts = Parts::split(text)?;
+    match parts.user_info {
+        None | Some("") => {
+            let problem =
+                "the connection string names no user: expected mongodb://USER@..., with the password in this file";
+            Err(refuse(problem))
+        }
+        Some(info) if info.contains(':') => {
+            Err(refuse("the connection string has a password already: expected one of both"))
+        }
+        Some(info) => Ok(text.replacen(&format!("{info}@"), &format!("{info}:in-a-file@"), 1)),
+    }
+}
+
 impl Upstream {
     /// Reads a connection string without touching the network.
     ///

@@ -119,11 +119,14 @@ enum Who {
 /// The dialer for real servers.
 pub struct UpstreamDialer {
     app_name: String,
+    is_srv: bool,
     compression: Compression,
     /// Knows the credential: with SRV, DNS may tell where the user lives.
     monitor: Monitor,
     /// Those who have logged in with us.
     identities: Arc<Identities>,
+    /// Who the service is now, where that may change.
+    service: Mutex<Option<Credential>>,
     tls: Option<UpstreamTls>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
@@ -144,14 +147,26 @@ impl UpstreamDialer {
     ) -> Result<Self, TlsError> {
         Ok(Self {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
+            is_srv: upstream.is_srv,
             compression: upstream.compression.clone(),
             monitor,
             identities,
+            service: Mutex::default(),
             tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
             memory,
             max_message_bytes,
             keys: Mutex::default(),
         })
+    }
+
+    /// Who the service is from now on; with SRV, the database stays what DNS has told.
+    pub fn log_in_as(&self, mut credential: Credential) {
+        if let Some(told) = self.monitor.credential().filter(|_| self.is_srv) {
+            credential.source = told.source;
+        }
+        // Derived from the password of before.
+        lock(&self.keys).clear();
+        *lock(&self.service) = Some(credential);
     }
 
     async fn dial(&self, address: &Address) -> Result<Box<dyn Stream>, ConnectError> {
@@ -172,7 +187,8 @@ impl UpstreamDialer {
     /// Who logs in for a user, and whose connection it becomes; the latter is `None` for the service's own.
     fn who(&self, user: UserId) -> Result<(Who, Option<Arc<Identity>>), ConnectError> {
         if user == UserId::SERVICE {
-            return Ok((self.monitor.credential().map_or(Who::Nobody, Who::Credential), None));
+            let credential = lock(&self.service).clone().or_else(|| self.monitor.credential());
+            return Ok((credential.map_or(Who::Nobody, Who::Credential), None));
         }
         let gone = || ConnectError::Auth { user: format!("number {user}"), error: AuthError::NotLoggedIn };
         let identity = self.identities.of(user).ok_or_else(gone)?;

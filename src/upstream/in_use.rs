@@ -1,6 +1,6 @@
 //! What a connection is in use for and since when, to be looked at while somebody else has it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -24,6 +24,8 @@ pub struct InUse {
     /// 0 while nothing is known; else microseconds since it was made, plus one, the application in ten bits, and in the
     /// lowest byte what for.
     since: AtomicU64,
+    /// It is to be replaced when there is another one.
+    replaced: AtomicBool,
 }
 
 /// What a connection is in use for.
@@ -73,7 +75,17 @@ pub struct Use {
 impl InUse {
     /// Not in use.
     pub fn new(now: Instant) -> Self {
-        Self { made: now, since: AtomicU64::new(0) }
+        Self { made: now, since: AtomicU64::new(0), replaced: AtomicBool::new(false) }
+    }
+
+    /// It is to be replaced as soon as there is another one.
+    pub fn replace(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+
+    /// True once it is to be replaced.
+    pub fn is_to_be_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
     }
 
     /// It carries this from now on.

@@ -315,7 +315,7 @@ fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
     let now = Instant::now();
     pool.give_back(connection, |state, connection, generation| state.connected(connection, generation, now));
     if purpose == Purpose::Replacement {
-        retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| now >= connection.expires);
+        retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| is_over(connection, now));
     }
     shared.work.notify_one();
 }
@@ -362,7 +362,7 @@ fn sweep(pool: &Pool, now: Instant) {
     });
     let (expired, pending) = {
         let state = shared.state();
-        (state.count_available(|connection| now >= connection.expires), state.counts().pending)
+        (state.count_available(|connection| is_over(connection, now)), state.counts().pending)
     };
     // One at a time, and none while it could not be replaced: an old connection is better than none.
     if expired == 0 || pending > 0 || !may_dial(shared, now) {
@@ -370,8 +370,13 @@ fn sweep(pool: &Pool, now: Instant) {
     }
     match start_extra(shared) {
         Some(generation) => establish(pool, UserId::SERVICE, generation, Purpose::Replacement),
-        None => retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| now >= connection.expires),
+        None => retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| is_over(connection, now)),
     }
+}
+
+/// True when it is too old, or was logged in with a credential of before.
+fn is_over(connection: &Connection, now: Instant) -> bool {
+    now >= connection.expires || connection.in_use().is_to_be_replaced()
 }
 
 fn retire(

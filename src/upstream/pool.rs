@@ -362,6 +362,11 @@ impl Pool {
         self.0.state().generation() == generation
     }
 
+    /// Has all connections that are open replaced, one by one, each once there is another one that has logged in.
+    pub fn renew(&self) {
+        lock(&self.0.open).iter().for_each(|connection| connection.in_use.replace());
+    }
+
     /// A user has to log in anew: its connections end, and who waits for one is told.
     pub fn revoke(&self, user: UserId) {
         let (evicted, ended) = {
