@@ -81,7 +81,7 @@ impl Mechanism {
     }
 
     /// What stands in for the password when keys are derived.
-    fn prepare(self, username: &str, password: &str) -> Result<Secret, ScramError> {
+    pub(super) fn prepare(self, username: &str, password: &str) -> Result<Secret, ScramError> {
         match self {
             Self::Sha1 => {
                 let digest =
@@ -95,21 +95,21 @@ impl Mechanism {
         }
     }
 
-    fn hash(self, data: &[u8]) -> Vec<u8> {
+    pub(super) fn hash(self, data: &[u8]) -> Vec<u8> {
         match self {
             Self::Sha1 => Sha1::digest(data).to_vec(),
             Self::Sha256 => Sha256::digest(data).to_vec(),
         }
     }
 
-    fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
+    pub(super) fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
         match self {
             Self::Sha1 => hmac::<Sha1>(key, data),
             Self::Sha256 => hmac::<Sha256>(key, data),
         }
     }
 
-    fn pbkdf2(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
+    pub(super) fn pbkdf2(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
         match self {
             Self::Sha1 => pbkdf2::pbkdf2_hmac_array::<Sha1, 20>(password, salt, iterations).to_vec(),
             Self::Sha256 => pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password, salt, iterations).to_vec(),
@@ -208,6 +208,28 @@ pub struct KeyId {
 pub struct KeyDerivation {
     id: KeyId,
     password: Secret,
+}
+
+impl KeyId {
+    /// Names the derivation with that salt and so many iterations.
+    pub fn new(mechanism: Mechanism, salt: Vec<u8>, iterations: u32) -> Self {
+        Self { mechanism, salt, iterations }
+    }
+
+    /// Which hash.
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// What makes equal passwords differ.
+    pub fn salt(&self) -> &[u8] {
+        &self.salt
+    }
+
+    /// Rounds of PBKDF2.
+    pub fn iterations(&self) -> u32 {
+        self.iterations
+    }
 }
 
 impl KeyDerivation {
