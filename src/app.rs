@@ -1,5 +1,8 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+pub mod user_add;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,10 +13,14 @@ use tokio::time::Instant;
 
 use crate::admin::{self, Admin, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
+use crate::auth::Identities;
+use crate::auth::scram_server::Decoys;
 use crate::client::facade::{self, Offer};
+use crate::client::file_users::{self, FileUsers};
+use crate::client::log_in::LogIns;
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
-use crate::config::{Address, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::config::{Address, Auth, ClusterConfig, Config, ConfigErrors, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -43,6 +50,12 @@ pub enum StartError {
     /// An address is taken, or not ours.
     #[error(transparent)]
     Listen(#[from] BindError),
+    /// The users file.
+    #[error(transparent)]
+    Users(#[from] ConfigErrors),
+    /// Users of MongoDB.
+    #[error("auth = \"upstream\" is not there yet")]
+    UsersOfUpstream,
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -51,6 +64,33 @@ pub enum StartError {
         /// What is wrong.
         error: TlsError,
     },
+}
+
+/// The users of the file that listeners name.
+async fn users_of_file(
+    listeners: &[ListenerConfig],
+    identities: Arc<Identities>,
+) -> Result<Option<(Arc<FileUsers>, Arc<Decoys>)>, StartError> {
+    let Some(file) = users_file(listeners) else { return Ok(None) };
+    let decoys = Arc::new(Decoys::new(rand::random()));
+    let users = FileUsers::load(file, decoys.clone(), identities).await?;
+    Ok(Some((users, decoys)))
+}
+
+/// The configuration has made sure that there is one at most.
+fn users_file(listeners: &[ListenerConfig]) -> Option<&Path> {
+    listeners.iter().find_map(|listener| match &listener.auth {
+        Auth::Users(file) => Some(file.as_path()),
+        Auth::None | Auth::Upstream => None,
+    })
+}
+
+/// Whether the users file of a configuration is one.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn check_users(config: &Config) -> Result<(), ConfigErrors> {
+    users_file(&config.listeners).map_or(Ok(()), file_users::check)
 }
 
 /// How a drain ended.
@@ -85,6 +125,7 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let users = users_of_file(&config.listeners, Arc::default()).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
@@ -108,6 +149,10 @@ impl App {
             clusters.push(cluster);
         }
         let reload = Reload::default();
+        let log_ins = users.as_ref().map(|(users, decoys)| {
+            users.follow(&reload, &tasks);
+            LogIns::new(users.clone(), decoys.clone(), config.client.failed_log_ins, metrics.clone())
+        });
         let service_id = ObjectId::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
@@ -119,7 +164,13 @@ impl App {
                 service_id,
             };
             let facts = facade::follow(&behind, offer, &tasks);
-            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
+            let log_ins = match listener.auth {
+                Auth::None => None,
+                Auth::Users(_) => log_ins.clone(),
+                // Nobody is let in who cannot be looked up.
+                Auth::Upstream => return Err(StartError::UsersOfUpstream),
+            };
+            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone(), log_ins);
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
             tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");

@@ -2,6 +2,7 @@
 
 use super::ends::Ends;
 use crate::admission::{Level, Tenant};
+use crate::auth::Identity;
 use crate::config::FairBy;
 use crate::reply::ClientState;
 use crate::upstream::Cluster;
@@ -14,6 +15,8 @@ pub(super) struct Caller<'a> {
     pub(super) state: &'a ClientState,
     /// Where its socket comes from.
     pub(super) ends: &'a Ends,
+    /// Who it has logged in as.
+    pub(super) identity: Option<&'a Identity>,
 }
 
 impl Caller<'_> {
@@ -30,8 +33,8 @@ impl Caller<'_> {
         let tenant = match fairness.by {
             FairBy::None => Tenant::COMMON,
             FairBy::Application => tenant(self.application()),
-            // Nobody has logged in: clients do not authenticate yet.
-            FairBy::User => tenant(""),
+            // By name, as operators know them; where nobody logs in all are one.
+            FairBy::User => tenant(self.identity.map(|identity| identity.user.name.as_str()).unwrap_or_default()),
             FairBy::Database => tenant(database()),
             FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
         };
