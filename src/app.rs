@@ -1,5 +1,8 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+mod doors;
+pub mod user_add;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -14,7 +17,7 @@ use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
-use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::config::{Address, ClientConfig, ClusterConfig, Config, ConfigErrors, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -24,6 +27,8 @@ use crate::upstream::pool::lock;
 use crate::upstream::rotation::{self, CredentialError};
 use crate::upstream::tls::TlsError;
 use crate::upstream::{Cluster, Liveness};
+pub use doors::check_users;
+use doors::{Doors, UsersOfFile};
 
 /// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
 /// server from a slow one.
@@ -31,6 +36,9 @@ const MONITOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A drain looks this often whether it is quiet.
 const QUIET_LOOK: Duration = Duration::from_millis(50);
+
+/// Users who have gone are looked for this often.
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 
 /// At the end of a drain long polls have this long to take their answer along, and what they leave on the servers to be
 /// cleaned up.
@@ -53,6 +61,9 @@ pub enum StartError {
         /// What is wrong.
         error: CredentialError,
     },
+    /// The users file.
+    #[error(transparent)]
+    Users(#[from] ConfigErrors),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -95,6 +106,8 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
+        let users = UsersOfFile::read(&config.listeners, &identities).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
@@ -108,7 +121,6 @@ impl App {
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
         let places = Places::new(&config.client, metrics.clone());
-        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
         let (draining, _) = watch::channel(false);
         let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
@@ -123,6 +135,7 @@ impl App {
             };
             clusters.push(start_cluster(cluster, surroundings)?);
         }
+        let mut doors = Doors::new(users, config.client.failed_log_ins, metrics.clone(), &reload, &tasks);
         let service_id = ObjectId::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
@@ -134,7 +147,8 @@ impl App {
                 service_id,
             };
             let facts = facade::follow(&behind, offer, &tasks);
-            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
+            let log_ins = doors.of(&listener.auth, behind.default());
+            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone(), log_ins);
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
             tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
@@ -143,6 +157,7 @@ impl App {
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
+        forget_users(identities, &tasks);
         tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
@@ -252,6 +267,20 @@ impl App {
             }
         }
     }
+}
+
+/// Wipes what is known of users who have gone.
+fn forget_users(identities: Arc<Identities>, tasks: &Tasks) {
+    let (cancelled, mut due) = (tasks.clone(), tokio::time::interval(FORGET_INTERVAL));
+    tasks.spawn("forget users", async move {
+        loop {
+            // Nothing is lost when an arm loses: a tick that is due stays due.
+            tokio::select! {
+                now = due.tick() => identities.expire(now),
+                () = cancelled.cancelled() => return,
+            }
+        }
+    });
 }
 
 /// What all clusters share.

@@ -100,22 +100,58 @@ pub struct UserKeys {
 }
 
 struct Entry {
+    realm: u32,
     identity: Arc<Identity>,
     login: Arc<UpstreamLogin>,
     /// When it was last seen in use.
     used: Instant,
 }
 
-/// All users that have logged in of late.
+/// All users that have logged in of late, of all sources.
 #[derive(Default)]
 pub struct Identities(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
     last_id: u32,
+    last_realm: u32,
     by_id: HashMap<UserId, Entry>,
-    /// Those that are not revoked.
-    by_name: HashMap<UserName, UserId>,
+    /// Those that are not revoked, by realm.
+    by_name: HashMap<(u32, UserName), UserId>,
+}
+
+/// The users of one source: those of another one may have the same names.
+#[derive(Clone)]
+pub struct Realm {
+    identities: Arc<Identities>,
+    number: u32,
+}
+
+impl Realm {
+    /// A user has logged in. What it logs in upstream with is what counts from now on for all its sockets.
+    ///
+    /// # Errors
+    /// [`TooManyUsers`].
+    pub fn admit(&self, user: &UserName, login: UpstreamLogin, now: Instant) -> Result<Arc<Identity>, TooManyUsers> {
+        self.identities.admit(self.number, user, login, now)
+    }
+
+    /// All of them that are not revoked, with what they log in upstream with.
+    pub fn all(&self) -> Vec<(Arc<Identity>, Arc<UpstreamLogin>)> {
+        let known = self.identities.known();
+        let current = known.by_id.values().filter(|it| it.realm == self.number && !it.identity.is_revoked());
+        current.map(|entry| (entry.identity.clone(), entry.login.clone())).collect()
+    }
+
+    /// As [`Identities::login_of`].
+    pub fn login_of(&self, id: UserId) -> Option<Arc<UpstreamLogin>> {
+        self.identities.login_of(id)
+    }
+
+    /// As [`Identities::revoke`].
+    pub fn revoke(&self, id: UserId) {
+        self.identities.revoke(id);
+    }
 }
 
 /// There are [`MAX_IDENTITIES`] already.
@@ -124,13 +160,26 @@ struct Known {
 pub struct TooManyUsers;
 
 impl Identities {
-    /// A user has logged in. What it logs in upstream with is what counts from now on for all its sockets.
-    ///
-    /// # Errors
-    /// [`TooManyUsers`].
-    pub fn admit(&self, user: &UserName, login: UpstreamLogin, now: Instant) -> Result<Arc<Identity>, TooManyUsers> {
+    /// Room for the users of one more source.
+    pub fn realm(self: &Arc<Self>) -> Realm {
+        let number = {
+            let mut known = self.known();
+            known.last_realm += 1;
+            known.last_realm
+        };
+        Realm { identities: self.clone(), number }
+    }
+
+    fn admit(
+        &self,
+        realm: u32,
+        user: &UserName,
+        login: UpstreamLogin,
+        now: Instant,
+    ) -> Result<Arc<Identity>, TooManyUsers> {
         let known = &mut *self.known();
-        if let Some(entry) = known.by_name.get(user).and_then(|id| known.by_id.get_mut(id)) {
+        let name = (realm, user.clone());
+        if let Some(entry) = known.by_name.get(&name).and_then(|id| known.by_id.get_mut(id)) {
             let own = !matches!(login, UpstreamLogin::Service);
             if own == (entry.identity.upstream != UserId::SERVICE) {
                 (entry.login, entry.used) = (Arc::new(login), now);
@@ -144,8 +193,8 @@ impl Identities {
         let id = UserId(known.last_id);
         let upstream = if matches!(login, UpstreamLogin::Service) { UserId::SERVICE } else { id };
         let identity = Arc::new(Identity { id, user: user.clone(), upstream, revoked: AtomicBool::new(false) });
-        known.by_name.insert(user.clone(), id);
-        known.by_id.insert(id, Entry { identity: identity.clone(), login: Arc::new(login), used: now });
+        known.by_name.insert(name, id);
+        known.by_id.insert(id, Entry { realm, identity: identity.clone(), login: Arc::new(login), used: now });
         Ok(identity)
     }
 
@@ -160,38 +209,37 @@ impl Identities {
         self.known().by_id.get(&id).map(|entry| entry.identity.clone())
     }
 
-    /// All users that are not revoked, with what they log in upstream with.
-    pub fn all(&self) -> Vec<(Arc<Identity>, Arc<UpstreamLogin>)> {
-        let known = self.known();
-        let current = known.by_id.values().filter(|entry| !entry.identity.is_revoked());
-        current.map(|entry| (entry.identity.clone(), entry.login.clone())).collect()
-    }
-
     /// The user was dropped, or its password changed: who is logged in as it has to do so again. Its keys are wiped.
     pub fn revoke(&self, id: UserId) {
         let known = &mut *self.known();
         let Some(entry) = known.by_id.get_mut(&id) else { return };
         entry.identity.revoked.store(true, Ordering::Relaxed);
         entry.login = Arc::new(UpstreamLogin::Service);
-        if known.by_name.get(&entry.identity.user) == Some(&id) {
-            known.by_name.remove(&entry.identity.user);
+        let name = (entry.realm, entry.identity.user.clone());
+        if known.by_name.get(&name) == Some(&id) {
+            known.by_name.remove(&name);
         }
     }
 
     /// Forgets the users without a socket for [`RETENTION`]. To be called now and then.
     pub fn expire(&self, now: Instant) {
         let known = &mut *self.known();
-        let by_name = &mut known.by_name;
+        let mut forgotten = Vec::new();
         known.by_id.retain(|id, entry| {
             if Arc::strong_count(&entry.identity) > 1 {
                 entry.used = now;
             }
             let keep = now.saturating_duration_since(entry.used) < RETENTION;
-            if !keep && by_name.get(&entry.identity.user) == Some(id) {
-                by_name.remove(&entry.identity.user);
+            if !keep {
+                forgotten.push((*id, (entry.realm, entry.identity.user.clone())));
             }
             keep
         });
+        for (id, name) in forgotten {
+            if known.by_name.get(&name) == Some(&id) {
+                known.by_name.remove(&name);
+            }
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -220,33 +268,39 @@ mod tests {
 
     #[test]
     fn a_user_is_one_identity_however_often_it_logs_in() {
-        let (all, now) = (Identities::default(), Instant::now());
-        let first = all.admit(&user("a"), credential(), now).unwrap();
-        let again = all.admit(&user("a"), credential(), now).unwrap();
-        let other = all.admit(&user("b"), UpstreamLogin::Service, now).unwrap();
+        let (all, now) = (Arc::new(Identities::default()), Instant::now());
+        let realm = all.realm();
+        let first = realm.admit(&user("a"), credential(), now).unwrap();
+        let again = realm.admit(&user("a"), credential(), now).unwrap();
+        let other = realm.admit(&user("b"), UpstreamLogin::Service, now).unwrap();
         assert_eq!((first.id, first.upstream), (again.id, again.id));
         assert_ne!(first.id, other.id);
         assert_eq!(other.upstream, UserId::SERVICE);
         assert!(matches!(*all.login_of(first.id).unwrap(), UpstreamLogin::Credential(_)));
         assert!(all.login_of(UserId(77)).is_none());
+        let same_name = all.realm().admit(&user("a"), credential(), now).unwrap();
+        assert_ne!(same_name.id, first.id, "of another source");
+        assert_eq!(realm.all().len(), 2);
     }
 
     #[test]
     fn a_revoked_user_is_another_one_when_it_comes_back() {
-        let (all, now) = (Identities::default(), Instant::now());
-        let first = all.admit(&user("a"), credential(), now).unwrap();
+        let (all, now) = (Arc::new(Identities::default()), Instant::now());
+        let realm = all.realm();
+        let first = realm.admit(&user("a"), credential(), now).unwrap();
         all.revoke(first.id);
         assert!(first.is_revoked() && all.login_of(first.id).is_none());
-        let again = all.admit(&user("a"), credential(), now).unwrap();
+        let again = realm.admit(&user("a"), credential(), now).unwrap();
         assert!(again.id != first.id && !again.is_revoked());
-        assert_eq!(all.all().len(), 1);
+        assert_eq!(realm.all().len(), 1);
     }
 
     #[test]
     fn who_has_gone_is_forgotten_after_a_while_and_nobody_else() {
-        let (all, start) = (Identities::default(), Instant::now());
-        let here = all.admit(&user("a"), credential(), start).unwrap();
-        let gone = all.admit(&user("b"), credential(), start).unwrap().id;
+        let (all, start) = (Arc::new(Identities::default()), Instant::now());
+        let realm = all.realm();
+        let here = realm.admit(&user("a"), credential(), start).unwrap();
+        let gone = realm.admit(&user("b"), credential(), start).unwrap().id;
         all.expire(start + RETENTION - Duration::from_millis(1));
         assert!(all.login_of(gone).is_some());
         all.expire(start + RETENTION);

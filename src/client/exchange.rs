@@ -16,8 +16,8 @@ use crate::admission::{Claim, Lane, Reservation};
 use crate::auth::{Identity, UserId};
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
-use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{Attempted, OperationKind, Situation};
+use crate::reply::{ErrorReply, log_in};
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::pool::lock;
 use crate::upstream::{Cluster, Place, Server};
@@ -184,10 +184,7 @@ impl Exchange {
 
     /// `Some` when who has sent it has to log in again: there is no connection for it any more.
     pub(super) fn revoked(&self) -> Option<ErrorReply> {
-        self.identity
-            .as_ref()
-            .filter(|identity| identity.is_revoked())
-            .map(|identity| errors::log_in_again(&identity.user))
+        self.identity.as_ref().filter(|identity| identity.is_revoked()).map(|identity| log_in::revoked(&identity.user))
     }
 
     /// `Some` when the command's own deadline is over.

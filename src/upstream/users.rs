@@ -24,7 +24,7 @@ use super::pool::lock;
 use crate::admission::Lane;
 use crate::auth::scram::{KeyId, Mechanism, SaltedKeys};
 use crate::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
-use crate::auth::{Identity, UpstreamLogin, UserId, UserKeys, UserName};
+use crate::auth::{Identity, Realm, UpstreamLogin, UserId, UserKeys, UserName};
 
 /// Users that are remembered, those that do not exist included.
 const MAX_REMEMBERED: usize = 10_000;
@@ -57,6 +57,7 @@ impl UserChanges {
 /// The users of a cluster.
 pub struct UpstreamUsers {
     cluster: Arc<Cluster>,
+    realm: Realm,
     remembered: Mutex<HashMap<UserName, Arc<Slot>>>,
     looking_up: Semaphore,
 }
@@ -75,7 +76,12 @@ impl UpstreamUsers {
     /// Those of `cluster`; follows how they change.
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
         let looking_up = Semaphore::new(MAX_LOOKING_UP);
-        let users = Arc::new(Self { cluster: cluster.clone(), remembered: Mutex::default(), looking_up });
+        let users = Arc::new(Self {
+            cluster: cluster.clone(),
+            realm: cluster.identities.realm(),
+            remembered: Mutex::default(),
+            looking_up,
+        });
         let follows = users.clone();
         cluster.tasks.spawn("follow users", async move {
             let interval = follows.cluster.config.user_refresh;
@@ -132,7 +138,7 @@ impl UpstreamUsers {
             UpstreamLogin::Keys(keys) => Some((identity, keys.id.clone())),
             UpstreamLogin::Service | UpstreamLogin::Credential(_) => None,
         };
-        let all: Vec<(Arc<Identity>, KeyId)> = self.cluster.identities.all().into_iter().filter_map(of_keys).collect();
+        let all: Vec<(Arc<Identity>, KeyId)> = self.realm.all().into_iter().filter_map(of_keys).collect();
         for some in all.chunks(BATCH) {
             let names: Vec<UserName> = some.iter().map(|(identity, _)| identity.user.clone()).collect();
             // What cannot be told now is asked again the next time.
@@ -149,7 +155,7 @@ impl UpstreamUsers {
 
     /// False when the user has logged in with the new password meanwhile.
     fn has_still(&self, identity: &Identity, id: &KeyId) -> bool {
-        let login = self.cluster.identities.login_of(identity.id);
+        let login = self.realm.login_of(identity.id);
         login.is_some_and(|login| matches!(&*login, UpstreamLogin::Keys(keys) if keys.id == *id))
     }
 
@@ -193,7 +199,7 @@ impl UserSource for UpstreamUsers {
         let stored = record.verifier(id.mechanism()).filter(|stored| stored.id == id);
         let stored = stored.ok_or_else(|| UsersUnavailable("the password has just changed".to_owned()))?;
         let keys = Arc::new(SaltedKeys::new(client_key, stored.server_key.clone()));
-        let admitted = self.cluster.identities.admit(user, UpstreamLogin::Keys(UserKeys { id, keys }), Instant::now());
+        let admitted = self.realm.admit(user, UpstreamLogin::Keys(UserKeys { id, keys }), Instant::now());
         admitted.map_err(|error| UsersUnavailable(error.to_string()))
     }
 
