@@ -271,7 +271,9 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
         match attempt {
             Ok(connection) => {
                 (parts.greeted)(&parts.address, &connection.greeting);
-                parts.metrics.upstream_connect_seconds.observe(started.elapsed().as_secs_f64());
+                let took = started.elapsed();
+                parts.metrics.upstream_connect_seconds.observe(took.as_secs_f64());
+                pool.0.state().took_to_connect(took);
                 connected(&mut place, connection, purpose);
             }
             Err(error) => {

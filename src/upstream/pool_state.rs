@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::holders::{Holders, Owned};
-use crate::admission::claim::Entry;
+use crate::admission::claim::{Entry, Mean};
 use crate::admission::codel::Codel;
 use crate::admission::fair_line::Pick;
 use crate::admission::shares::{InUse, Shares};
@@ -139,6 +139,7 @@ pub struct PoolState<C, W> {
     holders: Holders,
     /// Of `closing`, those that made room for another user.
     turned_over: u32,
+    connect_time: Mean,
     /// Places are left here, and a bound over all pools is in the way of taking one.
     is_held_up: bool,
     /// Handed to waiters that were not polled since; counted in `in_use`.
@@ -184,6 +185,7 @@ impl<C: Owned, W> PoolState<C, W> {
             queue: UserQueues::default(),
             holders: Holders::default(),
             turned_over: 0,
+            connect_time: Mean::default(),
             is_held_up: false,
             handed: Vec::new(),
             tenants: TenantTable::default(),
@@ -217,6 +219,16 @@ impl<C: Owned, W> PoolState<C, W> {
     /// The wait queue, to look at.
     pub fn queue(&self) -> &UserQueues<W> {
         &self.queue
+    }
+
+    /// A connection was established in so long.
+    pub fn took_to_connect(&mut self, time: Duration) {
+        self.connect_time.add(time);
+    }
+
+    /// How long that takes.
+    pub fn connect_time(&self) -> Mean {
+        self.connect_time
     }
 
     /// What each user has.

@@ -1,8 +1,8 @@
 //! Connections change hands: where a pool is full, a user that has none, or few, gets the place of one that belongs to another.
 //!
 //! A connection logs in once and for one user, so this costs a new one. Whoever has one keeps it for a slice of time, as a
-//! processor is shared: nobody waits much longer than the slices of those before, and a slice is long beside what the change
-//! costs. What its user does not need changes hands at once; what was used last goes last; and whoever has most gives first.
+//! processor is shared: nobody waits much longer than the slices of those before, and a slice is a multiple of what the change
+//! costs, so that most of the time is for commands. What its user does not need changes hands at once; what was used last goes last; and whoever has most gives first.
 
 use std::time::Duration;
 
@@ -13,8 +13,14 @@ use super::pool_state::PoolState;
 use crate::admission::{Lane, WaitQueue};
 use crate::auth::UserId;
 
-/// A user keeps a connection at least so long while it has use for it. Beside the few milliseconds that another costs.
-pub(super) const SLICE: Duration = Duration::from_millis(50);
+/// A user keeps a connection at least so long while it has use for it.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Longer where a new connection takes long: so many times as long ...
+const SLICE_PER_CONNECT: u32 = 4;
+
+/// ... up to this, or nobody would have a turn before the patience of those who wait is over.
+const LONGEST_SLICE: Duration = Duration::from_millis(500);
 
 /// What was idle for so long its user has no use for: longer than it takes a busy client to send its next command.
 pub(super) const IDLE_GRACE: Duration = Duration::from_millis(5);
@@ -23,6 +29,12 @@ pub(super) const IDLE_GRACE: Duration = Duration::from_millis(5);
 const LONG_WAIT: Duration = Duration::from_millis(500);
 
 impl<C: Owned, W> PoolState<C, W> {
+    /// How long a user keeps a connection that others need.
+    fn slice(&self) -> Duration {
+        let connect = self.connect_time().get().unwrap_or_default();
+        connect.saturating_mul(SLICE_PER_CONNECT).clamp(SLICE, LONGEST_SLICE)
+    }
+
     /// The user that a further connection is for, and whether one of its transactions waits for it.
     pub(super) fn neediest(&self) -> Option<(UserId, bool)> {
         let (counts, shares) = (self.counts(), self.shares());
@@ -51,7 +63,7 @@ impl<C: Owned, W> PoolState<C, W> {
         if self.queue().users().all(|(user, _)| user == owner) {
             return false;
         }
-        let turn_is_over = now.saturating_duration_since(connection.established()) >= SLICE;
+        let turn_is_over = now.saturating_duration_since(connection.established()) >= self.slice();
         if !turn_is_over && self.queue().lane_len(Lane::Transaction) == 0 || !self.may_turn_over() {
             return false;
         }
@@ -80,11 +92,12 @@ impl<C: Owned, W> PoolState<C, W> {
         }
         let (user, urgent) = self.neediest()?;
         let others = self.available().iter().enumerate().filter(|(_, connection)| connection.user() != user);
+        let slice = self.slice();
         let given = others.filter(|(_, connection)| {
             let for_so_long = |since: Instant| now.saturating_duration_since(since);
             urgent
                 || for_so_long(connection.last_used()) >= IDLE_GRACE
-                || for_so_long(connection.established()) >= SLICE
+                || for_so_long(connection.established()) >= slice
         });
         // Of those who have most, the one that was used longest ago.
         let order = |(_, connection): &(usize, &C)| {
@@ -293,6 +306,16 @@ mod tests {
         model.pass(SLICE);
         model.back(connection);
         assert!(model.take(own).is_some(), "and it is the first one's turn again");
+    }
+
+    #[test]
+    fn a_slice_is_longer_where_connections_take_long() {
+        let model = |connect: Duration| {
+            let mut model = Model::new(bounds(1));
+            model.pool.took_to_connect(connect);
+            model.pool.slice()
+        };
+        assert_eq!([1, 12, 30, 10_000].map(|ms| model(MS * ms)), [50, 50, 120, 500].map(|ms| MS * ms));
     }
 
     #[test]

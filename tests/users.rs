@@ -1,0 +1,303 @@
+//! Clients log in as users of MongoDB, and each user's commands go over connections of its own: rights are the server's business,
+//! and what belongs to one user is nobody else's.
+#![allow(clippy::unwrap_used, reason = "a test, its helpers included")]
+
+mod support;
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use mongomux::auth::scram::{ClientNonce, Mechanism, SaltedKeys, ScramClient};
+use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
+use support::first_batch;
+use support::hold::eventually;
+use support::log_in::{Caller, USUAL, logged_in, payload};
+use support::proxy::{Proxy, configured};
+
+const PASSWORD: &str = "correct-horse_7";
+
+/// A replica set of one that wants passwords, with three users, and a proxy whose clients are its users.
+struct Rig {
+    server: Deployment,
+    proxy: Proxy,
+    /// The administrator, not through the proxy.
+    root: Caller,
+}
+
+impl Rig {
+    async fn new(settings: &str) -> Self {
+        let options = DeploymentOptions { auth: true, test_commands: false, ..DeploymentOptions::for_tests(1) };
+        let server = Deployment::start(options).await.unwrap_or_else(support::no_deployment);
+        support::first_user(&server, "root", PASSWORD).await;
+        let mut root = logged_in(&server.members()[0].address(), "admin.root", PASSWORD).await;
+        create(&mut root, "lookup", &["userAdminAnyDatabase"]).await;
+        create(&mut root, "reader", &["readAnyDatabase"]).await;
+        create(&mut root, "writer", &["readWriteAnyDatabase"]).await;
+        create(&mut root, "other", &["readWriteAnyDatabase"]).await;
+        let text = format!(
+            "upstream = \"mongodb://lookup:{PASSWORD}@{}/?directConnection=true\"\nauth = \"upstream\"\nlisten = \"127.0.0.1:0\"\n\
+             {settings}",
+            server.members()[0].address(),
+        );
+        Self { server, proxy: configured(&text).await, root }
+    }
+
+    async fn through(&self, user: &str) -> Caller {
+        logged_in(self.proxy.address(), &format!("admin.{user}"), PASSWORD).await
+    }
+
+    async fn directly(&self, user: &str) -> Caller {
+        logged_in(&self.server.members()[0].address(), &format!("admin.{user}"), PASSWORD).await
+    }
+
+    /// Upstream connections that are open, and by whom.
+    async fn connections(&mut self) -> Vec<String> {
+        let pipeline =
+            vec![doc! { "$currentOp": { "allUsers": true, "idleConnections": true, "idleSessions": false } }];
+        let asked = doc! { "aggregate": 1, "pipeline": pipeline, "cursor": { "batchSize": 100_000 } };
+        let answer = self.root.command("admin", asked).await;
+        let all = answer.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
+        let ours = all.iter().filter_map(|op| {
+            let op = op.as_document()?;
+            let name = op.get_document("clientMetadata").ok()?.get_document("driver").ok()?.get_str("name").ok()?;
+            let user = op.get_array("effectiveUsers").ok()?.first()?.as_document()?.get_str("user").ok()?;
+            (name == "mongomux").then(|| user.to_owned())
+        });
+        ours.collect()
+    }
+}
+
+async fn create(root: &mut Caller, name: &str, roles: &[&str]) {
+    let command = doc! { "createUser": name, "pwd": PASSWORD, "roles": roles.to_vec() };
+    let answer = root.command("admin", command).await;
+    assert_eq!(answer.get_f64("ok").unwrap(), 1.0, "{answer}");
+}
+
+/// Logs in with keys that are derived once: they are the same for all sockets of a user, and take long without optimisation.
+async fn log_in_again(caller: &mut Caller, user: &str, keys: &mut Option<SaltedKeys>) {
+    let client = ScramClient::new(Mechanism::Sha256, user, PASSWORD, ClientNonce::from_random([3; 24])).unwrap();
+    let start = doc! {
+        "saslStart": 1, "mechanism": "SCRAM-SHA-256", "payload": payload(&client.client_first(), false),
+        "options": { "skipEmptyExchange": true },
+    };
+    let first = caller.command("admin", start).await;
+    let challenge = client.on_server_first(first.get_binary_generic("payload").unwrap()).unwrap();
+    let keys = keys.get_or_insert_with(|| challenge.derivation().derive());
+    let (proof, _) = challenge.client_final(keys);
+    let proof = doc! { "saslContinue": 1, "conversationId": 1, "payload": payload(&proof, false) };
+    let last = caller.command("admin", proof).await;
+    assert_eq!(last.get_bool("done").ok(), Some(true), "{last}");
+}
+
+fn ok(answer: &Document) -> bool {
+    answer.get_f64("ok").unwrap() == 1.0
+}
+
+fn without_times(mut answer: Document) -> Document {
+    for key in ["$clusterTime", "operationTime", "electionId", "opTime"] {
+        answer.remove(key);
+    }
+    answer
+}
+
+#[tokio::test]
+async fn each_user_sees_what_the_server_itself_answers() {
+    let rig = Rig::new("").await;
+    for user in ["reader", "writer"] {
+        let (mut ours, mut theirs) = (rig.through(user).await, rig.directly(user).await);
+        for (database, command) in [
+            ("test", doc! { "insert": "c", "documents": [{ "a": 1 }] }),
+            ("test", doc! { "find": "c", "filter": { "_id": 99 } }),
+            ("admin", doc! { "usersInfo": 1 }),
+            ("test", doc! { "dropDatabase": 1, "writeConcern": { "w": 1 } }),
+            ("admin", doc! { "serverStatus": 1 }),
+            ("admin", doc! { "connectionStatus": 1 }),
+            ("test", doc! { "createUser": "x", "pwd": "x", "roles": [] }),
+        ] {
+            let (our_answer, their_answer) =
+                (ours.command(database, command.clone()).await, theirs.command(database, command.clone()).await);
+            // What differs from call to call shows nothing.
+            if command.contains_key("serverStatus") {
+                assert_eq!(ok(&our_answer), ok(&their_answer));
+                continue;
+            }
+            let masked = |answer: Document| {
+                let text = without_times(answer).to_string();
+                // Each of both has a session and a cluster time of its own in the error's text.
+                text.split(", lsid").next().unwrap_or_default().to_owned()
+            };
+            assert_eq!(masked(our_answer), masked(their_answer), "{user}: {command}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_one_user_has_open_is_nobody_elses() {
+    let rig = Rig::new("").await;
+    let (mut writer, mut other) = (rig.through("writer").await, rig.through("other").await);
+    let documents: Vec<Document> = (0..10).map(|id| doc! { "_id": id }).collect();
+    assert!(ok(&writer.command("test", doc! { "insert": "c", "documents": documents }).await));
+
+    let found = writer.command("test", doc! { "find": "c", "batchSize": 2 }).await;
+    let cursor = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    let stolen = other.command("test", doc! { "getMore": cursor, "collection": "c" }).await;
+    assert_eq!(stolen.get_i32("code").ok(), Some(13), "{stolen}");
+    let killed = other.command("test", doc! { "killCursors": "c", "cursors": [cursor] }).await;
+    assert_eq!(killed.get_i32("code").ok(), Some(13), "{killed}");
+    assert!(ok(&writer.command("test", doc! { "getMore": cursor, "collection": "c" }).await));
+
+    // The same session and number are two transactions.
+    let session = doc! { "id": bson::Uuid::from_bytes([7; 16]) };
+    let statement = |insert: i32| {
+        doc! {
+            "insert": "c", "documents": [{ "_id": insert }], "lsid": session.clone(), "txnNumber": 1_i64, "autocommit": false,
+        }
+    };
+    let mut begin = statement(100);
+    begin.insert("startTransaction", true);
+    assert!(ok(&writer.command("test", begin).await));
+    let joined = other.command("test", statement(101)).await;
+    assert_eq!(joined.get_i32("code").ok(), Some(251), "{joined}");
+    let end = doc! { "commitTransaction": 1, "lsid": session, "txnNumber": 1_i64, "autocommit": false };
+    let committed = other.command("admin", end.clone()).await;
+    assert_eq!(committed.get_i32("code").ok(), Some(251), "{committed}");
+    let committed = writer.command("admin", end).await;
+    assert!(ok(&committed), "{committed}");
+    let count = writer.command("test", doc! { "count": "c", "query": { "_id": { "$gte": 100 } } }).await;
+    assert_eq!(count.get_i32("n").ok(), Some(1), "{count}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_takes_its_transaction_along_as_its_user() {
+    let mut rig = Rig::new("").await;
+    let mut writer = rig.through("writer").await;
+    assert!(ok(&writer.command("test", doc! { "insert": "c", "documents": [{ "_id": 1 }] }).await));
+    let update = doc! { "update": "c", "updates": [{ "q": { "_id": 1 }, "u": { "$set": { "a": 1 } } }] };
+    let mut begin = update.clone();
+    begin.extend(doc! {
+        "lsid": { "id": bson::Uuid::from_bytes([8; 16]) }, "txnNumber": 1_i64, "autocommit": false, "startTransaction": true,
+    });
+    assert!(ok(&writer.command("test", begin).await));
+    drop(writer);
+    // Beyond the grace for a socket that comes back; a conflict as long as the transaction is open.
+    let mut outside = update;
+    outside.insert("maxTimeMS", 500);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(50);
+    loop {
+        let answer = rig.root.command("test", outside.clone()).await;
+        if ok(&answer) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "the server itself ends it after a minute: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_password_counts_at_once_where_the_proxy_carries_it_out() {
+    let mut rig = Rig::new("user_refresh_ms = 3600000").await;
+    let mut writer = rig.through("writer").await;
+    assert!(ok(&writer.command("test", doc! { "insert": "c", "documents": [{ "_id": 1 }] }).await));
+    let mut root = rig.through("root").await;
+    let answer = root.command("admin", doc! { "updateUser": "writer", "pwd": "another" }).await;
+    assert!(ok(&answer), "{answer}");
+    let mut again = Caller::to(rig.proxy.address()).await;
+    let refused = again.log_in("admin.writer", PASSWORD, USUAL).await;
+    assert_eq!(refused.last().unwrap().get_i32("code").ok(), Some(18), "{refused:?}");
+    let mut again = logged_in(rig.proxy.address(), "admin.writer", "another").await;
+    assert!(ok(&again.command("test", doc! { "find": "c" }).await));
+
+    // Who was logged in goes on as on a server: somebody has proven to know the new password. Not so a user that is dropped.
+    let mut other = rig.through("other").await;
+    assert!(ok(&other.command("test", doc! { "find": "c" }).await));
+    assert!(ok(&root.command("admin", doc! { "dropUser": "other" }).await));
+    eventually("the end of its connections", async || !rig.connections().await.contains(&"other".to_owned())).await;
+    let answer = other.command("test", doc! { "find": "c" }).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    assert!(answer.get_str("errmsg").unwrap().contains("log in again"), "{answer}");
+    assert_eq!(other.answer().await, None, "the socket is closed");
+    let refused = Caller::to(rig.proxy.address()).await.log_in("admin.other", PASSWORD, USUAL).await;
+    assert_eq!(refused.last().unwrap().get_i32("code").ok(), Some(18), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_change_elsewhere_is_noticed_in_time() {
+    let mut rig = Rig::new("user_refresh_ms = 1000").await;
+    let mut writer = rig.through("writer").await;
+    assert!(ok(&writer.command("test", doc! { "insert": "c", "documents": [{ "_id": 1 }] }).await));
+    assert!(ok(&rig.root.command("admin", doc! { "updateUser": "writer", "pwd": "another" }).await));
+    eventually("the end of its connections", async || !rig.connections().await.contains(&"writer".to_owned())).await;
+    let answer = writer.command("test", doc! { "find": "c" }).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    let mut again = logged_in(rig.proxy.address(), "admin.writer", "another").await;
+    assert!(ok(&again.command("test", doc! { "find": "c" }).await));
+}
+
+#[tokio::test]
+async fn a_user_that_may_not_look_users_up_is_told_of() {
+    let rig = Rig::new("").await;
+    let text = format!(
+        "upstream = \"mongodb://reader:{PASSWORD}@{}/\"\nauth = \"upstream\"\nlisten = \"127.0.0.1:0\"\n",
+        rig.server.members()[0].address()
+    );
+    let proxy = configured(&text).await;
+    let answer = Caller::to(proxy.address()).await.log_in("admin.writer", PASSWORD, USUAL).await;
+    let answer = answer.last().unwrap();
+    assert!(answer.get_str("errmsg").unwrap().contains("viewUser"), "{answer}");
+}
+
+/// Many more users than connections: the bound holds on the server, and nobody's answer is another's.
+#[tokio::test]
+async fn two_hundred_users_share_twenty_connections() {
+    const USERS: usize = 200;
+    const SOCKETS: usize = 10;
+    let mut rig = Rig::new("max_pool_size = 20\nwait_queue_timeout_ms = 120000").await;
+    assert!(ok(&rig.root.command("admin", doc! { "setParameter": 1, "scramSHA256IterationCount": 5_000 }).await));
+    for user in 0..USERS {
+        // Nobody else may do anything there.
+        let roles = vec![doc! { "role": "readWrite", "db": format!("db{user}") }];
+        let command = doc! { "createUser": format!("u{user}"), "pwd": PASSWORD, "roles": roles };
+        assert!(ok(&rig.root.command("admin", command).await));
+    }
+    let mut sockets = Vec::new();
+    for user in 0..USERS {
+        let name = format!("u{user}");
+        let (mut callers, mut keys) = (Vec::new(), None);
+        for _ in 0..SOCKETS {
+            let mut caller = Caller::to(rig.proxy.address()).await;
+            log_in_again(&mut caller, &name, &mut keys).await;
+            callers.push(caller);
+        }
+        sockets.push(callers);
+    }
+    let mut all = tokio::task::JoinSet::new();
+    for (user, callers) in sockets.into_iter().enumerate() {
+        for (socket, mut caller) in callers.into_iter().enumerate() {
+            all.spawn(async move {
+                let database = format!("db{user}");
+                for round in 0..3 {
+                    let id = format!("{socket}-{round}");
+                    let insert = doc! { "insert": "c", "documents": [{ "_id": &id, "user": user as i64 }] };
+                    let answer = caller.command(&database, insert).await;
+                    assert!(ok(&answer), "{answer}");
+                    let found = caller.command(&database, doc! { "find": "c", "filter": { "_id": &id } }).await;
+                    assert_eq!(first_batch(&found), [doc! { "_id": &id, "user": user as i64 }]);
+                }
+            });
+        }
+    }
+    let (mut most, mut looks) = (0, tokio::time::interval(Duration::from_millis(100)));
+    while !all.is_empty() {
+        let open = rig.connections().await.len();
+        most = most.max(open);
+        assert!(open <= 20, "{open} upstream connections");
+        while let Some(done) = all.try_join_next() {
+            done.unwrap();
+        }
+        looks.tick().await;
+    }
+    assert!(most >= 10, "{most}: nobody was there to share with");
+    for user in 0..USERS {
+        let count = rig.root.command(&format!("db{user}"), doc! { "count": "c" }).await;
+        assert_eq!(count.get_i32("n").ok(), Some((SOCKETS * 3) as i32));
+    }
+}
