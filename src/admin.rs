@@ -19,6 +19,7 @@ pub mod stats;
 pub mod suspicions;
 pub mod tenants;
 pub mod trends;
+mod users;
 
 use std::sync::Arc;
 use std::time::Duration;

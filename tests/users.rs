@@ -9,10 +9,10 @@ use std::time::Duration;
 use bson::{Document, doc};
 use mongomux::auth::scram::{ClientNonce, Mechanism, SaltedKeys, ScramClient};
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
-use support::first_batch;
 use support::hold::eventually;
 use support::log_in::{Caller, USUAL, logged_in, payload};
 use support::proxy::{Proxy, configured};
+use support::{first_batch, http};
 
 const PASSWORD: &str = "correct-horse_7";
 
@@ -165,6 +165,10 @@ async fn what_one_user_has_open_is_nobody_elses() {
     assert!(ok(&committed), "{committed}");
     let count = writer.command("test", doc! { "count": "c", "query": { "_id": { "$gte": 100 } } }).await;
     assert_eq!(count.get_i32("n").ok(), Some(1), "{count}");
+    let stats = http(rig.proxy.admin_address(), "GET", "/stats", "").await;
+    for user in ["writer@admin", "other@admin"] {
+        assert!(stats.contains(&format!("\"name\":\"{user}\",\"open\":1,\"pending\":0,\"waiting\":0")), "{stats}");
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use super::sampler::{self, ClusterHistory};
 use super::suspicions::at_a_look;
 use super::tenants::TenantStats;
 use super::trends::{self, Trends};
+use super::users::UserStats;
 use crate::breaker::BreakerState;
 use crate::telemetry::labels::ServerEvent;
 use crate::telemetry::metrics::ServerMetrics;
@@ -111,6 +112,8 @@ pub struct ServerStats {
     pub pins: PinStats,
     /// Who shares its connections; those first that were served most.
     pub tenants: Vec<TenantStats>,
+    /// Where users have connections of their own: those first that have or want most.
+    pub users: Vec<UserStats>,
     /// What has been held for long.
     pub long_held: LongHeldStats,
     /// Why monitoring does not reach it, else why the last attempt to connect failed.
@@ -311,6 +314,7 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
         events: facts.events,
         pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
         tenants: Vec::new(),
+        users: Vec::new(),
         long_held: facts.long_held.clone(),
         error: description.and_then(|server| server.error.clone()).or_else(|| pool.last_connect_error.clone()),
         recommendations: Vec::new(),
@@ -356,7 +360,8 @@ pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> 
             trends: history.servers.get(&*server.address).map(|ring| trends::for_server(ring, bounds, name)),
         };
         let tenants = super::tenants::of_server(cluster, &server);
-        ServerStats { tenants, ..of_server(&facts, now) }
+        let users = super::users::of_server(cluster, &server);
+        ServerStats { tenants, users, ..of_server(&facts, now) }
     });
     let servers: Vec<ServerStats> = servers.collect();
     let (cursors, transactions) = lock(&cluster.pins).count();
@@ -537,7 +542,7 @@ pub(super) mod tests {
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
             "limit": 10, "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 3, "transactions": 1}, "tenants": [], "longHeld": {"count": 0, "items": []},
+            "pins": {"cursors": 3, "transactions": 1}, "tenants": [], "users": [], "longHeld": {"count": 0, "items": []},
             "error": null, "recommendations": [],
         });
         assert_eq!(shown, expected);

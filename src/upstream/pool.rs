@@ -18,7 +18,7 @@ use super::checking_out::CheckingOut;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
-use super::holders::Owned as _;
+use super::holders::{Holding, Owned as _};
 use super::in_use::{InUse, Use, Work};
 use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Woken};
 use super::shortage::Shortage;
@@ -93,6 +93,17 @@ pub struct TenantSnapshot {
     pub wait_p99: Duration,
     /// How long it held its connections of late, on average.
     pub held: Duration,
+}
+
+/// What one user has of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UserSnapshot {
+    /// Which.
+    pub user: UserId,
+    /// Its connections.
+    pub holding: Holding,
+    /// Its commands that wait.
+    pub waiting: usize,
 }
 
 /// Hears what a server says when a connection to it is established.
@@ -450,6 +461,16 @@ impl Pool {
             ..TenantSnapshot::default()
         }));
         all
+    }
+
+    /// The users that have connections, or wait for one.
+    pub fn users(&self) -> Vec<UserSnapshot> {
+        let state = self.0.state();
+        let waiting = |user| state.queue().of(user).map_or(0, |queue| queue.len());
+        let snapshot = |(user, holding)| UserSnapshot { user, holding, waiting: waiting(user) };
+        let without = state.queue().users().map(|(user, _)| (user, Holding::default()));
+        let without = without.filter(|(user, _)| state.holders().of(*user) == Holding::default());
+        state.holders().all().chain(without).map(snapshot).collect()
     }
 
     /// The connections in use of which it was told what for.
