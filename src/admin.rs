@@ -12,6 +12,7 @@ pub mod gauges;
 pub mod history;
 pub mod long_held;
 pub mod order;
+pub mod rules;
 pub mod sampler;
 pub mod server;
 pub mod snapshot_log;
@@ -36,19 +37,22 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::{MemoryBudget, Mode};
-use crate::config::limits::ADMIN_BODY_BYTES;
+use crate::config::limits::{ADMIN_BODY_BYTES, ADMIN_RULES_BYTES};
 use crate::tasks::Tasks;
 use crate::telemetry::Metrics;
 use crate::upstream::Cluster;
 
 pub use history::SAMPLE_INTERVAL;
 use order::ModeOrder;
+pub use rules::Ruled;
+use rules::RulesOrder;
 use sampler::Histories;
 pub use server::serve;
 pub use snapshot_log::log_snapshots;
 
 /// Every path there is, for who asks for another one.
-const PATHS: &[&str] = &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain", "/admin/mode"];
+const PATHS: &[&str] =
+    &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain", "/admin/mode", "/admin/rules"];
 
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -56,6 +60,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the admin port tells of, and what it gives orders to.
 pub struct Admin {
     clusters: Vec<Arc<Cluster>>,
+    listeners: Vec<Ruled>,
     metrics: Arc<Metrics>,
     memory: Arc<MemoryBudget>,
     /// The last minutes.
@@ -69,12 +74,13 @@ impl Admin {
     /// `draining` is shared with whoever drains: `POST /admin/drain` sets it, and `/readyz` says no once it is set.
     pub fn new(
         clusters: Vec<Arc<Cluster>>,
+        listeners: Vec<Ruled>,
         metrics: Arc<Metrics>,
         memory: Arc<MemoryBudget>,
         draining: watch::Sender<bool>,
     ) -> Arc<Self> {
         let histories = Arc::default();
-        Arc::new(Self { clusters, metrics, memory, histories, draining, started: Instant::now() })
+        Arc::new(Self { clusters, listeners, metrics, memory, histories, draining, started: Instant::now() })
     }
 
     /// Remembers from now on how the pools are used, with a sample in each interval.
@@ -117,6 +123,24 @@ impl Admin {
         Ok(meant.into_iter().map(|cluster| cluster.config.name.as_str()).collect())
     }
 
+    /// Puts rules in force; returns the listeners that they hold for, as they are now.
+    ///
+    /// # Errors
+    /// When no listener has the address.
+    fn change_rules(&self, order: &RulesOrder) -> Result<Vec<rules::ListenerStats>, String> {
+        let named = |listener: &&Ruled| order.listener.as_ref().is_none_or(|address| *address == listener.address);
+        let meant: Vec<_> = self.listeners.iter().filter(named).collect();
+        if let (true, Some(address)) = (meant.is_empty(), &order.listener) {
+            let known: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+            return Err(format!("listener: found \"{address}\", expected one of {known:?}"));
+        }
+        for listener in &meant {
+            listener.rules.change(|rules| order.apply_to(rules));
+            listener.warn_of_unknown_commands();
+        }
+        Ok(meant.into_iter().map(Ruled::stats).collect())
+    }
+
     /// Everything that `/stats` tells.
     pub fn stats(&self) -> stats::Stats {
         let now = Instant::now();
@@ -128,6 +152,7 @@ impl Admin {
             draining: *self.draining.borrow(),
             surplus_clients: usize::try_from(self.metrics.client_connections_surplus.get()).unwrap_or_default(),
             clusters: clusters.collect(),
+            listeners: self.listeners.iter().map(Ruled::stats).collect(),
         }
     }
 }
@@ -146,7 +171,8 @@ fn router(admin: Arc<Admin>, exposed: bool) -> Router {
         .route("/stats", get(async |State(admin): State<Arc<Admin>>| Json(admin.stats())))
         .route("/health/database", get(health))
         .route("/admin/drain", post(drain))
-        .route("/admin/mode", post(switch_mode).layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES)));
+        .route("/admin/mode", post(switch_mode).layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES)))
+        .route("/admin/rules", post(change_rules).layer(DefaultBodyLimit::max(ADMIN_RULES_BYTES)));
     let guarded = match exposed {
         true => guarded.route_layer(from_fn(async |_: Request, _: Next| needs_loopback())),
         false => guarded.route_layer(from_fn(same_site)),
@@ -195,6 +221,17 @@ async fn switch_mode(
     });
     match switched {
         Ok(answer) => Json(answer).into_response(),
+        Err(what) => error(StatusCode::BAD_REQUEST, &what),
+    }
+}
+
+async fn change_rules(State(admin): State<Arc<Admin>>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return error(rejection.status(), &rejection.body_text()),
+    };
+    match RulesOrder::parse(&body).and_then(|order| admin.change_rules(&order)) {
+        Ok(listeners) => Json(json!({"listeners": listeners})).into_response(),
         Err(what) => error(StatusCode::BAD_REQUEST, &what),
     }
 }
@@ -278,11 +315,11 @@ mod tests {
 
     fn admin(fixture: &Fixture) -> Arc<Admin> {
         let clusters = vec![fixture.cluster.clone()];
-        Admin::new(clusters, fixture.metrics.clone(), fixture.memory.clone(), watch::Sender::default())
+        Admin::new(clusters, Vec::new(), fixture.metrics.clone(), fixture.memory.clone(), watch::Sender::default())
     }
 
     fn idle_admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
+        Admin::new(Vec::new(), Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     #[tokio::test]

@@ -8,12 +8,12 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admin::{self, Admin, SAMPLE_INTERVAL};
+use crate::admin::{self, Admin, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
+use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, RulesInForce, listener};
 use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
@@ -124,6 +124,7 @@ impl App {
             clusters.push(start_cluster(cluster, surroundings)?);
         }
         let service_id = ObjectId::new();
+        let mut listeners = Vec::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
             let offer = Offer {
@@ -134,14 +135,18 @@ impl App {
                 service_id,
             };
             let facts = facade::follow(&behind, offer, &tasks);
-            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
+            let rules = RulesInForce::new(listener.rules);
+            let shared = ClientShared::new(behind, rules.clone(), limits.clone(), facts, activity.clone());
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
             tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
+            let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
+            ruled.warn_of_unknown_commands();
+            listeners.push(ruled);
             listen(socket, proxied, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
-        let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
+        let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
         tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);

@@ -18,6 +18,7 @@ pub mod namespaces;
 mod presentation;
 pub mod profile;
 mod reader;
+pub mod rules;
 pub mod shares;
 mod sharing;
 pub mod system;
@@ -35,6 +36,7 @@ pub use databases::Databases;
 pub use fairness::{FairBy, FairnessConfig, Level};
 pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
+pub use rules::{CommandName, Commands, Rules};
 pub use shares::MemoryShares;
 pub use system::Sources;
 
@@ -76,6 +78,8 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// How clients prove who they are.
     pub auth: Auth,
+    /// What they may do, until somebody changes it.
+    pub rules: Rules,
 }
 
 /// A file that the credential for upstream stands in.
@@ -312,9 +316,10 @@ impl fmt::Display for Config {
                 cluster.wait_queue_size
             )?;
         }
-        for ListenerConfig { listen, cluster, databases, .. } in &self.listeners {
+        for ListenerConfig { listen, cluster, databases, rules, .. } in &self.listeners {
             let (routed, routes) = (if databases.is_empty() { "" } else { ", but for " }, databases);
-            writeln!(f, "listener {listen} -> {cluster}{routed}{routes}")?;
+            let ruled = if rules.is_empty() { "" } else { ", with rules" };
+            writeln!(f, "listener {listen} -> {cluster}{routed}{routes}{ruled}")?;
         }
         write!(f, "admin: {}, at most {} clients", self.admin, self.client.max_clients)
     }

@@ -86,6 +86,7 @@ fn the_full_sample_says_the_defaults_of_every_key() {
         "listen",
         "compressors",
         "proxy_protocol",
+        "read_only",
         "upstream",
         "presentation",
         "retry",

@@ -104,7 +104,7 @@ mod tests {
     const LIVENESS: Liveness = Liveness::UPSTREAM;
 
     fn admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
+        Admin::new(Vec::new(), Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     /// A port that is served, without any cluster.

@@ -2,8 +2,10 @@
 //! is checked here; what depends on other keys or sources is checked in `build.rs` and `listeners.rs`.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -13,7 +15,7 @@ use super::databases::DatabasePattern;
 use super::fairness::{FairBy, PriorityRule, TenantRule};
 use super::limits::{self, Limit};
 use super::reader::{Found, Reader, Shown, Values, nearest};
-use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
+use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry, Rules};
 
 /// What the file says.
 #[derive(Debug, Default)]
@@ -67,11 +69,24 @@ pub(super) struct FileListener {
     pub(super) compressors: Option<Found<Vec<CompressorName>>>,
     pub(super) proxy_protocol: Option<Found<bool>>,
     pub(super) allow_unauthenticated_clients: bool,
+    pub(super) rules: Rules,
+    /// Where the first of its rules stands.
+    pub(super) first_rule: Option<Found<()>>,
 }
 
 const PROGRAM_KEYS: &[&str] = &["profile", "admin", "cluster", "listener"];
 /// Of a listener, where a cluster has one of its own.
-const LISTENER_KEYS: &[&str] = &["listen", "compressors", "proxy_protocol", "allow_unauthenticated_clients"];
+const LISTENER_KEYS: &[&str] = &[
+    "listen",
+    "compressors",
+    "proxy_protocol",
+    "allow_unauthenticated_clients",
+    "read_only",
+    "allow_commands",
+    "deny_commands",
+    "allow_namespaces",
+    "deny_namespaces",
+];
 /// Of a `[[listener]]` beside those.
 const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -237,8 +252,26 @@ impl Reader<'_> {
                 let flag = self.flag(path, value);
                 out.proxy_protocol = flag.map(|flag| self.found(path, value, flag));
             }
-            _ => out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false),
+            "allow_unauthenticated_clients" => {
+                out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false);
+            }
+            _ => {
+                let rules = &mut out.rules;
+                match name {
+                    "read_only" => rules.read_only = self.flag(path, value).unwrap_or(false),
+                    "allow_commands" => rules.allow_commands = self.rule(path, value, "commands").into(),
+                    "deny_commands" => rules.deny_commands = self.rule(path, value, "commands").into(),
+                    "allow_namespaces" => rules.allow_namespaces = self.rule(path, value, "namespaces").into(),
+                    _ => rules.deny_namespaces = self.rule(path, value, "namespaces").into(),
+                }
+                out.first_rule.get_or_insert_with(|| self.found(path, value, ()));
+            }
         }
+    }
+
+    /// A list of a listener's rules.
+    fn rule<T: FromStr<Err: Display>>(&mut self, path: &str, value: &Spanned<DeValue<'_>>, what: &str) -> Vec<T> {
+        self.list(path, value, what, 1..=limits::MAX_RULE_ENTRIES).unwrap_or_default()
     }
 
     /// One key of a cluster, or of its own listener; `prefix` is what stands before it in messages.

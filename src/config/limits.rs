@@ -267,6 +267,8 @@ pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 pub const MAX_REPLICA_SET_NAME_BYTES: usize = 128;
 /// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.
 pub const MAX_DEGRADED_NAMESPACES: usize = 256;
+/// Entries of one list of a listener's rules, compared one by one with each command.
+pub const MAX_RULE_ENTRIES: usize = 256;
 /// Longest namespace, bytes: the server's own limit.
 pub const MAX_NAMESPACE_BYTES: usize = 255;
 /// A silent server is asked by keep-alive after this long. A command may be silent for hours, so this is how a flow that died
@@ -350,6 +352,8 @@ pub const ADMIN_EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ADMIN_HEAD_BYTES: usize = 16 << 10;
 /// The body of an order to the admin port, bytes: three short fields.
 pub const ADMIN_BODY_BYTES: usize = 1 << 10;
+/// The body of an order to change rules, bytes: lists of a thousand short names, or of all the long ones that anybody writes.
+pub const ADMIN_RULES_BYTES: usize = 64 << 10;
 
 // ---- what depends on what ----
 

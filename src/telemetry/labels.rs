@@ -153,6 +153,14 @@ labels! {
         Unacknowledged = "unacknowledged",
     }
 
+    /// Which rule refused a command. `listed` are those that nobody may send through a shared connection.
+    "reason": RefusedReason {
+        Listed = "listed",
+        ReadOnly = "read_only",
+        Command = "command",
+        Namespace = "namespace",
+    }
+
     /// Why a command was sent again: it had not been sent whole, or it is of a kind that may run twice.
     "reason": RetryReason {
         NotSent = "not_sent",
