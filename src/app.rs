@@ -1,5 +1,6 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,13 +9,14 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admin::{self, Admin, Ruled, SAMPLE_INTERVAL};
+use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, RulesInForce, listener};
-use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::config::system::read_secret;
+use crate::config::{Address, AdminAccess, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -53,6 +55,9 @@ pub enum StartError {
         /// What is wrong.
         error: CredentialError,
     },
+    /// The file with the admin port's tokens.
+    #[error("admin_token_file: {0}")]
+    AdminTokens(String),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -101,6 +106,7 @@ impl App {
             let socket = BoundSocket::bind(&listener.listen, liveness).await?;
             bound.push((listener, socket));
         }
+        let tokens = admin_tokens(&config.admin_access)?;
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
@@ -148,7 +154,13 @@ impl App {
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
-        tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
+        if let (AdminAccess::Tokens(file), Some(tokens)) = (&config.admin_access, &tokens) {
+            follow_tokens(file.clone(), tokens.clone(), &reload, &tasks);
+        }
+        let probes_only = config.admin_access == AdminAccess::ProbesOnly;
+        tracing::info!(address = %admin_address, access = ?config.admin_access, "admin port");
+        let access = Access::new(admin_address.clone(), probes_only, tokens);
+        tasks.spawn("admin", admin::serve(admin_listener, admin, access, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
         Ok(Self {
@@ -257,6 +269,27 @@ impl App {
             }
         }
     }
+}
+
+/// The tokens of the admin port, where it has some.
+fn admin_tokens(access: &AdminAccess) -> Result<Option<Arc<AdminTokens>>, StartError> {
+    let AdminAccess::Tokens(file) = access else { return Ok(None) };
+    let text = read_secret(file).map_err(StartError::AdminTokens)?;
+    let tokens = AdminTokens::parse(&text);
+    tokens
+        .map(|tokens| Some(Arc::new(tokens)))
+        .map_err(|error| StartError::AdminTokens(format!("{}: {error}", file.display())))
+}
+
+/// Reads the tokens again when their file has changed.
+fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks: &Tasks) {
+    reload.watch(vec![file.clone()], tasks, move || {
+        let replaced = read_secret(&file).and_then(|text| tokens.replace(&text).map_err(|error| error.to_string()));
+        match replaced {
+            Ok(count) => tracing::info!(file = %file.display(), count, "tokens of the admin port were read again"),
+            Err(error) => tracing::warn!(%error, "tokens of the admin port stay as they were"),
+        }
+    });
 }
 
 /// What all clusters share.

@@ -49,6 +49,8 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     /// Where the admin port listens.
     pub admin: Address,
+    /// Who may ask for what there.
+    pub admin_access: AdminAccess,
     /// Limits of the client side, shared by all clusters.
     pub client: ClientConfig,
     /// All buffered messages together, bytes.
@@ -61,6 +63,17 @@ pub struct Config {
     pub drain_quiet: Duration,
     /// Threads that clients and servers are served on.
     pub worker_threads: usize,
+}
+
+/// Who may ask for what on the admin port, where probes and metrics are for everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAccess {
+    /// Whoever is on this machine, where the port listens nowhere else.
+    Loopback,
+    /// Whoever knows a token of this file.
+    Tokens(PathBuf),
+    /// Nobody gets more than that.
+    ProbesOnly,
 }
 
 /// One address where clients connect, and where their commands go.

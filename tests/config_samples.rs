@@ -83,6 +83,7 @@ fn the_full_sample_says_the_defaults_of_every_key() {
     for key in [
         "profile",
         "admin",
+        "admin_probes_only",
         "listen",
         "compressors",
         "proxy_protocol",

@@ -22,6 +22,8 @@ use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry, Rules
 pub(super) struct FileConfig {
     pub(super) profile: Option<Profile>,
     pub(super) admin: Option<Found<Address>>,
+    pub(super) admin_token_file: Option<Found<PathBuf>>,
+    pub(super) admin_probes_only: Option<Found<bool>>,
     pub(super) program: Values,
     /// Keys at top level; meaningful when there are no `[[cluster]]` tables.
     pub(super) single: FileCluster,
@@ -74,7 +76,7 @@ pub(super) struct FileListener {
     pub(super) first_rule: Option<Found<()>>,
 }
 
-const PROGRAM_KEYS: &[&str] = &["profile", "admin", "cluster", "listener"];
+const PROGRAM_KEYS: &[&str] = &["profile", "admin", "admin_token_file", "admin_probes_only", "cluster", "listener"];
 /// Of a listener, where a cluster has one of its own.
 const LISTENER_KEYS: &[&str] = &[
     "listen",
@@ -131,6 +133,13 @@ impl Reader<'_> {
                 "admin" => {
                     let admin = self.text_of(name, value).and_then(|text| self.parsed(name, value, text));
                     file.admin = admin.map(|admin| self.found(name, value, admin));
+                }
+                "admin_token_file" => {
+                    let path = self.text_of(name, value).map(PathBuf::from);
+                    file.admin_token_file = path.map(|path| self.found(name, value, path));
+                }
+                "admin_probes_only" => {
+                    file.admin_probes_only = self.flag(name, value).map(|flag| self.found(name, value, flag));
                 }
                 "cluster" => file.clusters = self.clusters(value),
                 "listener" => file.listeners = self.listeners(value),

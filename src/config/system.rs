@@ -3,7 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
 
 use super::{Address, Config, ConfigError, Profile, Warning, limits};
 
@@ -20,6 +23,10 @@ pub struct Sources {
     pub listen: Vec<Address>,
     /// Admin port of flags or environment.
     pub admin: Option<Address>,
+    /// Tokens for the admin port, of flags or environment.
+    pub admin_token_file: Option<PathBuf>,
+    /// The admin port gives probes and metrics only, by flags or environment.
+    pub admin_probes_only: bool,
     /// Profile of flags or environment.
     pub profile: Option<Profile>,
     /// Listeners may be reachable from other machines although nobody is asked for a password.
@@ -51,6 +58,34 @@ pub fn read_file(path: &Path) -> Result<Text, ConfigError> {
         Err(error) => format!("cannot be read: {error}"),
     };
     Err(ConfigError { place: name, key: String::new(), problem })
+}
+
+/// Reads a file that holds secrets, of at most [`limits::MAX_FILE_BYTES`], which only its owner and its group may read.
+///
+/// # Errors
+/// It cannot be read, everybody can read it, is too long, or is no UTF-8; in words that show nothing of it.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, String> {
+    let refuse = |error: io::Error| format!("{}: cannot be read: {error}", path.display());
+    let file = File::open(path).map_err(refuse)?;
+    let about = file.metadata().map_err(refuse)?;
+    let mode = about.mode() & 0o777;
+    if mode & 0o007 != 0 {
+        return Err(format!("{}: everybody may use it (mode {mode:03o}): chmod o= makes it a secret", path.display()));
+    }
+    // Never moved to a larger place, as what it leaves behind would not be wiped.
+    let size = about.len().min(limits::MAX_FILE_BYTES);
+    let room = usize::try_from(size).unwrap_or_default().saturating_add(1);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    let length = file.take(room as u64).read_to_end(&mut bytes).map_err(refuse)?;
+    if length as u64 > size {
+        return Err(format!(
+            "{}: longer than {} bytes, or still being written",
+            path.display(),
+            limits::MAX_FILE_BYTES
+        ));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{}: no text in UTF-8", path.display()))?;
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// The memory limit of the control group this process lives in, bytes. `root` is `/` but for tests.
@@ -100,6 +135,31 @@ fn open_files_short(config: &Config, limit: u64) -> Option<Warning> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_a_file_that_not_everybody_reads() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let read = |text: &str, mode: u32| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            read_secret(&path).map(|text| text.to_string())
+        };
+        for mode in [0o600, 0o400, 0o640, 0o440] {
+            assert_eq!(read("geheim\n", mode).as_deref(), Ok("geheim\n"), "{mode:o}");
+        }
+        for mode in [0o644, 0o604, 0o602, 0o777] {
+            let told = read("geheim", mode).unwrap_err();
+            assert!(told.contains("everybody may use it") && !told.contains("geheim"), "{told}");
+        }
+        assert_eq!(read("", 0o600).as_deref(), Ok(""));
+        let long = "x".repeat(usize::try_from(limits::MAX_FILE_BYTES).unwrap() + 1);
+        assert!(read(&long, 0o600).unwrap_err().contains("longer than"));
+        std::fs::write(&path, b"\xff").unwrap();
+        assert!(read_secret(&path).unwrap_err().contains("UTF-8"));
+        assert!(read_secret(&directory.path().join("none")).unwrap_err().contains("cannot be read"));
+    }
 
     fn write(root: &Path, path: &str, text: &str) {
         let path = root.join(path);
