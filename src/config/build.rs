@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::fairness::TenantBounds;
 use super::file::{FileCluster, FileConfig, FileListener};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
@@ -143,14 +145,15 @@ impl Builder<'_> {
             self.missing(&file, "upstream", "missing: with several clusters nothing can be assumed");
         }
         let given = self.sources.upstream.as_ref().filter(|_| !several);
-        let given = given.map(|given| Found::of(&given.name, "", given.text.trim().to_owned()));
+        let given = given.map(|given| Found::of(&given.name, "", Zeroizing::new(given.text.trim().to_owned())));
         let upstream = given.or_else(|| file.upstream.clone());
-        let mut upstream = upstream.unwrap_or_else(|| Found::of("default", "upstream", DEFAULT_UPSTREAM.to_owned()));
+        let mut upstream =
+            upstream.unwrap_or_else(|| Found::of("default", "upstream", Zeroizing::new(DEFAULT_UPSTREAM.to_owned())));
         let whole = self.sources.upstream_file.clone().filter(|_| !several).map(CredentialFile::ConnectionString);
         let credential_file = match &file.upstream_password_file {
             Some(password_file) => match uri::without_password(&upstream.value) {
                 Ok(filled) => {
-                    upstream.value = filled;
+                    upstream.value = Zeroizing::new(filled);
                     Some(CredentialFile::Password(password_file.value.clone()))
                 }
                 Err(error) => {

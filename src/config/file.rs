@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
 
 use super::compressors::CompressorName;
 use super::databases::DatabasePattern;
@@ -41,7 +42,7 @@ pub(super) struct FileCluster {
     /// What stands before its keys in messages.
     pub(super) prefix: String,
     pub(super) name: Option<Found<String>>,
-    pub(super) upstream: Option<Found<String>>,
+    pub(super) upstream: Option<Found<Zeroizing<String>>>,
     pub(super) upstream_password_file: Option<Found<PathBuf>>,
     pub(super) presentation: Option<Found<Presentation>>,
     pub(super) replica_set_name: Option<Found<String>>,
@@ -290,7 +291,7 @@ impl Reader<'_> {
         match name {
             _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut out.listener),
             "upstream" => {
-                let text = self.text_of(&path, value).map(str::to_owned);
+                let text = self.text_of(&path, value).map(|text| Zeroizing::new(text.to_owned()));
                 out.upstream = text.map(|text| self.found(&path, value, text));
             }
             "upstream_password_file" => {

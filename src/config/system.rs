@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Address, Config, ConfigError, Profile, Warning, limits};
 
@@ -35,13 +35,19 @@ pub struct Sources {
     pub container_memory_bytes: Option<u64>,
 }
 
-/// A text and the name it goes by in error messages.
+/// A text and the name it goes by in error messages. It may hold a password, so it is wiped when it is dropped.
 #[derive(Clone)]
 pub struct Text {
     /// A path, or the name of the flag.
     pub name: String,
     /// What it says.
     pub text: String,
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.text.zeroize();
+    }
 }
 
 /// Reads a file of at most [`limits::MAX_FILE_BYTES`].
