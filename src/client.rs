@@ -2,6 +2,7 @@
 
 pub mod abandoned;
 pub mod acquire;
+mod addresses;
 pub mod bound;
 mod caller;
 mod catch_up;

@@ -278,6 +278,8 @@ pub struct BackoffConfig {
 pub struct ClientConfig {
     /// Client sockets whose commands go upstream.
     pub max_clients: usize,
+    /// Of these, as many may come from one address.
+    pub max_clients_per_address: Option<usize>,
     /// Sockets that send nothing for this long are closed.
     pub idle_timeout: Option<Duration>,
     /// Longest time from accept to the first whole message.

@@ -15,7 +15,7 @@ use super::ends::Ends;
 use super::exchange::Exchange;
 use super::load_balanced::OpenCursors;
 use super::misfits::Doings;
-use super::places::Place;
+use super::places::{Crowd, Place};
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::spare;
@@ -327,8 +327,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if regular || exchange.claim.lane == Lane::Transaction {
             return self.execute(&mut exchange).await;
         }
-        let places = self.place.places();
-        let situation = Situation::ClientsFull { clients: places.taken(), limit: places.limit() };
+        let Crowd { clients, limit, of_address } = self.place.crowd();
+        let situation = Situation::ClientsFull { clients, limit, of_address };
         self.refused(&exchange, situation.into()).await
     }
 

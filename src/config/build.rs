@@ -378,6 +378,9 @@ impl Builder<'_> {
             admin_access,
             client: ClientConfig {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
+                max_clients_per_address: layers
+                    .count_or_off(&limits::MAX_CLIENTS_PER_ADDRESS)
+                    .map(|most| saturating_usize(most.into())),
                 idle_timeout: layers.duration_or_off(&limits::CLIENT_IDLE_TIMEOUT),
                 handshake_timeout: layers.duration(&limits::HANDSHAKE_TIMEOUT),
                 stall_timeout: layers.duration(&limits::CLIENT_STALL_TIMEOUT),

@@ -192,6 +192,10 @@ pub const TENANT: &[Limit] = &[
 /// Client sockets whose commands go upstream; see also [`SURPLUS_CLIENTS_SHARE`]. At 1 to 5 KiB each these are some tens of
 /// megabytes; the open-file limit is the other bound.
 pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1_000_000);
+/// Of these, from one address; of IPv6 from one network of 64 bits. Off, as with other proxies: beside the application all come
+/// from one address, and so do those behind one NAT.
+pub const MAX_CLIENTS_PER_ADDRESS: Limit =
+    Limit::off_by_default("max_clients_per_address", "clients", "off", 1, MAX_CLIENTS.max);
 /// Off: drivers keep sockets open on purpose, and an idle one costs a kilobyte.
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
 /// From accept to the first whole message; nobody who speaks the protocol waits that long.
@@ -218,6 +222,7 @@ pub const WORKER_THREADS: Limit = Limit::new("worker_threads", "threads", 1, 1, 
 /// All limits that the program has once.
 pub const PROGRAM: &[Limit] = &[
     MAX_CLIENTS,
+    MAX_CLIENTS_PER_ADDRESS,
     CLIENT_IDLE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
     CLIENT_STALL_TIMEOUT,

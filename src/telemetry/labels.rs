@@ -119,6 +119,7 @@ labels! {
         HandshakeTimeout = "handshake_timeout",
         ProtocolError = "protocol_error",
         ProxyHeader = "proxy_header",
+        MaxClientsPerAddress = "max_clients_per_address",
         Drain = "drain",
         Proxy = "proxy",
     }
@@ -150,6 +151,7 @@ labels! {
         QueueStands = "queue_stands",
         Memory = "memory",
         MaxClients = "max_clients",
+        MaxClientsPerAddress = "max_clients_per_address",
         Unacknowledged = "unacknowledged",
     }
 
