@@ -326,7 +326,8 @@ async fn one_address_has_as_many_as_it_may_and_the_others_are_left_alone() {
     })
     .await;
 
-    // Behind a load balancer, which has one address itself, each client counts by its own.
+    // Behind a load balancer, which has one address itself with no room left, each client counts by its own.
+    let _another = connect(address).await;
     let balanced = &proxy.addresses()[1];
     let from = async |client: [u8; 4]| {
         let header = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &client, &[127, 0, 0, 1], &[0x10, 0, 0x20, 0]];
