@@ -110,7 +110,7 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `proxy` a decision of ours that none of the others names, such as an
+    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `max_clients_per_address` that its address has too many, `proxy` a decision of ours that none of the others names, such as an
     /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
@@ -283,14 +283,17 @@ mod tests {
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),
-            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain proxy"
+            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header \
+             max_clients_per_address drain proxy"
         );
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
         assert_eq!(
             texts::<ShedReason>(),
-            "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients unacknowledged"
+            "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients \
+             max_clients_per_address unacknowledged"
         );
+        assert_eq!(texts::<RefusedReason>(), "reason: listed read_only command namespace");
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
         assert_eq!(texts::<LongHeldKind>(), "what: command cursor transaction");
