@@ -124,7 +124,9 @@ async fn a_running_program_never_tells_a_secret() {
     let nobody = format!("mongodb://app:{ENCODED}@127.0.0.1:1/?serverSelectionTimeoutMS=300");
     let in_file = file(directory.path(), "uri", &right);
     let config = file(directory.path(), "mongomux.toml", &format!("upstream = \"{right}\"\n"));
-    let cases: [(&[&str], &[(&str, &str)], &str); 6] = [
+    /// Arguments, environment, and the format of the log.
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 6] = [
         (&[], &[("MONGOMUX_UPSTREAM", &right)], "text"),
         (&[], &[("MONGOMUX_UPSTREAM", &wrong)], "json"),
         (&[], &[("MONGOMUX_UPSTREAM", &nobody)], "text"),
