@@ -2,9 +2,9 @@
 //!
 //! It runs on the runtime of the data path, so everything here reads counters, formats them and is done; no handler waits
 //! for anything but the short body of an order. What is told is put together in [`stats`] and [`advice`], which know no HTTP; sockets,
-//! their number and their time are in [`server`]. There are no tokens yet: a port that others can reach gives them probes
-//! and metrics, and refuses the rest.
+//! their number and their time are in [`server`]; who may ask for what is decided in [`access`].
 
+pub mod access;
 pub mod advice;
 #[cfg(test)]
 mod fixture;
@@ -12,6 +12,7 @@ pub mod gauges;
 pub mod history;
 pub mod long_held;
 pub mod order;
+pub mod rules;
 pub mod sampler;
 pub mod server;
 pub mod snapshot_log;
@@ -25,31 +26,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Bytes;
+use axum::body::HttpBody as _;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Extension, Json, Router};
+use axum::{Json, Router};
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::{MemoryBudget, Mode};
-use crate::config::limits::ADMIN_BODY_BYTES;
+use crate::config::limits::{ADMIN_BODY_BYTES, ADMIN_RULES_BYTES};
 use crate::tasks::Tasks;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, logs};
 use crate::upstream::Cluster;
 
+pub use access::{Access, AdminTokens};
+use access::{Denied, Who};
 pub use history::SAMPLE_INTERVAL;
 use order::ModeOrder;
+pub use rules::Ruled;
+use rules::RulesOrder;
 use sampler::Histories;
 pub use server::serve;
 pub use snapshot_log::log_snapshots;
 
 /// Every path there is, for who asks for another one.
-const PATHS: &[&str] = &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain", "/admin/mode"];
+const PATHS: &[&str] =
+    &["/livez", "/readyz", "/metrics", "/stats", "/health/database", "/admin/drain", "/admin/mode", "/admin/rules"];
+
+/// As much of an unknown path is told.
+const MAX_ACTION_CHARS: usize = 100;
 
 /// The content type of Prometheus' text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -57,6 +67,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// What the admin port tells of, and what it gives orders to.
 pub struct Admin {
     clusters: Vec<Arc<Cluster>>,
+    listeners: Vec<Ruled>,
     metrics: Arc<Metrics>,
     memory: Arc<MemoryBudget>,
     /// The last minutes.
@@ -70,12 +81,13 @@ impl Admin {
     /// `draining` is shared with whoever drains: `POST /admin/drain` sets it, and `/readyz` says no once it is set.
     pub fn new(
         clusters: Vec<Arc<Cluster>>,
+        listeners: Vec<Ruled>,
         metrics: Arc<Metrics>,
         memory: Arc<MemoryBudget>,
         draining: watch::Sender<bool>,
     ) -> Arc<Self> {
         let histories = Arc::default();
-        Arc::new(Self { clusters, metrics, memory, histories, draining, started: Instant::now() })
+        Arc::new(Self { clusters, listeners, metrics, memory, histories, draining, started: Instant::now() })
     }
 
     /// Remembers from now on how the pools are used, with a sample in each interval.
@@ -103,7 +115,7 @@ impl Admin {
     ///
     /// # Errors
     /// When no cluster has the name.
-    fn switch_mode(&self, order: &ModeOrder, caller: &str) -> Result<Vec<&str>, String> {
+    fn switch_mode(&self, order: &ModeOrder) -> Result<Vec<&str>, String> {
         let named = |cluster: &&Arc<Cluster>| order.cluster.as_ref().is_none_or(|name| *name == cluster.config.name);
         let meant: Vec<_> = self.clusters.iter().filter(named).collect();
         if let (true, Some(name)) = (meant.is_empty(), &order.cluster) {
@@ -113,9 +125,27 @@ impl Admin {
         for cluster in &meant {
             let before = cluster.switch_mode(order.mode);
             let to = order.mode;
-            tracing::info!(%caller, cluster = %cluster.config.name, ?before, ?to, "mode was switched");
+            tracing::info!(cluster = %cluster.config.name, ?before, ?to, "mode was switched");
         }
         Ok(meant.into_iter().map(|cluster| cluster.config.name.as_str()).collect())
+    }
+
+    /// Puts rules in force; returns the listeners that they hold for, as they are now.
+    ///
+    /// # Errors
+    /// When no listener has the address.
+    fn change_rules(&self, order: &RulesOrder) -> Result<Vec<rules::ListenerStats>, String> {
+        let named = |listener: &&Ruled| order.listener.as_ref().is_none_or(|address| *address == listener.address);
+        let meant: Vec<_> = self.listeners.iter().filter(named).collect();
+        if let (true, Some(address)) = (meant.is_empty(), &order.listener) {
+            let known: Vec<String> = self.listeners.iter().map(|listener| listener.address.to_string()).collect();
+            return Err(format!("listener: found \"{address}\", expected one of {known:?}"));
+        }
+        for listener in &meant {
+            listener.rules.change(|rules| order.apply_to(rules));
+            listener.warn_of_unknown_commands();
+        }
+        Ok(meant.into_iter().map(Ruled::stats).collect())
     }
 
     /// Everything that `/stats` tells.
@@ -129,6 +159,7 @@ impl Admin {
             draining: *self.draining.borrow(),
             surplus_clients: usize::try_from(self.metrics.client_connections_surplus.get()).unwrap_or_default(),
             clusters: clusters.collect(),
+            listeners: self.listeners.iter().map(Ruled::stats).collect(),
         }
     }
 }
@@ -137,8 +168,8 @@ impl Admin {
 #[derive(Debug, Clone)]
 struct Caller(Arc<str>);
 
-/// All routes. `exposed` says that others than this machine can reach the port.
-fn router(admin: Arc<Admin>, exposed: bool) -> Router {
+/// All routes.
+fn router(admin: Arc<Admin>, access: Arc<Access>) -> Router {
     let open = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
@@ -147,14 +178,13 @@ fn router(admin: Arc<Admin>, exposed: bool) -> Router {
         .route("/stats", get(async |State(admin): State<Arc<Admin>>| Json(admin.stats())))
         .route("/health/database", get(health))
         .route("/admin/drain", post(drain))
-        .route("/admin/mode", post(switch_mode).layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES)));
-    let guarded = match exposed {
-        true => guarded.route_layer(from_fn(async |_: Request, _: Next| needs_loopback())),
-        false => guarded.route_layer(from_fn(same_site)),
-    };
+        .route("/admin/mode", post(switch_mode).layer(DefaultBodyLimit::max(ADMIN_BODY_BYTES)))
+        .route("/admin/rules", post(change_rules).layer(DefaultBodyLimit::max(ADMIN_RULES_BYTES)))
+        .route_layer(from_fn(move |request, next| guard(access.clone(), request, next)));
     open.merge(guarded)
         .fallback(async || error(StatusCode::NOT_FOUND, "there is no such path"))
         .method_not_allowed_fallback(async || error(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method"))
+        .layer(from_fn(audit))
         .with_state(admin)
 }
 
@@ -175,27 +205,39 @@ async fn health(State(admin): State<Arc<Admin>>) -> Json<stats::Health> {
     Json(stats::Health::of(&admin.stats(), bson::DateTime::now()))
 }
 
-async fn drain(State(admin): State<Arc<Admin>>, Extension(Caller(caller)): Extension<Caller>) -> Response {
+async fn drain(State(admin): State<Arc<Admin>>) -> Response {
     let already = admin.draining.send_replace(true);
-    tracing::info!(%caller, already, "drain was asked for");
-    (StatusCode::ACCEPTED, Json(json!({"draining": true}))).into_response()
+    let order = if already { "drain, which was under way" } else { "drain" };
+    obeyed(StatusCode::ACCEPTED, json!({"draining": true}), order.to_owned())
 }
 
-async fn switch_mode(
-    State(admin): State<Arc<Admin>>,
-    Extension(Caller(caller)): Extension<Caller>,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+async fn switch_mode(State(admin): State<Arc<Admin>>, body: Result<Bytes, BytesRejection>) -> Response {
     let body = match body {
         Ok(body) => body,
         Err(rejection) => return error(rejection.status(), &rejection.body_text()),
     };
     let switched = ModeOrder::parse(&body).and_then(|order| {
-        let clusters = admin.switch_mode(&order, &caller)?;
-        Ok(json!({"mode": order.mode.to_string(), "clusters": clusters}))
+        let clusters = admin.switch_mode(&order)?;
+        let told = format!("{:?} for {clusters:?}", order.mode);
+        Ok((json!({"mode": order.mode.to_string(), "clusters": clusters}), told))
     });
     match switched {
-        Ok(answer) => Json(answer).into_response(),
+        Ok((answer, told)) => obeyed(StatusCode::OK, answer, told),
+        Err(what) => error(StatusCode::BAD_REQUEST, &what),
+    }
+}
+
+async fn change_rules(State(admin): State<Arc<Admin>>, body: Result<Bytes, BytesRejection>) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return error(rejection.status(), &rejection.body_text()),
+    };
+    match RulesOrder::parse(&body).and_then(|order| admin.change_rules(&order)) {
+        Ok(listeners) => {
+            let listeners = json!({"listeners": listeners});
+            let told = listeners["listeners"].to_string();
+            obeyed(StatusCode::OK, listeners, told)
+        }
         Err(what) => error(StatusCode::BAD_REQUEST, &what),
     }
 }
@@ -204,35 +246,57 @@ fn error(status: StatusCode, what: &str) -> Response {
     (status, Json(json!({"error": what, "paths": PATHS}))).into_response()
 }
 
-fn needs_loopback() -> Response {
-    let why = "the admin port listens on an address that others can reach: there only /livez, /readyz and /metrics are \
-               served; let it listen on a loopback address or a unix socket for the rest";
-    error(StatusCode::FORBIDDEN, why)
-}
+/// What a handler did, for the audit.
+#[derive(Debug, Clone)]
+struct Ordered(String);
 
-/// A web page in a browser on this machine can send a POST to this port. It cannot hide where it comes from: a browser
-/// names the page's origin, which programs do not. Only a page of this very port, by a loopback name, may give orders; a
-/// name of the page's own that resolves to loopback is not one.
-async fn same_site(request: Request, next: Next) -> Response {
-    if request.method() == axum::http::Method::POST && !origin_may_order(request.headers()) {
-        return error(StatusCode::FORBIDDEN, "orders from pages of other sites are refused");
+/// Lets on who may ask.
+async fn guard(access: Arc<Access>, request: Request, next: Next) -> Response {
+    let has_body = !request.body().is_end_stream();
+    match access.admit(request.method(), request.headers(), has_body) {
+        Ok(who) => {
+            let mut response = next.run(request).await;
+            response.extensions_mut().insert(who);
+            response
+        }
+        Err(Denied { status, why }) => {
+            let mut response = error(status, why);
+            if status == StatusCode::UNAUTHORIZED {
+                response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            response
+        }
     }
-    next.run(request).await
 }
 
-fn origin_may_order(headers: &HeaderMap) -> bool {
-    let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    loopback && origin.as_bytes() == format!("http://{host}").as_bytes()
+/// One line for every order, obeyed or not: who, what, and what came of it. It tells what was understood of a body, and never
+/// what stood in a header.
+async fn audit(request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let caller = request.extensions().get::<Caller>().cloned();
+    let caller = caller.as_ref().map_or("unknown", |Caller(caller)| caller);
+    let action: String = request.uri().path().chars().take(MAX_ACTION_CHARS).collect();
+    let response = next.run(request).await;
+    let by = response.extensions().get::<Who>().map_or_else(|| "nobody that was admitted".to_owned(), Who::to_string);
+    let order = response.extensions().get::<Ordered>().map_or("none", |Ordered(order)| order);
+    let (status, obeyed) = (response.status().as_u16(), response.status().is_success());
+    tracing::info!(target: logs::AUDIT, %caller, by, action, order, obeyed, status, "admin order");
+    response
+}
+
+/// The answer to an order, with what the audit is to tell of it.
+fn obeyed(status: StatusCode, answer: serde_json::Value, order: String) -> Response {
+    let mut response = (status, Json(answer)).into_response();
+    response.extensions_mut().insert(Ordered(order));
+    response
 }
 
 #[cfg(test)]
 mod tests {
     use axum::body::{Body, to_bytes};
-    use axum::http::Method;
+    use axum::http::HeaderMap;
     use hyper::service::Service as _;
     use hyper_util::service::TowerToHyperService;
     use serde_json::Value;
@@ -240,6 +304,7 @@ mod tests {
     use super::fixture::Fixture;
     use super::*;
     use crate::admission::{Lane, Newcomer};
+    use crate::config::Address;
     use crate::telemetry::labels::Label as _;
 
     /// A request without a socket.
@@ -261,11 +326,17 @@ mod tests {
         headers: &[(&str, &str)],
         body: String,
     ) -> (StatusCode, HeaderMap, String) {
+        let order = method == Method::POST;
         let mut request = Request::builder().method(method).uri(path).extension(Caller("test".into()));
+        if order {
+            request = request.header(access::ORDER_HEADER, "1").header("content-type", "application/json");
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let service = TowerToHyperService::new(router(admin.clone(), exposed));
+        let address = Address::tcp(if exposed { "0.0.0.0" } else { "127.0.0.1" }, 9627);
+        let access = Arc::new(Access::new(address, false, None));
+        let service = TowerToHyperService::new(router(admin.clone(), access));
         let response = service.call(request.body(Body::from(body)).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = to_bytes(body, 1 << 20).await.unwrap();
@@ -279,11 +350,11 @@ mod tests {
 
     fn admin(fixture: &Fixture) -> Arc<Admin> {
         let clusters = vec![fixture.cluster.clone()];
-        Admin::new(clusters, fixture.metrics.clone(), fixture.memory.clone(), watch::Sender::default())
+        Admin::new(clusters, Vec::new(), fixture.metrics.clone(), fixture.memory.clone(), watch::Sender::default())
     }
 
     fn idle_admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
+        Admin::new(Vec::new(), Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     #[tokio::test]

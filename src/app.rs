@@ -3,6 +3,7 @@
 mod doors;
 pub mod user_add;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,13 +12,16 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admin::{self, Admin, SAMPLE_INTERVAL};
+use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
-use crate::config::{Address, ClientConfig, ClusterConfig, Config, ConfigErrors, ListenerConfig, MemoryShares};
+use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, RulesInForce, listener};
+use crate::config::system::read_secret;
+use crate::config::{
+    Address, AdminAccess, ClientConfig, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerConfig, MemoryShares,
+};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -64,6 +68,9 @@ pub enum StartError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] ConfigErrors),
+    /// The file with the admin port's tokens.
+    #[error("admin_token_file: {0}")]
+    AdminTokens(ConfigError),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -114,6 +121,7 @@ impl App {
             let socket = BoundSocket::bind(&listener.listen, liveness).await?;
             bound.push((listener, socket));
         }
+        let tokens = admin_tokens(&config.admin_access)?;
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
@@ -137,6 +145,7 @@ impl App {
         }
         let mut doors = Doors::new(users, config.client.failed_log_ins, metrics.clone(), &reload, &tasks);
         let service_id = ObjectId::new();
+        let mut listeners = Vec::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
             let offer = Offer {
@@ -147,18 +156,28 @@ impl App {
                 service_id,
             };
             let facts = facade::follow(&behind, offer, &tasks);
+            let rules = RulesInForce::new(listener.rules);
             let log_ins = doors.of(&listener.auth, behind.default());
-            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone(), log_ins);
+            let shared = ClientShared::new(behind, rules.clone(), limits.clone(), facts, activity.clone(), log_ins);
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
             tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
+            let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
+            ruled.warn_of_unknown_commands();
+            listeners.push(ruled);
             listen(socket, proxied, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
-        let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
+        let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
         forget_users(identities, &tasks);
-        tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
+        if let (AdminAccess::Tokens(file), Some(tokens)) = (&config.admin_access, &tokens) {
+            follow_tokens(file.clone(), tokens.clone(), &reload, &tasks);
+        }
+        let probes_only = config.admin_access == AdminAccess::ProbesOnly;
+        tracing::info!(address = %admin_address, access = ?config.admin_access, "admin port");
+        let access = Access::new(admin_address.clone(), probes_only, tokens);
+        tasks.spawn("admin", admin::serve(admin_listener, admin, access, tasks.clone()));
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
         Ok(Self {
@@ -279,6 +298,30 @@ fn forget_users(identities: Arc<Identities>, tasks: &Tasks) {
                 now = due.tick() => identities.expire(now),
                 () = cancelled.cancelled() => return,
             }
+        }
+    });
+}
+
+/// The tokens of the admin port, where it has some.
+fn admin_tokens(access: &AdminAccess) -> Result<Option<Arc<AdminTokens>>, StartError> {
+    let AdminAccess::Tokens(file) = access else { return Ok(None) };
+    let text = read_secret(file).map_err(StartError::AdminTokens)?;
+    let tokens = AdminTokens::parse(&text);
+    tokens.map(|tokens| Some(Arc::new(tokens))).map_err(|error| StartError::AdminTokens(not_tokens(file, &error)))
+}
+
+fn not_tokens(file: &Path, error: &dyn std::fmt::Display) -> ConfigError {
+    ConfigError { place: file.display().to_string(), key: String::new(), problem: error.to_string() }
+}
+
+/// Reads the tokens again when their file has changed.
+fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks: &Tasks) {
+    reload.watch(vec![file.clone()], tasks, move || {
+        let replaced =
+            read_secret(&file).and_then(|text| tokens.replace(&text).map_err(|error| not_tokens(&file, &error)));
+        match replaced {
+            Ok(count) => tracing::info!(file = %file.display(), count, "tokens of the admin port were read again"),
+            Err(error) => tracing::warn!(%error, "tokens of the admin port stay as they were"),
         }
     });
 }

@@ -95,6 +95,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "ADDR", env = "MONGOMUX_ADMIN")]
     pub admin: Option<Address>,
 
+    /// File with the tokens that the admin port asks for, one per line
+    #[arg(long, value_name = "FILE", env = "MONGOMUX_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// Serve nothing but probes and metrics on the admin port
+    #[arg(long, env = "MONGOMUX_ADMIN_PROBES_ONLY", value_parser = BoolishValueParser::new())]
+    pub admin_probes_only: bool,
+
     /// Values to start from
     #[arg(long, value_name = "NAME", env = "MONGOMUX_PROFILE", value_parser = profile())]
     pub profile: Option<Profile>,
@@ -198,6 +206,8 @@ impl RunArgs {
             upstream_file: self.upstream.is_none().then(|| self.upstream_file.clone()).flatten(),
             listen: self.listen.clone(),
             admin: self.admin.clone(),
+            admin_token_file: self.admin_token_file.clone(),
+            admin_probes_only: self.admin_probes_only,
             profile: self.profile,
             allow_unauthenticated_clients: self.allow_unauthenticated_clients,
             container_memory_bytes: container_memory_bytes(Path::new("/")),

@@ -2,6 +2,7 @@
 
 pub mod abandoned;
 pub mod acquire;
+mod addresses;
 pub mod bound;
 mod caller;
 mod catch_up;
@@ -27,6 +28,7 @@ mod pace;
 mod packing;
 pub mod places;
 mod proxy_header;
+pub mod rules;
 pub mod session;
 pub mod shared;
 pub mod socket;
@@ -37,4 +39,5 @@ pub use bound::{BindError, BoundSocket};
 pub use clusters::Clusters;
 pub use ends::Ends;
 pub use places::Places;
+pub use rules::RulesInForce;
 pub use shared::ClientShared;

@@ -5,11 +5,14 @@ pub mod kind;
 mod namespaces;
 pub mod parse;
 pub mod read_preference;
+pub mod rules;
 pub mod server_commands;
 pub mod session;
+mod touches;
 
 pub use compressing::Compressing;
-pub use kind::{CommandSpec, Effect, Handling, LocalCommand};
+pub use kind::{CommandSpec, Effect, Group, Handling, LocalCommand};
 pub use parse::{Command, CommandError, PrimaryRead};
 pub use read_preference::{ReadPreference, ReadPreferenceMode};
+pub use rules::Forbidden;
 pub use session::{SessionFields, SessionId, TransactionId};

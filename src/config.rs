@@ -18,6 +18,7 @@ pub mod namespaces;
 mod presentation;
 pub mod profile;
 mod reader;
+pub mod rules;
 pub mod shares;
 mod sharing;
 pub mod system;
@@ -36,6 +37,7 @@ pub use databases::Databases;
 pub use fairness::{FairBy, FairnessConfig, Level};
 pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
+pub use rules::{CommandName, Commands, Rules};
 pub use shares::MemoryShares;
 pub use system::Sources;
 
@@ -48,6 +50,8 @@ pub struct Config {
     pub listeners: Vec<ListenerConfig>,
     /// Where the admin port listens.
     pub admin: Address,
+    /// Who may ask for what there.
+    pub admin_access: AdminAccess,
     /// Limits of the client side, shared by all clusters.
     pub client: ClientConfig,
     /// All buffered messages together, bytes.
@@ -60,6 +64,17 @@ pub struct Config {
     pub drain_quiet: Duration,
     /// Threads that clients and servers are served on.
     pub worker_threads: usize,
+}
+
+/// Who may ask for what on the admin port, where probes and metrics are for everybody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AdminAccess {
+    /// Whoever is on this machine, where the port listens nowhere else.
+    Loopback,
+    /// Whoever knows a token of this file.
+    Tokens(PathBuf),
+    /// Nobody gets more than that.
+    ProbesOnly,
 }
 
 /// One address where clients connect, and where their commands go.
@@ -77,6 +92,8 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// How clients prove who they are.
     pub auth: Auth,
+    /// What they may do, until somebody changes it.
+    pub rules: Rules,
 }
 
 /// A file that the credential for upstream stands in.
@@ -262,6 +279,8 @@ pub struct BackoffConfig {
 pub struct ClientConfig {
     /// Client sockets whose commands go upstream.
     pub max_clients: usize,
+    /// Of these, as many may come from one address.
+    pub max_clients_per_address: Option<usize>,
     /// Sockets that send nothing for this long are closed.
     pub idle_timeout: Option<Duration>,
     /// Longest time from accept to the first whole message.
@@ -315,9 +334,10 @@ impl fmt::Display for Config {
                 cluster.wait_queue_size
             )?;
         }
-        for ListenerConfig { listen, cluster, databases, .. } in &self.listeners {
+        for ListenerConfig { listen, cluster, databases, rules, .. } in &self.listeners {
             let (routed, routes) = (if databases.is_empty() { "" } else { ", but for " }, databases);
-            writeln!(f, "listener {listen} -> {cluster}{routed}{routes}")?;
+            let ruled = if rules.is_empty() { "" } else { ", with rules" };
+            writeln!(f, "listener {listen} -> {cluster}{routed}{routes}{ruled}")?;
         }
         write!(f, "admin: {}, at most {} clients", self.admin, self.client.max_clients)
     }

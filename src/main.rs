@@ -12,6 +12,7 @@ use mongomux::telemetry::logs;
 use mongomux::trial;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
+use zeroize::Zeroize as _;
 
 const FAILED: u8 = 1;
 const BAD_CONFIGURATION: u8 = 2;
@@ -23,11 +24,11 @@ fn main() -> ExitCode {
         return fail(FAILED, &error);
     }
     match cli.command {
-        Command::Run(args) => match load(&args) {
+        Command::Run(args) => match load(args) {
             Ok(config) => on_threads(config.worker_threads, run(config)),
             Err(code) => code,
         },
-        Command::Check(args) => check(&args),
+        Command::Check(args) => check(args),
         Command::User(UserCommand::Add(args)) => add_user(&args),
         Command::Sandbox(args) => on_threads(1, sandbox(args)),
     }
@@ -45,8 +46,11 @@ fn on_threads(threads: usize, program: impl Future<Output = ExitCode>) -> ExitCo
     }
 }
 
-fn load(args: &RunArgs) -> Result<Config, ExitCode> {
-    let loaded = args.sources().and_then(|sources| Config::load(&sources));
+fn load(mut args: RunArgs) -> Result<Config, ExitCode> {
+    let sources = args.sources();
+    // The password in it has been copied to where it is wiped as well.
+    args.upstream.zeroize();
+    let loaded = sources.and_then(|sources| Config::load(&sources));
     let (config, warnings) = loaded.map_err(|errors| fail(BAD_CONFIGURATION, &errors))?;
     warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     Ok(config)
@@ -92,7 +96,7 @@ async fn run(config: Config) -> ExitCode {
     }
 }
 
-fn check(args: &RunArgs) -> ExitCode {
+fn check(args: RunArgs) -> ExitCode {
     match load(args) {
         Ok(config) => {
             if let Err(errors) = app::check_users(&config) {

@@ -19,6 +19,7 @@ use support::counts::Bound;
 use support::hold::eventually;
 use support::proxy::{Proxy, configured, proxy};
 use support::{assert_overloaded, first_batch, labels, raw};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 /// Far above what an answer takes on a busy machine.
@@ -295,4 +296,56 @@ async fn a_storm_of_connects_is_absorbed() {
     drop((served, refused, patrons));
     eventually("all have left", async || state("idle") + state("active") + surplus(&proxy) == 0.0).await;
     proxy.settles().await;
+}
+
+#[tokio::test]
+async fn one_address_has_as_many_as_it_may_and_the_others_are_left_alone() {
+    let deployment = support::standalone().await;
+    let uri = deployment.uri();
+    let proxy = configured(&format!(
+        "max_clients_per_address = 2\nupstream = \"{uri}\"\nlisten = [\"127.0.0.1:0\"]\n\
+         [[listener]]\nlisten = \"127.0.0.1:0\"\nproxy_protocol = true\n"
+    ))
+    .await;
+    let address = proxy.address();
+    let first = connect(address).await;
+    let mut second = connect(address).await;
+    let mut third = connect(address).await;
+    let refused = third.reply("test", insert(1)).await.unwrap();
+    assert_overloaded(&refused);
+    let message = refused.get_str("errmsg").unwrap();
+    assert!(message.contains("3 clients are connected from this address, and the commands of 2"), "{message}");
+    let mut socket = raw::connect(address).await;
+    assert_eq!(timeout(AT_ONCE, socket.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0, "closed");
+    assert_eq!(proxy.metric("mongomux_client_connections_closed_total{reason=\"max_clients_per_address\"}"), 1.0);
+    assert_eq!(proxy.metric("mongomux_shed_total{reason=\"max_clients_per_address\"}"), 1.0);
+    second.command("test", insert(2)).await.unwrap();
+    drop(first);
+    eventually("the place of the first", async || {
+        third.reply("test", insert(3)).await.unwrap().get_f64("ok").unwrap() == 1.0
+    })
+    .await;
+
+    // Behind a load balancer, which has one address itself with no room left, each client counts by its own.
+    let _another = connect(address).await;
+    let balanced = &proxy.addresses()[1];
+    let from = async |client: [u8; 4]| {
+        let header = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &client, &[127, 0, 0, 1], &[0x10, 0, 0x20, 0]];
+        let mut socket = raw::connect(balanced).await;
+        socket.write_all(&header.concat()).await.unwrap();
+        socket
+    };
+    let ping = raw::command(doc! { "ping": 1, "$db": "admin" });
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        for client in [[10, 0, 0, 1], [10, 0, 0, 2]] {
+            let mut socket = from(client).await;
+            assert_eq!(raw::exchange(&mut socket, &ping).await.get_f64("ok").unwrap(), 1.0);
+            kept.push(socket);
+        }
+    }
+    let mut surplus = from([10, 0, 0, 1]).await;
+    assert_overloaded(&raw::exchange(&mut surplus, &ping).await);
+    let mut beyond = from([10, 0, 0, 1]).await;
+    assert_eq!(timeout(AT_ONCE, beyond.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0, "closed");
 }

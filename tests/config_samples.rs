@@ -29,7 +29,7 @@ fn uncommented(name: &str) -> Text {
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
         _ => line,
     });
-    Text { text: lines.collect::<Vec<_>>().join("\n"), name: sample.name }
+    Text { text: lines.collect::<Vec<_>>().join("\n"), name: sample.name.clone() }
 }
 
 fn ms(value: u64) -> Duration {
@@ -83,9 +83,11 @@ fn the_full_sample_says_the_defaults_of_every_key() {
     for key in [
         "profile",
         "admin",
+        "admin_probes_only",
         "listen",
         "compressors",
         "proxy_protocol",
+        "read_only",
         "upstream",
         "presentation",
         "retry",
@@ -102,7 +104,7 @@ fn the_full_sample_says_the_defaults_of_every_key() {
 
 #[test]
 fn the_full_sample_says_the_range_of_every_limit() {
-    let text = sample("mongomux.toml").text;
+    let text = sample("mongomux.toml").text.clone();
     let lines: Vec<&str> = text.lines().collect();
     for limit in limits::CLUSTER.iter().chain(limits::PROGRAM) {
         let range = format!("# {}", limit.range());

@@ -46,7 +46,7 @@ async fn client(rig: &Rig) -> DuplexStream {
     let clusters = Clusters::new(rig.cluster.clone(), Databases::from_iter([]));
     let facts = facade::follow(&clusters, offer, &rig.tasks);
     let limits = Arc::new(rig.client.clone());
-    let shared = ClientShared::new(clusters, limits, facts, Arc::new(Activity::default()));
+    let shared = ClientShared::new(clusters, Arc::default(), limits, facts, Arc::new(Activity::default()));
     let places = Places::new(&rig.client, rig.cluster.metrics.clone());
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));

@@ -14,7 +14,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
-use super::{Admin, Caller, router};
+use super::{Access, Admin, Caller, router};
 use crate::client::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use crate::config::limits::{ADMIN_EXCHANGE_TIMEOUT, ADMIN_HEAD_BYTES, MAX_ADMIN_CONNECTIONS};
 use crate::tasks::Tasks;
@@ -33,12 +33,8 @@ fn stream_and_caller(accepted: Accepted) -> (Box<dyn Stream>, Caller) {
 }
 
 /// Serves the admin port until the tasks are cancelled.
-pub async fn serve(listener: BoundSocket, admin: Arc<Admin>, tasks: Tasks) {
-    let exposed = !listener.address().is_loopback();
-    if exposed {
-        tracing::info!(address = %listener.address(), "admin port is open to others: probes and metrics only");
-    }
-    let service = TowerToHyperService::new(router(admin, exposed));
+pub async fn serve(listener: BoundSocket, admin: Arc<Admin>, access: Access, tasks: Tasks) {
+    let service = TowerToHyperService::new(router(admin, Arc::new(access)));
     let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
     loop {
         // Nothing is lost when an arm loses: neither a place that was not taken nor a socket that was not accepted.
@@ -101,10 +97,12 @@ mod tests {
     use crate::telemetry::Metrics;
     use crate::upstream::Liveness;
 
+    const ORDER: &str = "POST /admin/drain HTTP/1.1\r\nHost: localhost\r\nX-Mongomux: 1\r\n\
+                         Content-Type: application/json\r\n";
     const LIVENESS: Liveness = Liveness::UPSTREAM;
 
     fn admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
+        Admin::new(Vec::new(), Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
     }
 
     /// A port that is served, without any cluster.
@@ -112,7 +110,8 @@ mod tests {
         let listener = BoundSocket::bind(&Address::tcp("127.0.0.1", 0), LIVENESS).await.unwrap();
         let address = listener.address().to_string().parse().unwrap();
         let tasks = Tasks::new();
-        tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
+        let access = Access::new(listener.address().clone(), false, None);
+        tasks.spawn("admin", serve(listener, admin(), access, tasks.clone()));
         (address, tasks)
     }
 
@@ -143,7 +142,7 @@ mod tests {
     async fn bodies_are_not_waited_for_and_heads_are_bounded() {
         let (address, tasks) = served().await;
         let stream = TcpStream::connect(address).await.unwrap();
-        let text = answer(stream, "POST /admin/drain HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000000\r\n\r\n").await;
+        let text = answer(stream, &format!("{ORDER}Content-Length: 4000000000\r\n\r\n")).await;
         assert!(text.starts_with("HTTP/1.1 202"), "{text}");
         let stream = TcpStream::connect(address).await.unwrap();
         let head = format!("GET /livez HTTP/1.1\r\nX: {}", "x".repeat(ADMIN_HEAD_BYTES));
@@ -205,7 +204,8 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let listener = BoundSocket::bind(&address, LIVENESS).await.expect("the dead socket is replaced");
         let tasks = Tasks::new();
-        tasks.spawn("admin", serve(listener, admin(), tasks.clone()));
+        let access = Access::new(address.clone(), false, None);
+        tasks.spawn("admin", serve(listener, admin(), access, tasks.clone()));
         let stream = UnixStream::connect(&path).await.unwrap();
         let text = answer(stream, "GET /stats HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200"), "a unix socket counts as loopback: {text}");

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::advice;
 use super::long_held::{LongHeldStats, Look};
+use super::rules::ListenerStats;
 use super::sampler::{self, ClusterHistory};
 use super::suspicions::at_a_look;
 use super::tenants::TenantStats;
@@ -50,6 +51,9 @@ pub struct Stats {
     pub surplus_clients: usize,
     /// In the order of the configuration.
     pub clusters: Vec<ClusterStats>,
+    /// Likewise.
+    #[serde(default)]
+    pub listeners: Vec<ListenerStats>,
 }
 
 /// One cluster; numbers are of all its servers together.
@@ -528,7 +532,14 @@ pub(super) mod tests {
     }
 
     fn stats(clusters: Vec<ClusterStats>) -> Stats {
-        Stats { version: "0.0.0".to_owned(), uptime_seconds: 5, draining: false, surplus_clients: 0, clusters }
+        Stats {
+            version: "0.0.0".to_owned(),
+            uptime_seconds: 5,
+            draining: false,
+            surplus_clients: 0,
+            clusters,
+            listeners: Vec::new(),
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 
 use std::fmt;
 
-use crate::command::{Command, Effect, Handling};
+use crate::command::{Command, Handling};
 
 /// How far a cluster serves, by order of its operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,12 +58,7 @@ impl Bearing {
                 session.transaction().is_some() && !session.starts_transaction
             }
         };
-        let may_write = match command.effect() {
-            Effect::Read | Effect::Idempotent | Effect::Control => false,
-            // A batch of a cursor may not come twice, and changes nothing for that.
-            Effect::Write | Effect::Other => command.spec.handling != Handling::GetMore,
-        };
-        Self { continues, may_write }
+        Self { continues, may_write: command.may_write() }
     }
 }
 
@@ -145,7 +140,7 @@ mod tests {
         assert_eq!(
             by_ruling("whn"),
             "insert update delete findAndModify bulkWrite findandmodify create createIndexes drop dropDatabase dropIndexes \
-             collMod renameCollection configureFailPoint"
+             deleteIndexes collMod renameCollection convertToCapped cloneCollectionAsCapped compact reIndex configureFailPoint"
         );
         assert_eq!(
             by_ruling(".hn"),

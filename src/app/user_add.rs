@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 use crate::auth::users::Verifier;
 use crate::auth::{Mechanism, ScramError};
 use crate::cli::UserAddArgs;
-use crate::config::system::read_secret_file;
+use crate::config::system::read_secret;
 use crate::config::{ConfigError, ConfigErrors, limits, users_file};
 
 /// Longest password, bytes.
@@ -135,11 +135,10 @@ fn existing(file: &Path) -> Result<DocumentMut, UserAddError> {
     if !file.exists() {
         return Ok(DocumentMut::new());
     }
-    let text = read_secret_file(file).map_err(|error| ConfigErrors(vec![error]))?;
-    let secret = Zeroizing::new(text.text);
+    let secret = read_secret(file).map_err(|error| ConfigErrors(vec![error]))?;
     let mut errors = Vec::new();
     if !secret.trim().is_empty() {
-        users_file::read(&text.name, &secret, &mut errors);
+        users_file::read(&file.display().to_string(), &secret, &mut errors);
     }
     // Its own report would show a line.
     let parsed = secret.parse::<DocumentMut>().ok().filter(|_| errors.is_empty());

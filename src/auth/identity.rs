@@ -260,7 +260,7 @@ mod tests {
         let credential = Credential {
             username: Some("a".to_owned()),
             source: "admin".to_owned(),
-            password: Some("pencil".to_owned()),
+            password: Some(String::from("pencil").into()),
             mechanism: None,
         };
         UpstreamLogin::Credential(Arc::new(credential))

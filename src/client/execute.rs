@@ -526,6 +526,7 @@ fn count_shed(shared: &ClientShared, situation: &Situation, kind: OperationKind)
             AdmitError::BytesFull { .. } => ShedReason::QueueBytes,
             AdmitError::TenantFull { .. } => ShedReason::Tenant,
         },
+        Situation::ClientsFull { of_address: true, .. } => ShedReason::MaxClientsPerAddress,
         Situation::ClientsFull { .. } => ShedReason::MaxClients,
         Situation::QueueTimeout { .. } => ShedReason::QueueTimeout,
         Situation::QueueStands { .. } => ShedReason::QueueStands,

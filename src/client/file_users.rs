@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 use crate::auth::identity::UserName;
 use crate::auth::scram_server::Decoys;
 use crate::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
 use crate::auth::{Identity, Mechanism, Realm, UpstreamLogin};
-use crate::config::system::read_secret_file;
+use crate::config::system::read_secret;
 use crate::config::uri::Credential;
 use crate::config::users_file::{self, EXTERNAL, FileUser};
 use crate::config::{ConfigError, ConfigErrors};
@@ -160,10 +159,10 @@ async fn read_elsewhere(path: &Path, decoys: &Arc<Decoys>) -> Result<Users, Conf
 /// # Errors
 /// Every mistake in it.
 fn read(path: &Path, decoys: &Decoys) -> Result<Users, ConfigErrors> {
-    let text = read_secret_file(path).map_err(|error| ConfigErrors(vec![error]))?;
+    let text = read_secret(path).map_err(|error| ConfigErrors(vec![error]))?;
     let mut errors = Vec::new();
-    let users = users_file::read(&text.name, &text.text, &mut errors);
-    drop(Zeroizing::new(text.text));
+    let users = users_file::read(&path.display().to_string(), &text, &mut errors);
+    drop(text);
     let users = users.into_iter().filter_map(|user| made_of(user, decoys, &mut errors)).collect();
     if errors.is_empty() { Ok(users) } else { Err(ConfigErrors(errors)) }
 }
@@ -256,7 +255,11 @@ mod tests {
         assert!(users.find(&name("removed")).await.unwrap().is_none());
         let login = users.identities.login_of(admitted[3].0.id).unwrap();
         let UpstreamLogin::Credential(credential) = &*login else { panic!("{login:?}") };
-        assert_eq!(credential.password.as_deref(), Some("y"), "what is dialled from here on uses the new one");
+        assert_eq!(
+            credential.password.as_ref().map(|it| it.as_str()),
+            Some("y"),
+            "what is dialled from here on uses the new one"
+        );
         let late = users.admit(&name("changed"), &admitted[1].1, Proof::Password);
         assert!(late.is_err(), "by what is stored no more");
     }

@@ -40,7 +40,13 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                 }
                 // A socket without ends is one that is gone already.
                 if let Ok(local) = stream.local_addr() {
-                    begin(stream, Ends::Tcp { peer, local }, proxied, &shared, places.take().await, &tcp);
+                    let (ends, place) = (Ends::Tcp { peer, local }, places.take().await);
+                    // That of a load balancer says nothing about its clients.
+                    let host = if proxied { None } else { ends.host() };
+                    match place.of(host) {
+                        Some(place) => begin(stream, ends, proxied, &shared, place, &tcp),
+                        None => OpenClient::new(shared.clone()).closed(ClientClosed::MaxClientsPerAddress),
+                    }
                 }
             }
             Ok(Accepted::Unix(stream)) => {
@@ -90,6 +96,7 @@ where
         }
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
+    let Some(place) = place.of(ends.host()) else { return ClientClosed::MaxClientsPerAddress };
     Session::new(stream, ends, shared, place).run(desks).await
 }
 

@@ -7,11 +7,13 @@
 //! other.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::Semaphore;
 
+use super::addresses::{Addresses, Seat};
 use crate::config::ClientConfig;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::pool::lock;
@@ -24,6 +26,8 @@ pub struct Places {
     /// Every ticket below this one is regular, or has left. Changed with `state` held only.
     regular_below: AtomicU64,
     state: Mutex<State>,
+    /// Where each address may have so many only.
+    addresses: Option<Arc<Addresses>>,
     metrics: Arc<Metrics>,
 }
 
@@ -41,7 +45,9 @@ impl Places {
         let (limit, surplus) = (config.max_clients, config.surplus_clients());
         let state = State { free: limit, next_ticket: 0, surplus: BTreeSet::new() };
         let room = Semaphore::new(limit + surplus);
-        Arc::new(Self { room, limit, regular_below: AtomicU64::new(0), state: Mutex::new(state), metrics })
+        let addresses = config.max_clients_per_address.map(Addresses::new);
+        let regular_below = AtomicU64::new(0);
+        Arc::new(Self { room, limit, regular_below, state: Mutex::new(state), addresses, metrics })
     }
 
     /// A place, regular if one is free, else surplus; waits while there is none at all.
@@ -52,12 +58,7 @@ impl Places {
         let room = self.room.acquire().await.expect("the semaphore is never closed");
         // Given back by the place.
         room.forget();
-        Place { places: self.clone(), ticket: self.enter() }
-    }
-
-    /// How many clients have a regular place at most.
-    pub fn limit(&self) -> usize {
-        self.limit
+        Place { places: self.clone(), ticket: self.enter(), seat: None }
     }
 
     /// Clients that have a place, the surplus ones included.
@@ -102,6 +103,19 @@ impl Places {
 pub struct Place {
     places: Arc<Places>,
     ticket: u64,
+    /// Among those of its address, where that is bounded. Boxed, as it mostly is not.
+    seat: Option<Box<Seat>>,
+}
+
+/// What a place tells about why it is not a regular one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crowd {
+    /// Sockets that there are.
+    pub clients: usize,
+    /// As many may have commands upstream.
+    pub limit: usize,
+    /// These are those of the client's address alone.
+    pub of_address: bool,
 }
 
 impl Place {
@@ -113,11 +127,27 @@ impl Place {
     /// True as soon as it is one of the `max_clients`, and from then on.
     pub fn is_regular(&self) -> bool {
         self.ticket < self.places.regular_below.load(Ordering::Relaxed)
+            && self.seat.as_ref().is_none_or(|seat| seat.is_regular())
     }
 
-    /// Where it belongs to.
-    pub fn places(&self) -> &Places {
-        &self.places
+    /// Whose it is, once that is known. `None` when that address has too many already; then it is given back.
+    #[must_use]
+    pub fn of(mut self, host: Option<IpAddr>) -> Option<Self> {
+        if let (Some(addresses), Some(host)) = (&self.places.addresses, host) {
+            self.seat = Some(Box::new(addresses.enter(host)?));
+        }
+        Some(self)
+    }
+
+    /// With how many it shares what there is, if it is not regular.
+    pub fn crowd(&self) -> Crowd {
+        match &self.seat {
+            Some(seat) if !seat.is_regular() => {
+                let (clients, limit) = seat.of_its_address();
+                Crowd { clients, limit, of_address: true }
+            }
+            _ => Crowd { clients: self.places.taken(), limit: self.places.limit, of_address: false },
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::knocks::Knocks;
 use super::load_balanced::OpenCursors;
 use super::log_in::LogIn;
 use super::misfits::Doings;
-use super::places::Place;
+use super::places::{Crowd, Place};
 use super::shared::{BusyClient, ClientShared};
 use super::socket::{ClientSocket, Incoming, ReadEnd};
 use super::spare;
@@ -25,13 +25,13 @@ use super::transactions::OpenTransactions;
 use crate::admission::{Lane, Reservation};
 use crate::auth::{Identity, UserId};
 use crate::command::parse::expects_reply;
-use crate::command::{Command, CommandError, Handling, LocalCommand};
+use crate::command::{Command, CommandError, Forbidden, Handling, LocalCommand};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, Socket, answer, hello};
 use crate::tasks::compute;
 use crate::telemetry::Application;
-use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, ShedReason, Side};
+use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, RefusedReason, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
 use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_compressed};
@@ -91,6 +91,7 @@ enum Aside {
     Legacy(Frame, Reservation),
     Bad(Frame, ReplyTo, CommandError, Reservation),
     Command(Command, Frame, ReplyTo, Reservation),
+    Forbidden(Command, Frame, ReplyTo, Forbidden, Reservation),
 }
 
 /// How a reply goes out: to which request, and compressed like it.
@@ -228,6 +229,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Handling::EndTransaction => true,
             _ => false,
         };
+        if matches!(command.spec.handling, Handling::Pass | Handling::GetMore)
+            && let Some(rule) = self.shared.rules.forbid(&command, &frame)
+        {
+            return Plan::aside(Aside::Forbidden(command, frame, reply_to, rule, reservation));
+        }
         if passes
             && self.locked_out(&command, &frame).is_none()
             && command.refusal(&frame).is_none()
@@ -274,6 +280,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Aside::Command(command, frame, reply_to, reservation) => {
                 self.command(command, frame, reply_to, reservation).await
             }
+            Aside::Forbidden(command, frame, reply_to, rule, _held) => {
+                self.count_refused(&command, rule.reason());
+                let error = errors::unauthorized(&rule.to_string());
+                self.error(&command, &frame, reply_to, &error, Outcome::Refused).await
+            }
+        }
+    }
+
+    /// Counts a command that a rule does not let pass; one whose client waits for nothing is dropped without a word as well.
+    fn count_refused(&self, command: &Command, reason: RefusedReason) {
+        self.shared.metrics.refused[reason].inc();
+        if command.unacknowledged {
+            self.shared.metrics.shed[ShedReason::Unacknowledged].inc();
         }
     }
 
@@ -329,8 +348,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if regular || exchange.claim.lane == Lane::Transaction {
             return self.execute(&mut exchange).await;
         }
-        let places = self.place.places();
-        let situation = Situation::ClientsFull { clients: places.taken(), limit: places.limit() };
+        let Crowd { clients, limit, of_address } = self.place.crowd();
+        let situation = Situation::ClientsFull { clients, limit, of_address };
         self.refused(&exchange, situation.into()).await
     }
 
@@ -477,15 +496,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     async fn refuse(&mut self, command: &Command, frame: &Frame, reply_to: ReplyTo) -> Result<(), ReadEnd> {
         let name = command.name(frame);
-        let error = match (command.refusal(frame), command.spec.handling) {
-            (Some(why), _) => errors::unauthorized(why),
-            (None, Handling::Internal) => errors::command_not_found(name),
-            (None, Handling::Refuse) => errors::not_allowed(name),
-            (None, _) => match self.shared.clusters.of(command, frame) {
-                Err(error) => error,
-                Ok(_) => errors::not_allowed(name),
-            },
+        let listed = match (command.refusal(frame), command.spec.handling) {
+            (Some(why), _) => Some(errors::unauthorized(why)),
+            (None, Handling::Internal) => Some(errors::command_not_found(name)),
+            (None, Handling::Refuse) => Some(errors::not_allowed(name)),
+            (None, _) => None,
         };
+        if listed.is_some() {
+            self.count_refused(command, RefusedReason::Listed);
+        }
+        let of_no_cluster = || self.shared.clusters.of(command, frame).err();
+        let error = listed.or_else(of_no_cluster).unwrap_or_else(|| errors::not_allowed(name));
         self.error(command, frame, reply_to, &error, Outcome::Refused).await
     }
 
@@ -500,7 +521,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             CommandError::InvalidBson => errors::invalid_bson(),
             CommandError::NoDatabase => errors::no_database(),
             CommandError::DatabaseType => errors::database_type(),
-            CommandError::InternalField(_) => errors::unauthorized(&error.to_string()),
+            CommandError::InternalField(_) => {
+                self.shared.metrics.refused[RefusedReason::Listed].inc();
+                errors::unauthorized(&error.to_string())
+            }
         };
         self.shared.metrics.commands[(CommandLabel::Other, Outcome::Failed)].inc();
         if expects_reply(frame) {

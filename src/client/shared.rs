@@ -8,6 +8,7 @@ use tokio::sync::{Notify, watch};
 use super::clusters::Clusters;
 use super::log_in::LogIns;
 use super::misfits::Misfits;
+use super::rules::RulesInForce;
 use super::socket::SocketBounds;
 use crate::config::ClientConfig;
 use crate::reply::{Facts, MetadataPool};
@@ -20,6 +21,8 @@ use crate::wire::Compressor;
 pub struct ClientShared {
     /// Where their commands go.
     pub clusters: Clusters,
+    /// What they may do.
+    pub rules: Arc<RulesInForce>,
     /// Limits of the client side.
     pub limits: Arc<ClientConfig>,
     /// What bounds the sockets.
@@ -42,6 +45,7 @@ impl ClientShared {
     /// Without clients yet.
     pub fn new(
         clusters: Clusters,
+        rules: Arc<RulesInForce>,
         limits: Arc<ClientConfig>,
         facts: watch::Receiver<Option<Facts>>,
         activity: Arc<Activity>,
@@ -52,7 +56,7 @@ impl ClientShared {
         let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
         let (metadata, misfits) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata, misfits, activity, log_ins })
+        Arc::new(Self { clusters, rules, limits, bounds, metrics, facts, metadata, misfits, activity, log_ins })
     }
 
     /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.

@@ -12,6 +12,19 @@ pub struct CommandSpec {
     pub effect: Effect,
     /// May run on a secondary, if its read preference says so.
     pub secondary_ok: bool,
+    /// What an operator counts it among.
+    pub group: Group,
+}
+
+/// What an operator allows or denies at once, without listing names. Every command is in one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// Asks for data, or for what is known about data.
+    Read,
+    /// Changes data, collections or indexes.
+    Write,
+    /// All the rest, what is not known included: users, servers, what others are doing.
+    Admin,
 }
 
 /// Who deals with a command.
@@ -84,45 +97,55 @@ impl CommandSpec {
     }
 }
 
-const fn spec(name: &'static str, handling: Handling, effect: Effect, secondary_ok: bool) -> CommandSpec {
-    CommandSpec { name, handling, effect, secondary_ok }
+const fn spec(name: &'static str, handling: Handling, effect: Effect, group: Group) -> CommandSpec {
+    CommandSpec { name, handling, effect, secondary_ok: false, group }
 }
 
 const fn read(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Read, true)
+    CommandSpec { secondary_ok: true, ..spec(name, Handling::Pass, Effect::Read, Group::Read) }
+}
+
+/// Tells about the server that it comes to.
+const fn server_read(name: &'static str) -> CommandSpec {
+    CommandSpec { group: Group::Admin, ..read(name) }
 }
 
 /// Describes the server, or what only the primary knows well.
 const fn primary_read(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Read, false)
+    spec(name, Handling::Pass, Effect::Read, Group::Admin)
 }
 
 const fn control(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Control, false)
+    spec(name, Handling::Pass, Effect::Control, Group::Admin)
 }
 
 const fn write(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Write, false)
+    spec(name, Handling::Pass, Effect::Write, Group::Write)
+}
+
+/// Changes collections, indexes or databases.
+const fn definition(name: &'static str) -> CommandSpec {
+    spec(name, Handling::Pass, Effect::Other, Group::Write)
 }
 
 const fn other(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Other, false)
+    spec(name, Handling::Pass, Effect::Other, Group::Admin)
 }
 
 const fn idempotent(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Pass, Effect::Idempotent, false)
+    spec(name, Handling::Pass, Effect::Idempotent, Group::Read)
 }
 
 const fn local(name: &'static str, command: LocalCommand) -> CommandSpec {
-    spec(name, Handling::Local(command), Effect::Read, false)
+    spec(name, Handling::Local(command), Effect::Read, Group::Read)
 }
 
 const fn refuse(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Refuse, Effect::Other, false)
+    spec(name, Handling::Refuse, Effect::Other, Group::Admin)
 }
 
 const fn internal(name: &'static str) -> CommandSpec {
-    spec(name, Handling::Internal, Effect::Other, false)
+    spec(name, Handling::Internal, Effect::Other, Group::Admin)
 }
 
 /// A command that is not listed.
@@ -136,22 +159,22 @@ pub static COMMANDS: &[CommandSpec] = &[
     read("find"),
     write("insert"),
     write("update"),
-    spec("getMore", Handling::GetMore, Effect::Other, false),
+    spec("getMore", Handling::GetMore, Effect::Other, Group::Read),
     read("aggregate"),
     write("delete"),
     write("findAndModify"),
     read("count"),
     read("distinct"),
-    spec("commitTransaction", Handling::EndTransaction, Effect::Idempotent, false),
-    spec("abortTransaction", Handling::EndTransaction, Effect::Idempotent, false),
+    spec("commitTransaction", Handling::EndTransaction, Effect::Idempotent, Group::Read),
+    spec("abortTransaction", Handling::EndTransaction, Effect::Idempotent, Group::Read),
     read("ping"),
     local("hello", LocalCommand::Hello),
     local("isMaster", LocalCommand::Hello),
     local("ismaster", LocalCommand::Hello),
-    spec("killCursors", Handling::KillCursors, Effect::Idempotent, false),
+    spec("killCursors", Handling::KillCursors, Effect::Idempotent, Group::Read),
     write("bulkWrite"),
     write("findandmodify"),
-    spec("endSessions", Handling::EndSessions, Effect::Idempotent, false),
+    spec("endSessions", Handling::EndSessions, Effect::Idempotent, Group::Read),
     idempotent("refreshSessions"),
     idempotent("startSession"),
     local("saslStart", LocalCommand::SaslStart),
@@ -178,18 +201,23 @@ pub static COMMANDS: &[CommandSpec] = &[
     read("dataSize"),
     read("datasize"),
     read("geoSearch"),
-    read("getParameter"),
-    read("serverStatus"),
-    read("hostInfo"),
-    read("currentOp"),
-    read("validate"),
-    other("create"),
-    other("createIndexes"),
-    other("drop"),
-    other("dropDatabase"),
-    other("dropIndexes"),
-    other("collMod"),
-    other("renameCollection"),
+    server_read("getParameter"),
+    server_read("serverStatus"),
+    server_read("hostInfo"),
+    server_read("currentOp"),
+    server_read("validate"),
+    definition("create"),
+    definition("createIndexes"),
+    definition("drop"),
+    definition("dropDatabase"),
+    definition("dropIndexes"),
+    definition("deleteIndexes"),
+    definition("collMod"),
+    definition("renameCollection"),
+    definition("convertToCapped"),
+    definition("cloneCollectionAsCapped"),
+    definition("compact"),
+    definition("reIndex"),
     control("killOp"),
     control("killSessions"),
     other("configureFailPoint"),
@@ -231,6 +259,8 @@ pub static COMMANDS: &[CommandSpec] = &[
     refuse("fsyncUnlock"),
     refuse("shutdown"),
     refuse("replSetStepDown"),
+    refuse("replSetStepUp"),
+    refuse("replSetAbortPrimaryCatchUp"),
     refuse("replSetFreeze"),
     refuse("replSetReconfig"),
     refuse("replSetInitiate"),

@@ -297,6 +297,15 @@ impl Command {
         if self.writes { Effect::Other } else { self.spec.effect }
     }
 
+    /// True unless the command is known to change no data.
+    pub fn may_write(&self) -> bool {
+        match self.effect() {
+            Effect::Read | Effect::Idempotent | Effect::Control => false,
+            // A batch of a cursor may not come twice, and changes nothing for that.
+            Effect::Write | Effect::Other => self.spec.handling != Handling::GetMore,
+        }
+    }
+
     /// True for a write that is acknowledged once a majority of the members has it: because it says so, or says nothing.
     pub fn awaits_majority(&self, frame: &Frame) -> bool {
         let concern = find(self.document(frame), b"writeConcern").and_then(|concern| concern.as_document());

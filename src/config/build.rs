@@ -3,7 +3,10 @@
 //! Which source of a limit wins is decided in `layers.rs`; for listeners (`listeners.rs`), the admin port and the connection
 //! string itself the order is flag (or environment), file, default.
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+use zeroize::Zeroizing;
 
 use super::fairness::TenantBounds;
 use super::file::{AuthKind, FileCluster, FileConfig, FileListener};
@@ -16,8 +19,9 @@ use super::shares::MemoryShares;
 use super::uri::{self, Upstream, UriOverrides};
 use super::vain;
 use super::{
-    Address, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError, CredentialFile, FairBy,
-    FairnessConfig, ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry, Sources, Warning,
+    Address, AdminAccess, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError,
+    CredentialFile, FairBy, FairnessConfig, ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry,
+    Sources, Warning,
 };
 use crate::telemetry::logs::redact;
 
@@ -39,16 +43,17 @@ pub(super) fn build(
     file: FileConfig,
     errors: &mut Vec<ConfigError>,
 ) -> (Option<Config>, Vec<Warning>) {
-    let FileConfig { profile, admin, program, single, clusters, listeners } = file;
+    let FileConfig { profile, admin, admin_token_file, admin_probes_only, program, single, clusters, listeners } = file;
     let profile = sources.profile.or(profile).unwrap_or_default();
     let mut builder =
         Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new(), looked_up: Vec::new() };
     let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
     let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
+    let access = builder.admin_access(&admin, admin_token_file, admin_probes_only);
     let listeners = builder.listeners(&clusters, listeners, &admin);
     let clusters = builder.clusters(clusters);
     builder.can_look_up(clusters.as_deref().unwrap_or_default());
-    let config = builder.program(clusters, listeners, admin.value, &program);
+    let config = builder.program(clusters, listeners, (admin.value, access), &program);
     (config, builder.warnings)
 }
 
@@ -169,14 +174,15 @@ impl Builder<'_> {
             self.missing(&file, "upstream", "missing: with several clusters nothing can be assumed");
         }
         let given = self.sources.upstream.as_ref().filter(|_| !several);
-        let given = given.map(|given| Found::of(&given.name, "", given.text.trim().to_owned()));
+        let given = given.map(|given| Found::of(&given.name, "", Zeroizing::new(given.text.trim().to_owned())));
         let upstream = given.or_else(|| file.upstream.clone());
-        let mut upstream = upstream.unwrap_or_else(|| Found::of("default", "upstream", DEFAULT_UPSTREAM.to_owned()));
+        let mut upstream =
+            upstream.unwrap_or_else(|| Found::of("default", "upstream", Zeroizing::new(DEFAULT_UPSTREAM.to_owned())));
         let whole = self.sources.upstream_file.clone().filter(|_| !several).map(CredentialFile::ConnectionString);
         let credential_file = match &file.upstream_password_file {
             Some(password_file) => match uri::without_password(&upstream.value) {
                 Ok(filled) => {
-                    upstream.value = filled;
+                    upstream.value = Zeroizing::new(filled);
                     Some(CredentialFile::Password(password_file.value.clone()))
                 }
                 Err(error) => {
@@ -341,11 +347,39 @@ impl Builder<'_> {
         flag.or(file).unwrap_or_else(|| Found::of("default", key, Address::tcp(host, port)))
     }
 
+    /// Who may ask for more than probes and metrics.
+    fn admin_access(
+        &mut self,
+        admin: &Found<Address>,
+        tokens: Option<Found<PathBuf>>,
+        probes_only: Option<Found<bool>>,
+    ) -> AdminAccess {
+        let tokens = self.sources.admin_token_file.clone().or(tokens.map(|found| found.value));
+        let asked = probes_only.filter(|found| found.value);
+        let probes_only = self.sources.admin_probes_only || asked.is_some();
+        match tokens {
+            Some(_) if probes_only => {
+                let at = asked.unwrap_or_else(|| Found::of(FLAGS, "admin_probes_only", true));
+                self.errors.push(at.error("found beside admin_token_file, whose tokens would open nothing".to_owned()));
+            }
+            Some(file) => return AdminAccess::Tokens(file),
+            None if !probes_only && !admin.value.is_loopback() => self.errors.push(admin.error(format!(
+                "found `{}`, which other machines may reach: expected a loopback address, a unix socket, admin_token_file = \
+                 \"FILE\" for whoever knows a token, or admin_probes_only = true, where everybody gets probes and metrics and \
+                 nobody more (--admin-token-file, --admin-probes-only)",
+                admin.value
+            ))),
+            None if !probes_only => return AdminAccess::Loopback,
+            None => {}
+        }
+        AdminAccess::ProbesOnly
+    }
+
     fn program(
         &mut self,
         mut clusters: Option<Vec<ClusterConfig>>,
         listeners: Vec<ListenerConfig>,
-        admin: Address,
+        (admin, admin_access): (Address, AdminAccess),
         file: &Values,
     ) -> Option<Config> {
         let none = Values::new();
@@ -374,8 +408,12 @@ impl Builder<'_> {
             clusters: clusters?,
             listeners,
             admin,
+            admin_access,
             client: ClientConfig {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
+                max_clients_per_address: layers
+                    .count_or_off(&limits::MAX_CLIENTS_PER_ADDRESS)
+                    .map(|most| saturating_usize(most.into())),
                 idle_timeout: layers.duration_or_off(&limits::CLIENT_IDLE_TIMEOUT),
                 handshake_timeout: layers.duration(&limits::HANDSHAKE_TIMEOUT),
                 failed_log_ins: layers.count_or_off(&limits::FAILED_LOG_INS),
@@ -699,6 +737,27 @@ mod tests {
         assert_eq!(mistakes(&file(&format!("{text}\nallow_unauthenticated_clients = true"))), [""; 0]);
         assert_eq!(mistakes(&Sources { allow_unauthenticated_clients: true, ..file(text) }), [""; 0]);
         assert_eq!(mistakes(&file(&format!("{text}\nallow_unauthenticated_clients = false"))).len(), 2);
+    }
+
+    #[test]
+    fn an_admin_port_that_others_reach_says_who_may_use_it() {
+        let open = "admin = \"0.0.0.0:1\"\n";
+        let told = mistakes(&file(open));
+        assert!(told.len() == 1 && told[0].starts_with("mongomux.toml:1: admin: found `0.0.0.0:1`"), "{told:?}");
+        let access = |sources: &Sources| loaded(sources).0.admin_access;
+        let tokens = AdminAccess::Tokens("/tokens".into());
+        assert_eq!(access(&file("")), AdminAccess::Loopback);
+        assert_eq!(access(&file("admin = \"unix:/a\"")), AdminAccess::Loopback);
+        assert_eq!(access(&file("admin_token_file = \"/tokens\"")), tokens);
+        assert_eq!(access(&file("admin_probes_only = true")), AdminAccess::ProbesOnly);
+        assert_eq!(access(&file(&format!("{open}admin_token_file = \"/tokens\""))), tokens);
+        assert_eq!(access(&file(&format!("{open}admin_probes_only = true"))), AdminAccess::ProbesOnly);
+        let flags = Sources { admin_token_file: Some("/tokens".into()), ..file("admin_token_file = \"/other\"") };
+        assert_eq!(access(&flags), tokens, "a flag beats the file");
+        assert_eq!(access(&Sources { admin_probes_only: true, ..file(open) }), AdminAccess::ProbesOnly);
+        let both = mistakes(&file("admin_token_file = \"/tokens\"\nadmin_probes_only = true"));
+        assert!(both.len() == 1 && both[0].starts_with("mongomux.toml:2: admin_probes_only"), "{both:?}");
+        assert_eq!(mistakes(&Sources { admin_probes_only: true, ..file("admin_token_file = \"/tokens\"") }).len(), 1);
     }
 
     #[test]

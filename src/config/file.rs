@@ -2,24 +2,29 @@
 //! is checked here; what depends on other keys or sources is checked in `build.rs` and `listeners.rs`.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
 
 use super::compressors::CompressorName;
 use super::databases::DatabasePattern;
 use super::fairness::{FairBy, PriorityRule, TenantRule};
 use super::limits::{self, Limit};
 use super::reader::{Found, Reader, Shown, Values, nearest};
-use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry};
+use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry, Rules};
 
 /// What the file says.
 #[derive(Debug, Default)]
 pub(super) struct FileConfig {
     pub(super) profile: Option<Profile>,
     pub(super) admin: Option<Found<Address>>,
+    pub(super) admin_token_file: Option<Found<PathBuf>>,
+    pub(super) admin_probes_only: Option<Found<bool>>,
     pub(super) program: Values,
     /// Keys at top level; meaningful when there are no `[[cluster]]` tables.
     pub(super) single: FileCluster,
@@ -37,7 +42,7 @@ pub(super) struct FileCluster {
     /// What stands before its keys in messages.
     pub(super) prefix: String,
     pub(super) name: Option<Found<String>>,
-    pub(super) upstream: Option<Found<String>>,
+    pub(super) upstream: Option<Found<Zeroizing<String>>>,
     pub(super) upstream_password_file: Option<Found<PathBuf>>,
     pub(super) presentation: Option<Found<Presentation>>,
     pub(super) replica_set_name: Option<Found<String>>,
@@ -69,6 +74,9 @@ pub(super) struct FileListener {
     pub(super) allow_unauthenticated_clients: bool,
     pub(super) auth: Option<Found<AuthKind>>,
     pub(super) users_file: Option<Found<PathBuf>>,
+    pub(super) rules: Rules,
+    /// Where the first of its rules stands.
+    pub(super) first_rule: Option<Found<()>>,
 }
 
 /// What `auth` says; with its file that makes [`super::Auth`].
@@ -79,10 +87,21 @@ pub(super) enum AuthKind {
     Upstream,
 }
 
-const PROGRAM_KEYS: &[&str] = &["profile", "admin", "cluster", "listener"];
+const PROGRAM_KEYS: &[&str] = &["profile", "admin", "admin_token_file", "admin_probes_only", "cluster", "listener"];
 /// Of a listener, where a cluster has one of its own.
-const LISTENER_KEYS: &[&str] =
-    &["listen", "compressors", "proxy_protocol", "allow_unauthenticated_clients", "auth", "users_file"];
+const LISTENER_KEYS: &[&str] = &[
+    "listen",
+    "compressors",
+    "proxy_protocol",
+    "allow_unauthenticated_clients",
+    "auth",
+    "users_file",
+    "read_only",
+    "allow_commands",
+    "deny_commands",
+    "allow_namespaces",
+    "deny_namespaces",
+];
 /// Of a `[[listener]]` beside those.
 const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -126,6 +145,13 @@ impl Reader<'_> {
                 "admin" => {
                     let admin = self.text_of(name, value).and_then(|text| self.parsed(name, value, text));
                     file.admin = admin.map(|admin| self.found(name, value, admin));
+                }
+                "admin_token_file" => {
+                    let path = self.text_of(name, value).map(PathBuf::from);
+                    file.admin_token_file = path.map(|path| self.found(name, value, path));
+                }
+                "admin_probes_only" => {
+                    file.admin_probes_only = self.flag(name, value).map(|flag| self.found(name, value, flag));
                 }
                 "cluster" => file.clusters = self.clusters(value),
                 "listener" => file.listeners = self.listeners(value),
@@ -255,8 +281,26 @@ impl Reader<'_> {
                 let file = self.text_of(path, value).map(PathBuf::from);
                 out.users_file = file.map(|file| self.found(path, value, file));
             }
-            _ => out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false),
+            "allow_unauthenticated_clients" => {
+                out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false);
+            }
+            _ => {
+                let rules = &mut out.rules;
+                match name {
+                    "read_only" => rules.read_only = self.flag(path, value).unwrap_or(false),
+                    "allow_commands" => rules.allow_commands = self.rule(path, value, "commands").into(),
+                    "deny_commands" => rules.deny_commands = self.rule(path, value, "commands").into(),
+                    "allow_namespaces" => rules.allow_namespaces = self.rule(path, value, "namespaces").into(),
+                    _ => rules.deny_namespaces = self.rule(path, value, "namespaces").into(),
+                }
+                out.first_rule.get_or_insert_with(|| self.found(path, value, ()));
+            }
         }
+    }
+
+    /// A list of a listener's rules.
+    fn rule<T: FromStr<Err: Display>>(&mut self, path: &str, value: &Spanned<DeValue<'_>>, what: &str) -> Vec<T> {
+        self.list(path, value, what, 1..=limits::MAX_RULE_ENTRIES).unwrap_or_default()
     }
 
     /// One key of a cluster, or of its own listener; `prefix` is what stands before it in messages.
@@ -266,7 +310,7 @@ impl Reader<'_> {
         match name {
             _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut out.listener),
             "upstream" => {
-                let text = self.text_of(&path, value).map(str::to_owned);
+                let text = self.text_of(&path, value).map(|text| Zeroizing::new(text.to_owned()));
                 out.upstream = text.map(|text| self.found(&path, value, text));
             }
             "upstream_password_file" => {

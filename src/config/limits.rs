@@ -192,6 +192,10 @@ pub const TENANT: &[Limit] = &[
 /// Client sockets whose commands go upstream; see also [`SURPLUS_CLIENTS_SHARE`]. At 1 to 5 KiB each these are some tens of
 /// megabytes; the open-file limit is the other bound.
 pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1_000_000);
+/// Of these, from one address; of IPv6 from one network of 64 bits. Off, as with other proxies: beside the application all come
+/// from one address, and so do those behind one NAT.
+pub const MAX_CLIENTS_PER_ADDRESS: Limit =
+    Limit::off_by_default("max_clients_per_address", "clients", "off", 1, MAX_CLIENTS.max);
 /// Off: drivers keep sockets open on purpose, and an idle one costs a kilobyte.
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
 /// From accept to the first whole message; nobody who speaks the protocol waits that long.
@@ -221,6 +225,7 @@ pub const WORKER_THREADS: Limit = Limit::new("worker_threads", "threads", 1, 1, 
 /// All limits that the program has once.
 pub const PROGRAM: &[Limit] = &[
     MAX_CLIENTS,
+    MAX_CLIENTS_PER_ADDRESS,
     CLIENT_IDLE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
     FAILED_LOG_INS,
@@ -292,6 +297,8 @@ pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 pub const MAX_REPLICA_SET_NAME_BYTES: usize = 128;
 /// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.
 pub const MAX_DEGRADED_NAMESPACES: usize = 256;
+/// Entries of one list of a listener's rules, compared one by one with each command.
+pub const MAX_RULE_ENTRIES: usize = 256;
 /// Longest namespace, bytes: the server's own limit.
 pub const MAX_NAMESPACE_BYTES: usize = 255;
 /// A silent server is asked by keep-alive after this long. A command may be silent for hours, so this is how a flow that died
@@ -375,6 +382,8 @@ pub const ADMIN_EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ADMIN_HEAD_BYTES: usize = 16 << 10;
 /// The body of an order to the admin port, bytes: three short fields.
 pub const ADMIN_BODY_BYTES: usize = 1 << 10;
+/// The body of an order to change rules, bytes: lists of a thousand short names, or of all the long ones that anybody writes.
+pub const ADMIN_RULES_BYTES: usize = 64 << 10;
 
 // ---- what depends on what ----
 

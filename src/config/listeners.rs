@@ -55,7 +55,8 @@ impl<'a> Listeners<'a> {
             }
             None => {
                 let stray = own.compressors.as_ref().map(Found::place_only).into_iter();
-                for found in stray.chain(own.proxy_protocol.as_ref().map(Found::place_only)) {
+                let stray = stray.chain(own.proxy_protocol.as_ref().map(Found::place_only));
+                for found in stray.chain(own.first_rule.clone()) {
                     let problem =
                         "belongs into the [[listener]] table, as `listen` does: there is none here".to_owned();
                     errors.push(found.error(problem));
@@ -127,6 +128,7 @@ impl<'a> Listeners<'a> {
                 compressors: own.compressors.as_ref().map_or_else(usual, |found| found.value.clone()),
                 proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
                 auth: auth.clone(),
+                rules: own.rules.clone(),
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
             self.built.push(BuiltListener { config, at, looked_up: said.clone() });
@@ -440,6 +442,25 @@ mod tests {
             stray,
             [format!("mongomux.toml:2: compressors: {problem}"), format!("mongomux.toml:1: proxy_protocol: {problem}"),]
         );
+    }
+
+    #[test]
+    fn each_listener_has_rules_of_its_own_and_they_say_something() {
+        let own = listeners(&file(
+            "listen = \"127.0.0.1:1\"\nread_only = true\n[[listener]]\nlisten = \"127.0.0.1:2\"\n\
+             deny_commands = [\"admin\", \"count\"]\nallow_namespaces = \"shop.*\"\n",
+        ));
+        let (first, second) = (&own[0].rules, &own[1].rules);
+        assert!(first.read_only && first.deny_commands.is_empty() && first.allow_namespaces.is_empty());
+        assert!(!second.read_only && second.allow_namespaces.names_all_of("shop"));
+        assert_eq!(second.deny_commands.iter().map(ToString::to_string).collect::<Vec<_>>(), ["admin", "count"]);
+        let told = mistakes("allow_commands = []\ndeny_commands = [\"getMore\"]\ndeny_namespaces = [\"shop\"]\n");
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told[0].contains("allow_commands: found 0 commands, expected 1 to 256"), "{told:?}");
+        assert!(told[1].contains("`getMore` is always passed"), "{told:?}");
+        assert!(told[2].contains("all of a database is \"shop.*\""), "{told:?}");
+        let stray = mistakes("deny_commands = [\"admin\"]\n[[listener]]\nlisten = \"127.0.0.1:1\"\n");
+        assert!(stray[0].contains("deny_commands: belongs into the [[listener]] table"), "{stray:?}");
     }
 
     #[test]

@@ -51,6 +51,24 @@ impl Namespaces {
     pub fn names_all_of(&self, database: &str) -> bool {
         self.0.iter().any(|namespace| namespace.holds(database))
     }
+
+    /// True when the database was named, or any of its collections.
+    pub fn names_any_of(&self, database: &str) -> bool {
+        self.0.iter().any(|namespace| match namespace {
+            Namespace::Collection { database: named, .. } => named == database,
+            wider => wider.holds(database),
+        })
+    }
+
+    /// True when all there is was named.
+    pub fn names_everything(&self) -> bool {
+        self.0.contains(&Namespace::Everything)
+    }
+
+    /// The entries.
+    pub fn iter(&self) -> impl Iterator<Item = &Namespace> {
+        self.0.iter()
+    }
 }
 
 impl From<Vec<Namespace>> for Namespaces {
@@ -135,6 +153,13 @@ mod tests {
             assert_eq!(collections.map(|(database, collection)| list.names(database, collection)), named, "{texts:?}");
             assert_eq!(["shop", "cms"].map(|database| list.names_all_of(database)), whole, "{texts:?}");
             assert_eq!(list.is_empty(), texts.is_empty());
+            assert_eq!(list.names_everything(), texts.contains(&"*"));
+            let any = |database: &str| texts.iter().any(|it| *it == "*" || it.split('.').next() == Some(database));
+            assert_eq!(
+                ["shop", "cms"].map(|database| list.names_any_of(database)),
+                ["shop", "cms"].map(any),
+                "{texts:?}"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
 use super::limits::Limit;
-use crate::telemetry::logs::redact;
+use crate::telemetry::logs::{MASK, redact};
 
 /// A value, and where it was said.
 #[derive(Debug, Clone)]
@@ -191,7 +191,13 @@ impl fmt::Display for Shown<'_> {
         const LONGEST: usize = 60;
         match self.0.get_ref() {
             DeValue::String(text) => {
-                let short: String = redact(text).chars().take(LONGEST).collect();
+                let redacted = redact(text);
+                // A connection string without its scheme is none, and has a password all the same.
+                let short: String = match text.rsplit_once('@') {
+                    Some((_, after)) if !text.contains("://") => format!("{MASK}@{after}"),
+                    _ => redacted.into_owned(),
+                };
+                let short: String = short.chars().take(LONGEST).collect();
                 write!(f, "{short:?}")
             }
             DeValue::Integer(number) => match number.radix() {

@@ -3,7 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Address, Config, ConfigError, Profile, Warning, limits};
 
@@ -20,6 +23,10 @@ pub struct Sources {
     pub listen: Vec<Address>,
     /// Admin port of flags or environment.
     pub admin: Option<Address>,
+    /// Tokens for the admin port, of flags or environment.
+    pub admin_token_file: Option<PathBuf>,
+    /// The admin port gives probes and metrics only, by flags or environment.
+    pub admin_probes_only: bool,
     /// Profile of flags or environment.
     pub profile: Option<Profile>,
     /// Listeners may be reachable from other machines although nobody is asked for a password.
@@ -28,7 +35,7 @@ pub struct Sources {
     pub container_memory_bytes: Option<u64>,
 }
 
-/// A text and the name it goes by in error messages.
+/// A text and the name it goes by in error messages. It may hold a password, so it is wiped when it is dropped.
 #[derive(Clone)]
 pub struct Text {
     /// A path, or the name of the flag.
@@ -37,21 +44,21 @@ pub struct Text {
     pub text: String,
 }
 
+impl Drop for Text {
+    fn drop(&mut self) {
+        self.text.zeroize();
+    }
+}
+
 /// Reads a file of at most [`limits::MAX_FILE_BYTES`].
 ///
 /// # Errors
 /// It cannot be read, is too long, or is no UTF-8.
 pub fn read_file(path: &Path) -> Result<Text, ConfigError> {
     let name = path.display().to_string();
-    match File::open(path) {
-        Ok(file) => read_text(file, name),
-        Err(error) => Err(ConfigError { place: name, key: String::new(), problem: format!("cannot be read: {error}") }),
-    }
-}
-
-fn read_text(file: File, name: String) -> Result<Text, ConfigError> {
     let mut text = String::new();
-    let problem = match file.take(limits::MAX_FILE_BYTES + 1).read_to_string(&mut text) {
+    let read = File::open(path).and_then(|file| file.take(limits::MAX_FILE_BYTES + 1).read_to_string(&mut text));
+    let problem = match read {
         Ok(length) if length as u64 <= limits::MAX_FILE_BYTES => return Ok(Text { name, text }),
         Ok(_) => format!("longer than {} bytes", limits::MAX_FILE_BYTES),
         Err(error) => format!("cannot be read: {error}"),
@@ -59,21 +66,31 @@ fn read_text(file: File, name: String) -> Result<Text, ConfigError> {
     Err(ConfigError { place: name, key: String::new(), problem })
 }
 
-/// Reads a file that holds secrets, which nobody but its owner may be able to read.
+/// Reads a file that holds secrets, of at most [`limits::MAX_FILE_BYTES`], which only its owner and its group may read: a secret
+/// that is mounted for a container is its group's.
 ///
 /// # Errors
-/// Those of [`read_file`]; others may read it.
-pub fn read_secret_file(path: &Path) -> Result<Text, ConfigError> {
-    use std::os::unix::fs::MetadataExt as _;
-    let name = path.display().to_string();
-    let refuse = |problem| ConfigError { place: name.clone(), key: String::new(), problem };
+/// It cannot be read, everybody can read it, is too long, or is no UTF-8; in words that show nothing of it.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, ConfigError> {
+    let wrong = |problem| ConfigError { place: path.display().to_string(), key: String::new(), problem };
+    let unreadable = |error: io::Error| wrong(format!("cannot be read: {error}"));
     // Of the file that is read, not of what the path leads to a moment later.
-    let file = File::open(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
-    let mode = file.metadata().map_err(|error| refuse(format!("cannot be read: {error}")))?.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(refuse(format!("mode {mode:03o} lets others at its secrets: chmod 600 {name}")));
+    let file = File::open(path).map_err(unreadable)?;
+    let about = file.metadata().map_err(unreadable)?;
+    let mode = about.mode() & 0o777;
+    if mode & 0o007 != 0 {
+        return Err(wrong(format!("everybody may use it (mode {mode:03o}), it holds secrets: chmod 600")));
     }
-    read_text(file, name)
+    // Never moved to a larger place, as what it leaves behind would not be wiped.
+    let size = about.len().min(limits::MAX_FILE_BYTES);
+    let room = usize::try_from(size).unwrap_or_default().saturating_add(1);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    let length = file.take(room as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+    if length as u64 > size {
+        return Err(wrong(format!("longer than {} bytes, or still being written", limits::MAX_FILE_BYTES)));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("no text in UTF-8".to_owned()))?;
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 /// The memory limit of the control group this process lives in, bytes. `root` is `/` but for tests.
@@ -124,6 +141,32 @@ fn open_files_short(config: &Config, limit: u64) -> Option<Warning> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_secret_is_a_file_that_not_everybody_reads() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        let read = |text: &str, mode: u32| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            read_secret(&path).map(|text| text.to_string()).map_err(|error| error.to_string())
+        };
+        for mode in [0o600, 0o400, 0o640, 0o440] {
+            assert_eq!(read("geheim\n", mode).unwrap(), "geheim\n", "{mode:o}");
+        }
+        for mode in [0o644, 0o604, 0o602, 0o777] {
+            let told = read("geheim", mode).unwrap_err();
+            assert!(told.contains("everybody may use it") && !told.contains("geheim"), "{told}");
+        }
+        assert_eq!(read("", 0o600).unwrap(), "");
+        let long = "x".repeat(usize::try_from(limits::MAX_FILE_BYTES).unwrap() + 1);
+        assert!(read(&long, 0o600).unwrap_err().contains("longer than"));
+        std::fs::write(&path, b"\xff").unwrap();
+        assert!(read_secret(&path).unwrap_err().problem.contains("UTF-8"));
+        let none = read_secret(&directory.path().join("none")).unwrap_err();
+        assert!(none.problem.contains("cannot be read"));
+    }
+
     fn write(root: &Path, path: &str, text: &str) {
         let path = root.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -169,23 +212,6 @@ mod tests {
         assert_eq!(read_file(&root.path().join("long.toml")).err().unwrap().problem, "longer than 1048576 bytes");
         write(root.path(), "fits.toml", &"#".repeat(1_048_576));
         assert!(read_file(&root.path().join("fits.toml")).is_ok());
-    }
-
-    #[test]
-    fn a_file_with_secrets_is_its_owners_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let root = tempfile::tempdir().unwrap();
-        write(root.path(), "users.toml", "x");
-        let path = root.path().join("users.toml");
-        for mode in [0o600, 0o400, 0o700] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            assert_eq!(read_secret_file(&path).unwrap_or_else(|error| panic!("{error}")).text, "x");
-        }
-        for mode in [0o604, 0o640, 0o620, 0o602, 0o601] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let error = read_secret_file(&path).err().unwrap().problem;
-            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:o}")), "{error}");
-        }
     }
 
     #[test]

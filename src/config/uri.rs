@@ -14,6 +14,7 @@ use std::time::Duration;
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
 use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls};
+use zeroize::Zeroizing;
 
 use super::Address;
 pub use compression::Compression;
@@ -69,7 +70,7 @@ pub struct Credential {
     /// The database that holds the user.
     pub source: String,
     /// Absent only with X.509.
-    pub password: Option<String>,
+    pub password: Option<Zeroizing<String>>,
     /// `None`: the strongest SCRAM that the server offers for this user.
     pub mechanism: Option<Mechanism>,
 }
@@ -162,10 +163,10 @@ impl Upstream {
         let Options { kept, ours, compression } = parts.options(&mut warnings)?;
         let shown: Vec<&str> = kept.iter().chain(&ours).copied().collect();
         let redacted = format!("{}://{}{}", parts.scheme, parts.location, query(&shown));
-        let user_info = parts.user_info.map(|info| format!("{info}@")).unwrap_or_default();
-        let passed_on = format!("{}://{user_info}{}{}", parts.scheme, parts.location, query(&kept));
+        let user_info = Zeroizing::new(parts.user_info.map(|info| format!("{info}@")).unwrap_or_default());
+        let passed_on = Zeroizing::new(format!("{}://{}{}{}", parts.scheme, *user_info, parts.location, query(&kept)));
 
-        let mut connection = ConnectionString::parse(passed_on).map_err(|error| UriError::from_driver(&error))?;
+        let mut connection = ConnectionString::parse(&*passed_on).map_err(|error| UriError::from_driver(&error))?;
         let overrides = overrides(&mut connection)?;
         let tls = match &connection.tls {
             Some(Tls::Enabled(tls)) => Some(TlsOptions {
@@ -506,7 +507,7 @@ fn take_credential(connection: &mut ConnectionString) -> Result<Option<Credentia
     let database = connection.default_database.as_deref();
     let Some(theirs) = &mut connection.credential else { return Ok(None) };
     let mechanism = theirs.mechanism.as_ref().map(AuthMechanism::as_str).and_then(Mechanism::from_name);
-    let password = theirs.password.take();
+    let password = theirs.password.take().map(Zeroizing::new);
     if password.is_none() && mechanism != Some(Mechanism::X509) {
         return Err(refuse("a user name without a password"));
     }
@@ -594,7 +595,7 @@ mod tests {
         let upstream = parse("mongodb://us%40er:s3cr%2Ft@h:1/db?appName=a&compressors=zstd");
         let credential = upstream.credential.clone().unwrap();
         assert_eq!(credential.username.as_deref(), Some("us@er"));
-        assert_eq!(credential.password.as_deref(), Some("s3cr/t"));
+        assert_eq!(credential.password.as_deref().map(String::as_str), Some("s3cr/t"));
         assert_eq!((credential.source.as_str(), credential.mechanism), ("db", None));
         assert_eq!(upstream.redacted, "mongodb://h:1/db?appName=a&compressors=zstd");
         assert!(upstream.connection.credential.as_ref().is_some_and(|theirs| theirs.password.is_none()));

@@ -231,7 +231,7 @@ impl Reader<'_> {
         }
         let usual = if mechanism == Some(Mechanism::Plain) { EXTERNAL } else { DEFAULT_DATABASE };
         let source = source.unwrap_or_else(|| usual.to_owned());
-        sound.then_some(Credential { username, source, password, mechanism })
+        sound.then_some(Credential { username, source, password: password.map(Zeroizing::new), mechanism })
     }
 }
 

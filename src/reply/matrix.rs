@@ -48,13 +48,18 @@ pub enum Situation {
         /// How busy the cluster is.
         load: Arc<Load>,
     },
-    /// The client is one of those beyond `max_clients`.
-    #[error("{clients} clients are connected, and the commands of {limit} are carried out")]
+    /// The client is one of those beyond `max_clients`, or beyond `max_clients_per_address`.
+    #[error(
+        "{clients} clients are connected{}, and the commands of {limit} are carried out",
+        if *of_address { " from this address" } else { "" }
+    )]
     ClientsFull {
         /// Clients connected.
         clients: usize,
-        /// `max_clients`.
+        /// As many may have commands upstream.
         limit: usize,
+        /// Both are about the client's address alone.
+        of_address: bool,
     },
     /// Waited as long as it may for a connection.
     #[error("waited {waited:.1?} for a connection to {server}, with {waiting} commands waiting; {}", load.holders)]
@@ -415,7 +420,7 @@ mod tests {
         let refusal = AdmitError::QueueFull { waiting: 4_000, limit: 4_000 };
         [
             Situation::QueueFull { refusal, load: load.clone() },
-            Situation::ClientsFull { clients: 2117, limit: 2000 },
+            Situation::ClientsFull { clients: 2117, limit: 2000, of_address: false },
             Situation::QueueTimeout { server: server.clone(), waited, waiting: 37, load: load.clone() },
             Situation::QueueStands { server: server.clone(), waited, load },
             Situation::RequestOverMemory { needed_bytes: 40_000_000, limit_bytes: 536_870_912 },

@@ -110,8 +110,9 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `unauthenticated` sent
-    /// too much before it had logged in, `revoked` belonged to a user that was dropped or has another password now, `proxy` a decision of ours that none of the others names, such as an
+    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken,
+    /// `max_clients_per_address` that its address has too many, `unauthenticated` sent too much before it had logged in, `revoked`
+    /// belonged to a user that was dropped or has another password now, `proxy` a decision of ours that none of the others names, such as an
     /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
@@ -120,6 +121,7 @@ labels! {
         HandshakeTimeout = "handshake_timeout",
         ProtocolError = "protocol_error",
         ProxyHeader = "proxy_header",
+        MaxClientsPerAddress = "max_clients_per_address",
         Drain = "drain",
         Unauthenticated = "unauthenticated",
         Revoked = "revoked",
@@ -169,7 +171,16 @@ labels! {
         QueueStands = "queue_stands",
         Memory = "memory",
         MaxClients = "max_clients",
+        MaxClientsPerAddress = "max_clients_per_address",
         Unacknowledged = "unacknowledged",
+    }
+
+    /// Which rule refused a command. `listed` are those that nobody may send through a shared connection.
+    "reason": RefusedReason {
+        Listed = "listed",
+        ReadOnly = "read_only",
+        Command = "command",
+        Namespace = "namespace",
     }
 
     /// Why a command was sent again: it had not been sent whole, or it is of a kind that may run twice.
@@ -292,8 +303,8 @@ mod tests {
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),
-            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain unauthenticated revoked \
-             proxy"
+            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header max_clients_per_address drain \
+             unauthenticated revoked proxy"
         );
         assert_eq!(texts::<LogInMechanism>(), "mechanism: SCRAM-SHA-1 SCRAM-SHA-256 PLAIN MONGODB-X509");
         assert_eq!(texts::<LogInOutcome>(), "outcome: succeeded failed paused unavailable");
@@ -301,8 +312,10 @@ mod tests {
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
         assert_eq!(
             texts::<ShedReason>(),
-            "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients unacknowledged"
+            "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients \
+             max_clients_per_address unacknowledged"
         );
+        assert_eq!(texts::<RefusedReason>(), "reason: listed read_only command namespace");
         assert_eq!(texts::<RetryReason>(), "reason: not_sent read write commit abort cleanup");
         assert_eq!(texts::<PinKind>(), "kind: cursor transaction");
         assert_eq!(texts::<LongHeldKind>(), "what: command cursor transaction");

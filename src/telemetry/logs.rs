@@ -38,13 +38,19 @@ impl FromStr for LogFormat {
     }
 }
 
+/// The target of lines that tell who gave an order on the admin port.
+pub const AUDIT: &str = "audit";
+
 /// Sends the log to stderr from now on. Libraries are heard from WARN on only: their INFO is not our operator's.
 ///
 /// # Errors
 /// A log has been set up before.
 pub fn init(level: LevelFilter, format: LogFormat) -> Result<(), TryInitError> {
+    let libraries = level.min(LevelFilter::WARN);
+    // Whoever wants to read warnings only still wants to know who gave orders.
+    let audit = if level == LevelFilter::OFF { level } else { level.max(LevelFilter::INFO) };
     let targets =
-        Targets::new().with_default(level.min(LevelFilter::WARN)).with_target(env!("CARGO_CRATE_NAME"), level);
+        Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level).with_target(AUDIT, audit);
     let writer = || Redacting(io::stderr());
     let layer = match format {
         LogFormat::Text => format::layer().with_writer(writer).with_ansi(io::stderr().is_terminal()).boxed(),

@@ -21,8 +21,8 @@ use prometheus::{
 use super::applications::Applications;
 use super::labels::{
     BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane,
-    LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RetryReason, ServerEvent, ServerState, ShedReason,
-    Side, TransactionEnd, TripLabel,
+    LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RefusedReason, RetryReason, ServerEvent, ServerState,
+    ShedReason, Side, TransactionEnd, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -92,6 +92,7 @@ pub struct Metrics {
     pub wait_queue_oldest_seconds: Gauge,
     wait_queue_bytes: IntGaugeVec,
     pub shed: By<ShedReason, IntCounter>,
+    pub refused: By<RefusedReason, IntCounter>,
     pub commands: ByPair<CommandLabel, Outcome, IntCounter>,
     pub command_seconds: By<CommandLabel, Histogram>,
     pub upstream_seconds: By<CommandLabel, Histogram>,
@@ -159,6 +160,7 @@ impl Metrics {
             wait_queue_oldest_seconds: table
                 .float_gauge("wait_queue_oldest_seconds", "Longest wait so far of a command that waits."),
             shed: table.counters("shed_total", "Commands refused for lack of room."),
+            refused: table.counters("refused_total", "Commands refused by a rule, whoever sent them."),
             commands: table.counter_pairs("commands_total", "Commands, by how they ended."),
             command_seconds: table.histograms(
                 "command_seconds",
@@ -527,6 +529,7 @@ mod tests {
             ("wait_queue_oldest_seconds", GAUGE, vec![]),
             ("wait_queue_bytes", GAUGE, vec![]),
             ("shed_total", COUNTER, vec![all::<ShedReason>()]),
+            ("refused_total", COUNTER, vec![all::<RefusedReason>()]),
             ("commands_total", COUNTER, vec![all::<CommandLabel>(), all::<Outcome>()]),
             ("command_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
             ("upstream_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),

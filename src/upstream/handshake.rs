@@ -372,7 +372,10 @@ fn agreed(ours: &Compression, hello: &RawDocument) -> Option<Deflation> {
 }
 
 fn texts(credential: &Credential) -> (&str, &str) {
-    (credential.username.as_deref().unwrap_or_default(), credential.password.as_deref().unwrap_or_default())
+    (
+        credential.username.as_deref().unwrap_or_default(),
+        credential.password.as_ref().map(|password| password.as_str()).unwrap_or_default(),
+    )
 }
 
 /// Asks a server that is connected already what it is now.

@@ -33,16 +33,17 @@ pub fn read(file: &CredentialFile, configured: &Credential) -> Result<Credential
             (path, |problem: String| CredentialError { file: path.clone(), problem })
         }
     };
-    let text = read_file(path).map_err(|error| wrong(error.problem))?.text;
+    let read = read_file(path).map_err(|error| wrong(error.problem))?;
+    let text = read.text.as_str();
     match file {
         CredentialFile::Password(_) => {
             // One newline at the end is the editor's.
-            let password = text.strip_suffix('\n').unwrap_or(&text);
+            let password = text.strip_suffix('\n').unwrap_or(text);
             let password = password.strip_suffix('\r').unwrap_or(password);
             if password.is_empty() {
                 return Err(wrong("is empty, expected a password".to_owned()));
             }
-            Ok(Credential { password: Some(password.to_owned()), ..configured.clone() })
+            Ok(Credential { password: Some(password.to_owned().into()), ..configured.clone() })
         }
         CredentialFile::ConnectionString(_) => {
             let parsed = Upstream::parse(text.trim()).map_err(|error| wrong(error.to_string()))?;
@@ -82,7 +83,7 @@ mod tests {
     use crate::config::uri::Mechanism;
 
     fn credential(user: &str, password: &str) -> Credential {
-        let (username, password) = (Some(user.to_owned()), Some(password.to_owned()));
+        let (username, password) = (Some(user.to_owned()), Some(password.to_owned().into()));
         Credential { username, source: "admin".to_owned(), password, mechanism: None }
     }
 

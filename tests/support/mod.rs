@@ -132,11 +132,12 @@ pub async fn first_user(deployment: &Deployment, name: &str, password: &str) {
     client.command("admin", command).await.unwrap_or_else(|error| panic!("first user: {error}"));
 }
 
-/// Sends a request to an admin port; returns the whole answer, the status line first.
+/// Sends a request to an admin port, with what orders need; returns the whole answer, the status line first.
 pub async fn http(admin: &Address, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(admin.to_string()).await.unwrap();
+    let order = "X-Mongomux: 1\r\nContent-Type: application/json\r\n";
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{order}Content-Length: {length}\r\n\r\n");
     stream.write_all((head + body).as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

@@ -2,7 +2,6 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 
 use mongomux::config::Address;
 use mongomux::tasks::Tasks;
@@ -18,7 +17,8 @@ use super::PATIENCE;
 pub struct Program {
     child: Child,
     log: watch::Receiver<Vec<String>>,
-    output: Arc<Mutex<String>>,
+    /// Once there is no more of it.
+    output: watch::Receiver<Option<String>>,
 }
 
 impl Program {
@@ -41,14 +41,14 @@ impl Program {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (lines, log) = watch::channel(Vec::new());
-        let output = Arc::<Mutex<String>>::default();
+        let (all, output) = watch::channel(None);
         let tasks = Tasks::new();
         tasks.spawn("log", follow(child.stderr.take().expect("piped"), lines));
-        let (mut stdout, text) = (child.stdout.take().expect("piped"), output.clone());
+        let mut stdout = child.stdout.take().expect("piped");
         tasks.spawn("output", async move {
             let mut bytes = Vec::new();
             stdout.read_to_end(&mut bytes).await.expect("a pipe");
-            *text.lock().expect("nobody panics holding it") = String::from_utf8_lossy(&bytes).into_owned();
+            all.send_replace(Some(String::from_utf8_lossy(&bytes).into_owned()));
         });
         Self { child, log, output }
     }
@@ -91,7 +91,8 @@ impl Program {
         // Everything was said once the pipe is closed.
         while self.log.changed().await.is_ok() {}
         let code = status.code().unwrap_or_else(|| panic!("ended by signal {:?}:\n{}", status.signal(), self.log()));
-        (code, self.log(), self.output.lock().expect("nobody panics holding it").clone())
+        let output = self.output.wait_for(Option::is_some).await.expect("it is read to its end").clone();
+        (code, self.log(), output.unwrap_or_default())
     }
 }
 

@@ -17,6 +17,7 @@ const STALL: Duration = Duration::from_secs(30);
 
 fn bounds(memory: Arc<MemoryBudget>) -> Arc<SocketBounds> {
     let limits = ClientConfig {
+        max_clients_per_address: None,
         max_clients: 10,
         idle_timeout: Some(Duration::from_secs(100)),
         handshake_timeout: Duration::from_secs(10),
