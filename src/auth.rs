@@ -1,12 +1,13 @@
-//! Logging in upstream: SCRAM as MongoDB speaks it, and the command documents that carry it.
+//! Log-ins: SCRAM as MongoDB speaks it, from both ends, and the command documents that carry it upstream.
 //!
 //! Nothing here talks to a socket, draws a nonce or chooses a credential: `upstream/handshake.rs` does, and runs the one
-//! expensive step, [`KeyDerivation::derive`], where it blocks nobody. The server's half of SCRAM is absent, because
-//! clients do not log in to the proxy.
+//! expensive step, [`KeyDerivation::derive`], where it blocks nobody. The server's half, for clients that log in to the proxy, is
+//! in [`scram_server`]; what a user is verified with, in [`users`]; the conversation around it is the client's stage.
 
 pub mod identity;
 pub mod sasl;
 pub mod scram;
+pub mod scram_server;
 pub mod users;
 
 use std::fmt;

@@ -84,7 +84,7 @@ impl Mechanism {
     }
 
     /// What stands in for the password when keys are derived.
-    fn prepare(self, username: &str, password: &str) -> Result<Secret, ScramError> {
+    pub(super) fn prepare(self, username: &str, password: &str) -> Result<Secret, ScramError> {
         match self {
             Self::Sha1 => {
                 let digest =
@@ -98,21 +98,21 @@ impl Mechanism {
         }
     }
 
-    fn hash(self, data: &[u8]) -> Vec<u8> {
+    pub(super) fn hash(self, data: &[u8]) -> Vec<u8> {
         match self {
             Self::Sha1 => Sha1::digest(data).to_vec(),
             Self::Sha256 => Sha256::digest(data).to_vec(),
         }
     }
 
-    fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
+    pub(super) fn hmac(self, key: &[u8], data: &[u8]) -> Vec<u8> {
         match self {
             Self::Sha1 => hmac::<Sha1>(key, data),
             Self::Sha256 => hmac::<Sha256>(key, data),
         }
     }
 
-    fn pbkdf2(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
+    pub(super) fn pbkdf2(self, password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
         match self {
             Self::Sha1 => pbkdf2::pbkdf2_hmac_array::<Sha1, 20>(password, salt, iterations).to_vec(),
             Self::Sha256 => pbkdf2::pbkdf2_hmac_array::<Sha256, 32>(password, salt, iterations).to_vec(),

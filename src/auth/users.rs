@@ -4,9 +4,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use subtle::ConstantTimeEq as _;
+
 use super::Secret;
 use super::identity::{Identity, UserName};
-use super::scram::{KeyId, Mechanism};
+use super::scram::{KeyId, MAX_ITERATIONS, MIN_ITERATIONS, Mechanism, ScramError};
 
 /// What a server stores about one user for one SCRAM mechanism: enough to verify it, not to log in as it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,86 @@ pub struct Verifier {
     pub stored_key: Secret,
     /// What the server proves itself with.
     pub server_key: Secret,
+}
+
+/// A text that is no verifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "expected SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey> or the same of SCRAM-SHA-1, each but the first in base64"
+)]
+pub struct NoVerifier;
+
+impl Verifier {
+    /// What a server stores for that password. Takes milliseconds.
+    ///
+    /// # Errors
+    /// [`ScramError::Password`] when the password cannot be one of SCRAM-SHA-256; it can still be one of SCRAM-SHA-1.
+    pub fn derive(
+        mechanism: Mechanism,
+        user: &str,
+        password: &str,
+        salt: Vec<u8>,
+        iterations: u32,
+    ) -> Result<Self, ScramError> {
+        let prepared = mechanism.prepare(user, password)?;
+        Ok(Self::of_prepared(KeyId::new(mechanism, salt, iterations), &prepared))
+    }
+
+    pub(super) fn of_prepared(id: KeyId, prepared: &Secret) -> Self {
+        let mechanism = id.mechanism();
+        let salted = Secret::from(mechanism.pbkdf2(prepared.expose(), id.salt(), id.iterations()));
+        let client_key = Secret::from(mechanism.hmac(salted.expose(), b"Client Key"));
+        let stored_key = mechanism.hash(client_key.expose()).into();
+        Self { id, stored_key, server_key: mechanism.hmac(salted.expose(), b"Server Key").into() }
+    }
+
+    /// True when it was made of that password. Takes as long as to make it.
+    pub fn fits(&self, user: &str, password: &str) -> bool {
+        let (mechanism, salt) = (self.id.mechanism(), self.id.salt().to_vec());
+        Self::derive(mechanism, user, password, salt, self.id.iterations())
+            .is_ok_and(|other| bool::from(other.stored_key.expose().ct_eq(self.stored_key.expose())))
+    }
+
+    /// Reads `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    ///
+    /// # Errors
+    /// [`NoVerifier`], which does not repeat the text.
+    pub fn parse(text: &str) -> Result<Self, NoVerifier> {
+        Self::read(text).ok_or(NoVerifier)
+    }
+
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split('$');
+        let mechanism = match parts.next()? {
+            "SCRAM-SHA-1" => Mechanism::Sha1,
+            "SCRAM-SHA-256" => Mechanism::Sha256,
+            _ => return None,
+        };
+        let (iterations, salt) = parts.next()?.split_once(':')?;
+        let (stored_key, server_key) = parts.next()?.split_once(':')?;
+        let iterations = iterations.parse().ok().filter(|it| (MIN_ITERATIONS..=MAX_ITERATIONS).contains(it))?;
+        let salt = BASE64.decode(salt).ok().filter(|salt| (8..=64).contains(&salt.len()))?;
+        let key = |text: &str| {
+            let key = Secret::from(BASE64.decode(text).ok()?);
+            (key.expose().len() == mechanism.hash(b"").len()).then_some(key)
+        };
+        let (stored_key, server_key) = (key(stored_key)?, key(server_key)?);
+        let whole = parts.next().is_none();
+        whole.then(|| Self { id: KeyId::new(mechanism, salt, iterations), stored_key, server_key })
+    }
+
+    /// What [`Verifier::parse`] reads.
+    pub fn to_text(&self) -> String {
+        let base64 = |bytes: &[u8]| BASE64.encode(bytes);
+        format!(
+            "{}${}:{}${}:{}",
+            self.id.mechanism(),
+            self.id.iterations(),
+            base64(self.id.salt()),
+            base64(self.stored_key.expose()),
+            base64(self.server_key.expose())
+        )
+    }
 }
 
 /// What is known about one user.
@@ -80,4 +163,36 @@ pub trait UserSource: Send + Sync {
     /// True where clients may log in with a password in the clear (PLAIN) or a certificate: not where the log-in upstream
     /// needs their keys.
     fn takes_other_than_scram(&self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As PostgreSQL writes and this program reads it, for the password `pencil` of RFC 7677.
+    const TEXT: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+    #[test]
+    fn a_verifier_is_read_and_written() {
+        let read = Verifier::parse(TEXT).unwrap();
+        let salt = BASE64.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
+        assert_eq!(Verifier::derive(Mechanism::Sha256, "user", "pencil", salt, 4096), Ok(read.clone()));
+        assert_eq!(read.to_text(), TEXT);
+        assert!(read.fits("user", "pencil") && !read.fits("user", "Pencil"));
+        assert!(!format!("{read:?}").contains("WG5d"));
+    }
+
+    #[test]
+    fn what_is_no_verifier_is_refused_and_not_repeated() {
+        for length in 0..TEXT.len() {
+            assert_eq!(Verifier::parse(&TEXT[..length]), Err(NoVerifier), "{length}");
+        }
+        for (from, to) in
+            [("256", "512"), ("256", "1"), ("4096", "4095"), ("4096", "99999999"), ("gQ==", "*"), ("$", ":")]
+        {
+            assert_eq!(Verifier::parse(&TEXT.replace(from, to)), Err(NoVerifier), "{to}");
+        }
+        assert_eq!(Verifier::parse(&format!("{TEXT}$")), Err(NoVerifier));
+        assert_eq!(Verifier::parse(&TEXT.replace("W22ZaJ0SNY7soEsUEjb6gQ==", "AAAA")), Err(NoVerifier), "short salt");
+    }
 }
