@@ -22,6 +22,7 @@ pub mod shares;
 mod sharing;
 pub mod system;
 pub mod uri;
+pub mod users_file;
 mod vain;
 
 use std::fmt;

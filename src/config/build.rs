@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use super::fairness::TenantBounds;
-use super::file::{FileCluster, FileConfig, FileListener};
+use super::file::{AuthKind, FileCluster, FileConfig, FileListener};
 use super::layers::{Layers, ms, saturating_u32, saturating_usize};
 use super::limits::{self, Limit};
-use super::listeners::Listeners;
+use super::listeners::{Listeners, UsualAuth};
 use super::presentation::shown_set;
 use super::reader::{Found, Values};
 use super::shares::MemoryShares;
@@ -41,11 +41,13 @@ pub(super) fn build(
 ) -> (Option<Config>, Vec<Warning>) {
     let FileConfig { profile, admin, program, single, clusters, listeners } = file;
     let profile = sources.profile.or(profile).unwrap_or_default();
-    let mut builder = Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new() };
+    let mut builder =
+        Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new(), looked_up: Vec::new() };
     let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
     let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
     let listeners = builder.listeners(&clusters, listeners, &admin);
     let clusters = builder.clusters(clusters);
+    builder.can_look_up(clusters.as_deref().unwrap_or_default());
     let config = builder.program(clusters, listeners, admin.value, &program);
     (config, builder.warnings)
 }
@@ -57,6 +59,8 @@ struct Builder<'a> {
     warnings: Vec<Warning>,
     /// What was asked for as `wait_queue_bytes`; the memory that bounds it is not known at once.
     queue_bytes: Vec<Found<Option<u64>>>,
+    /// Where it was said of which cluster that clients are users of it.
+    looked_up: Vec<(String, Found<()>)>,
 }
 
 impl Builder<'_> {
@@ -98,7 +102,9 @@ impl Builder<'_> {
         tables: Vec<FileListener>,
         admin: &Found<Address>,
     ) -> Vec<ListenerConfig> {
-        let mut listeners = Listeners::new(self.sources, clusters.iter().map(|(name, _)| name.clone()).collect());
+        let usual = |file: &FileListener| UsualAuth { auth: file.auth.clone(), users_file: file.users_file.clone() };
+        let named = clusters.iter().map(|(name, cluster)| (name.clone(), usual(&cluster.listener)));
+        let mut listeners = Listeners::new(self.sources, named.collect());
         let alone = clusters.len() == 1 && tables.is_empty();
         for (name, cluster) in clusters {
             listeners.of_cluster(name, &cluster.listener, alone, self.errors);
@@ -116,6 +122,16 @@ impl Builder<'_> {
                 self.errors.push(ConfigError { place, key, problem: problem.to_owned() });
             }
         }
+        for (_, cluster) in clusters {
+            // With `users` it may be meant for listeners that say so themselves.
+            let FileListener { auth, users_file, .. } = &cluster.listener;
+            let read = auth.as_ref().is_some_and(|auth| auth.value == AuthKind::Users);
+            if let Some(file) = users_file.as_ref().filter(|_| !read) {
+                self.errors.push(file.error("is read with auth = \"users\" only".to_owned()));
+            }
+        }
+        listeners.of_one_mind(self.errors);
+        self.looked_up = listeners.looked_up();
         listeners.apart(admin, self.errors)
     }
 
@@ -133,6 +149,19 @@ impl Builder<'_> {
         }
         let built: Vec<_> = named.into_iter().map(|(name, file)| self.cluster(name, file, several)).collect();
         built.into_iter().collect()
+    }
+
+    /// Users are looked up with the credential of the connection string.
+    fn can_look_up(&mut self, clusters: &[ClusterConfig]) {
+        for (name, said) in std::mem::take(&mut self.looked_up) {
+            if clusters.iter().any(|cluster| cluster.name == name && cluster.upstream.credential.is_none()) {
+                let problem = format!(
+                    "found \"upstream\", and the connection string of cluster {name} has no credential: it needs one that may \
+                     look users up"
+                );
+                self.errors.push(said.error(problem));
+            }
+        }
     }
 
     fn cluster(&mut self, name: String, file: FileCluster, several: bool) -> Option<ClusterConfig> {

@@ -67,11 +67,22 @@ pub(super) struct FileListener {
     pub(super) compressors: Option<Found<Vec<CompressorName>>>,
     pub(super) proxy_protocol: Option<Found<bool>>,
     pub(super) allow_unauthenticated_clients: bool,
+    pub(super) auth: Option<Found<AuthKind>>,
+    pub(super) users_file: Option<Found<PathBuf>>,
+}
+
+/// What `auth` says; with its file that makes [`super::Auth`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AuthKind {
+    None,
+    Users,
+    Upstream,
 }
 
 const PROGRAM_KEYS: &[&str] = &["profile", "admin", "cluster", "listener"];
 /// Of a listener, where a cluster has one of its own.
-const LISTENER_KEYS: &[&str] = &["listen", "compressors", "proxy_protocol", "allow_unauthenticated_clients"];
+const LISTENER_KEYS: &[&str] =
+    &["listen", "compressors", "proxy_protocol", "allow_unauthenticated_clients", "auth", "users_file"];
 /// Of a `[[listener]]` beside those.
 const ROUTING_KEYS: &[&str] = &["cluster", "databases"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -83,7 +94,6 @@ const CLUSTER_KEYS: &[&str] = &[
     "retry",
     "degraded_reads",
     "adaptive_limit",
-    "auth",
     "queue_discipline",
     "fair_by",
     "tenant",
@@ -237,6 +247,14 @@ impl Reader<'_> {
                 let flag = self.flag(path, value);
                 out.proxy_protocol = flag.map(|flag| self.found(path, value, flag));
             }
+            "auth" => {
+                let choices = [("none", AuthKind::None), ("users", AuthKind::Users), ("upstream", AuthKind::Upstream)];
+                out.auth = self.choice(path, value, &choices).map(|chosen| self.found(path, value, chosen));
+            }
+            "users_file" => {
+                let file = self.text_of(path, value).map(PathBuf::from);
+                out.users_file = file.map(|file| self.found(path, value, file));
+            }
             _ => out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false),
         }
     }
@@ -280,7 +298,6 @@ impl Reader<'_> {
                 out.degraded_reads = namespaces.unwrap_or_default();
             }
             "adaptive_limit" => out.adaptive_limit = self.flag(&path, value).unwrap_or_default(),
-            "auth" => self.only(&path, value, "none"),
             "queue_discipline" => {
                 out.codel = self.choice(&path, value, &[("fifo", false), ("codel", true)]).unwrap_or_default();
             }
@@ -462,13 +479,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_yet_is_accepted_only_as_its_default() {
+    fn choices_are_told_where_there_is_none_of_that_name() {
         sound("queue_discipline = \"fifo\"\nfair_by = \"application\"\nauth = \"none\"");
         let told = mistakes("auth = \"scram\"\nfair_by = \"user\"\nqueue_discipline = \"lifo\"\n");
         assert_eq!(
             told,
             [
-                "mongomux.toml:1: auth: found \"scram\", only \"none\" is supported yet",
+                "mongomux.toml:1: auth: found \"scram\", expected \"none\" or \"users\" or \"upstream\"",
                 "mongomux.toml:3: queue_discipline: found \"lifo\", expected \"fifo\" or \"codel\"",
             ]
         );

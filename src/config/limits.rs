@@ -261,6 +261,12 @@ pub const MAX_LISTENER_TABLES: usize = 2 * MAX_CLUSTERS;
 pub const MAX_DATABASE_ROUTES: usize = 256;
 /// Longest name of a database, bytes: the server's own limit.
 pub const MAX_DATABASE_BYTES: usize = 63;
+/// `[[user]]` tables of a users file, some 250 bytes each with two verifiers: what [`MAX_FILE_BYTES`] has room for.
+pub const MAX_FILE_USERS: usize = 4_000;
+/// Roles of one user of a users file.
+pub const MAX_FILE_ROLES: usize = 100;
+/// Longest name of a user, and of the database that holds it, bytes: distinguished names of certificates are the longest.
+pub const MAX_USER_NAME_BYTES: usize = 512;
 /// Longest name of a cluster, bytes: it is part of log lines and metric labels.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// Longest name of a replica set that is shown, bytes: far beyond what people write.

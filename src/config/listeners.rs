@@ -2,10 +2,11 @@
 //! whether any two of them clash. No I/O.
 
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
 
 use super::build::{DEFAULT_LISTEN, FLAGS};
 use super::databases::Databases;
-use super::file::FileListener;
+use super::file::{AuthKind, FileListener};
 use super::reader::{Found, nearest};
 use super::{Address, Auth, CompressorName, ConfigError, ListenerConfig, Sources};
 
@@ -14,19 +15,30 @@ pub(super) struct BuiltListener {
     pub(super) config: ListenerConfig,
     /// Where its addresses were said; the value is what it is called.
     pub(super) at: Found<String>,
+    /// Where it was said that its clients are users of MongoDB.
+    looked_up: Option<Found<()>>,
+}
+
+/// How the clients of a cluster log in, where their listener says nothing else.
+#[derive(Clone, Default)]
+pub(super) struct UsualAuth {
+    pub(super) auth: Option<Found<AuthKind>>,
+    pub(super) users_file: Option<Found<PathBuf>>,
 }
 
 /// What there is to be listened for.
 pub(super) struct Listeners<'a> {
     sources: &'a Sources,
-    /// Names of the clusters, in the order of the configuration.
+    /// Names of the clusters, in the order of the configuration, and how their clients log in.
     clusters: Vec<String>,
+    usual: Vec<UsualAuth>,
     built: Vec<BuiltListener>,
 }
 
 impl<'a> Listeners<'a> {
-    pub(super) fn new(sources: &'a Sources, clusters: Vec<String>) -> Self {
-        Self { sources, clusters, built: Vec::new() }
+    pub(super) fn new(sources: &'a Sources, clusters: Vec<(String, UsualAuth)>) -> Self {
+        let (clusters, usual) = clusters.into_iter().unzip();
+        Self { sources, clusters, usual, built: Vec::new() }
     }
 
     /// The listeners that stand with a cluster: its `listen`, or that of the flags. `alone` says that there is nothing else
@@ -91,13 +103,18 @@ impl<'a> Listeners<'a> {
         called: String,
         errors: &mut Vec<ConfigError>,
     ) {
-        let allowed = own.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
+        let auth = self.auth(own, cluster, &databases, errors);
+        let of_cluster =
+            self.clusters.iter().position(|name| name == cluster).and_then(|at| self.usual[at].auth.as_ref());
+        let said = own.auth.as_ref().or(of_cluster).filter(|_| auth == Auth::Upstream).map(Found::place_only);
+        let allowed =
+            auth != Auth::None || own.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
         for address in &listen.value {
             let near = address.is_loopback();
             if !allowed && !near {
                 errors.push(listen.error(format!(
                     "found `{address}`, which other machines may reach, while clients need no password (auth = \"none\"): \
-                     expected a loopback address, a unix socket, or allow_unauthenticated_clients = true \
+                     expected a loopback address, a unix socket, another `auth`, or allow_unauthenticated_clients = true \
                      (--allow-unauthenticated-clients)"
                 )));
             }
@@ -109,10 +126,51 @@ impl<'a> Listeners<'a> {
                 databases: databases.clone(),
                 compressors: own.compressors.as_ref().map_or_else(usual, |found| found.value.clone()),
                 proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
-                auth: Auth::None,
+                auth: auth.clone(),
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
-            self.built.push(BuiltListener { config, at });
+            self.built.push(BuiltListener { config, at, looked_up: said.clone() });
+        }
+    }
+
+    /// How the clients of a listener log in: as it says itself, or else its cluster. Mistakes count as if nobody could.
+    fn auth(
+        &self,
+        own: &FileListener,
+        cluster: &str,
+        databases: &Databases<String>,
+        errors: &mut Vec<ConfigError>,
+    ) -> Auth {
+        let usual = self.clusters.iter().position(|name| name == cluster).map(|index| self.usual[index].clone());
+        let usual = usual.unwrap_or_default();
+        let (auth, file) = (own.auth.as_ref().or(usual.auth.as_ref()), own.users_file.as_ref());
+        match auth.map_or(AuthKind::None, |auth| auth.value) {
+            AuthKind::Users => match file.or(usual.users_file.as_ref()) {
+                Some(file) => Auth::Users(file.value.clone()),
+                None => {
+                    let problem = "\"users\" needs `users_file`, the file that has them".to_owned();
+                    errors.extend(auth.map(|auth| auth.error(problem)));
+                    Auth::Users(PathBuf::new())
+                }
+            },
+            kind => {
+                // That of a cluster may be for other listeners.
+                let usual = usual.users_file.as_ref().map(|file| &file.key);
+                if let Some(file) = file.filter(|file| Some(&file.key) != usual) {
+                    errors.push(file.error("is read with auth = \"users\" only".to_owned()));
+                }
+                let several = databases.destinations().any(|to| to != cluster);
+                match auth {
+                    Some(auth) if kind == AuthKind::Upstream && several => {
+                        let problem = "found \"upstream\", and `databases` leads to other clusters: each has users of its own, so \
+                                       expected \"users\", or a listener for each cluster";
+                        errors.push(auth.error(problem.to_owned()));
+                        Auth::Upstream
+                    }
+                    _ if kind == AuthKind::Upstream => Auth::Upstream,
+                    _ => Auth::None,
+                }
+            }
         }
     }
 
@@ -140,6 +198,43 @@ impl<'a> Listeners<'a> {
             self.built.iter().any(|built| leads(&built.config))
         };
         self.clusters.iter().filter(move |name| !reached(name))
+    }
+
+    /// Users of one name are one user in the whole program, so all listeners have to mean the same by it.
+    pub(super) fn of_one_mind(&self, errors: &mut Vec<ConfigError>) {
+        let mut with_users = self.built.iter().filter(|built| built.config.auth != Auth::None);
+        let Some(first) = with_users.next() else { return };
+        let shown = |auth: &Auth| match auth {
+            Auth::None => "\"none\"".to_owned(),
+            Auth::Users(file) => format!("\"users\" of {}", file.display()),
+            Auth::Upstream => "\"upstream\"".to_owned(),
+        };
+        let same = |built: &BuiltListener| {
+            let upstream_of_another =
+                first.config.auth == Auth::Upstream && built.config.cluster != first.config.cluster;
+            built.config.auth == first.config.auth && !upstream_of_another
+        };
+        for other in with_users.filter(|built| !same(built)) {
+            let problem = format!(
+                "its clients are {}, those of {} are {}: users come from one place, or from nowhere (auth = \"none\")",
+                shown(&other.config.auth),
+                first.at.value,
+                shown(&first.config.auth)
+            );
+            errors.push(other.at.error(problem));
+        }
+    }
+
+    /// Where it was said of which cluster that clients are users of it.
+    pub(super) fn looked_up(&self) -> Vec<(String, Found<()>)> {
+        let mut all: Vec<(String, Found<()>)> = Vec::new();
+        for built in &self.built {
+            let Some(said) = &built.looked_up else { continue };
+            if !all.iter().any(|(_, other)| (&other.place, &other.key) == (&said.place, &said.key)) {
+                all.push((built.config.cluster.clone(), said.clone()));
+            }
+        }
+        all
     }
 
     /// All of them, once no two listen at one address, nor at that of the admin port.
@@ -240,6 +335,68 @@ mod tests {
         assert_eq!(offered(&format!("{asked}{everywhere}"), &[]), [(1, true); 5]);
         assert_eq!(offered(asked, &[Address::tcp("127.0.0.1", 7), Address::tcp("::", 8)]), [(1, true); 2]);
         assert_eq!(offered("compressors = []\nlisten = \"0.0.0.0:1\"", &[]), [(0, false)]);
+    }
+
+    #[test]
+    fn a_listener_says_how_its_clients_log_in_or_its_cluster_does() {
+        let auths = |text: &str| {
+            let auths = listeners(&file(text)).into_iter().map(|it| match it.auth {
+                Auth::None => "none".to_owned(),
+                Auth::Users(file) => file.display().to_string(),
+                Auth::Upstream => "upstream".to_owned(),
+            });
+            auths.collect::<Vec<_>>()
+        };
+        assert_eq!(auths("auth = \"none\""), ["none"]);
+        assert_eq!(auths("auth = \"users\"\nusers_file = \"u\"\nlisten = \"0.0.0.0:1\""), ["u"]);
+        assert_eq!(auths("auth = \"upstream\"\nlisten = \"0.0.0.0:1\"\nupstream = \"mongodb://a:b@c\""), ["upstream"]);
+        let two = "auth = \"users\"\nusers_file = \"u\"\n[[listener]]\nlisten = \"0.0.0.0:1\"\n\
+                   [[listener]]\nlisten = \"127.0.0.1:2\"\nauth = \"none\"\n";
+        assert_eq!(auths(two), ["u", "none"]);
+        let own = "[[listener]]\nlisten = \"0.0.0.0:1\"\nauth = \"users\"\nusers_file = \"v\"\n";
+        assert_eq!(auths(own), ["v"]);
+    }
+
+    #[test]
+    fn ways_to_log_in_that_cannot_work_are_mistakes() {
+        let needs = "mongomux.toml:1: auth: \"users\" needs `users_file`, the file that has them";
+        assert_eq!(mistakes("auth = \"users\""), [needs]);
+        let only = "is read with auth = \"users\" only";
+        assert_eq!(mistakes("users_file = \"u\""), [format!("mongomux.toml:1: users_file: {only}")]);
+        let stray = "users_file = \"u\"\n[[listener]]\nlisten = \"127.0.0.1:1\"\n";
+        assert_eq!(mistakes(stray), [format!("mongomux.toml:1: users_file: {only}")]);
+        assert_eq!(
+            mistakes("auth = \"maybe\""),
+            ["mongomux.toml:1: auth: found \"maybe\", expected \"none\" or \"users\" or \"upstream\""]
+        );
+        assert_eq!(
+            mistakes("auth = \"upstream\"\nupstream = \"mongodb://a\""),
+            [
+                "mongomux.toml:1: auth: found \"upstream\", and the connection string of cluster default has no credential: it needs \
+              one that may look users up"
+            ]
+        );
+        let routed = format!(
+            "{TWO}[[listener]]\nlisten = \"127.0.0.1:1\"\ncluster = \"users\"\ndatabases = {{ a = \"logs\" }}\n\
+             auth = \"upstream\"\n"
+        );
+        let told = mistakes(&routed.replace("//a", "//x:y@a"));
+        assert_eq!(
+            told,
+            [
+                "mongomux.toml:11: listener[1].auth: found \"upstream\", and `databases` leads to other clusters: each has users of \
+              its own, so expected \"users\", or a listener for each cluster"
+            ]
+        );
+        let two_files = "[[listener]]\nlisten = \"127.0.0.1:1\"\nauth = \"users\"\nusers_file = \"u\"\n\
+                         [[listener]]\nlisten = \"127.0.0.1:2\"\nauth = \"users\"\nusers_file = \"v\"\n";
+        assert_eq!(
+            mistakes(two_files),
+            [
+                "mongomux.toml:6: listener[2].listen: its clients are \"users\" of v, those of the listener at mongomux.toml:1 are \
+              \"users\" of u: users come from one place, or from nowhere (auth = \"none\")"
+            ]
+        );
     }
 
     #[test]

@@ -134,12 +134,6 @@ impl<'a> Reader<'a> {
         chosen.map(|&(_, chosen)| chosen)
     }
 
-    pub(super) fn only(&mut self, path: &str, value: &Spanned<DeValue<'_>>, supported: &str) {
-        if value.get_ref().as_str() != Some(supported) {
-            self.refuse(value.span(), path, format!("found {}, only \"{supported}\" is supported yet", Shown(value)));
-        }
-    }
-
     pub(super) fn flag(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<bool> {
         let flag = value.get_ref().as_bool();
         if flag.is_none() {

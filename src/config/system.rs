@@ -43,14 +43,37 @@ pub struct Text {
 /// It cannot be read, is too long, or is no UTF-8.
 pub fn read_file(path: &Path) -> Result<Text, ConfigError> {
     let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => read_text(file, name),
+        Err(error) => Err(ConfigError { place: name, key: String::new(), problem: format!("cannot be read: {error}") }),
+    }
+}
+
+fn read_text(file: File, name: String) -> Result<Text, ConfigError> {
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(limits::MAX_FILE_BYTES + 1).read_to_string(&mut text));
-    let problem = match read {
+    let problem = match file.take(limits::MAX_FILE_BYTES + 1).read_to_string(&mut text) {
         Ok(length) if length as u64 <= limits::MAX_FILE_BYTES => return Ok(Text { name, text }),
         Ok(_) => format!("longer than {} bytes", limits::MAX_FILE_BYTES),
         Err(error) => format!("cannot be read: {error}"),
     };
     Err(ConfigError { place: name, key: String::new(), problem })
+}
+
+/// Reads a file that holds secrets, which nobody but its owner may be able to read.
+///
+/// # Errors
+/// Those of [`read_file`]; others may read it.
+pub fn read_secret_file(path: &Path) -> Result<Text, ConfigError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let name = path.display().to_string();
+    let refuse = |problem| ConfigError { place: name.clone(), key: String::new(), problem };
+    // Of the file that is read, not of what the path leads to a moment later.
+    let file = File::open(path).map_err(|error| refuse(format!("cannot be read: {error}")))?;
+    let mode = file.metadata().map_err(|error| refuse(format!("cannot be read: {error}")))?.mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(refuse(format!("mode {mode:03o} lets others at its secrets: chmod 600 {name}")));
+    }
+    read_text(file, name)
 }
 
 /// The memory limit of the control group this process lives in, bytes. `root` is `/` but for tests.
@@ -146,6 +169,23 @@ mod tests {
         assert_eq!(read_file(&root.path().join("long.toml")).err().unwrap().problem, "longer than 1048576 bytes");
         write(root.path(), "fits.toml", &"#".repeat(1_048_576));
         assert!(read_file(&root.path().join("fits.toml")).is_ok());
+    }
+
+    #[test]
+    fn a_file_with_secrets_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "users.toml", "x");
+        let path = root.path().join("users.toml");
+        for mode in [0o600, 0o400, 0o700] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(read_secret_file(&path).unwrap_or_else(|error| panic!("{error}")).text, "x");
+        }
+        for mode in [0o604, 0o640, 0o620, 0o602, 0o601] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = read_secret_file(&path).err().unwrap().problem;
+            assert!(error.contains("chmod 600") && error.contains(&format!("{mode:o}")), "{error}");
+        }
     }
 
     #[test]
