@@ -1,5 +1,6 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,10 +12,14 @@ use tokio::time::Instant;
 use crate::admin::{self, Admin, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
+use crate::auth::scram_server::Decoys;
+use crate::auth::users::UserSource;
 use crate::client::facade::{self, Offer};
+use crate::client::file_users::{self, FileUsers};
+use crate::client::log_in::LogIns;
 use crate::client::shared::Activity;
 use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
-use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
+use crate::config::{Address, Auth, ClientConfig, ClusterConfig, Config, ConfigErrors, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -23,6 +28,7 @@ use crate::upstream::handshake::UpstreamDialer;
 use crate::upstream::pool::lock;
 use crate::upstream::rotation::{self, CredentialError};
 use crate::upstream::tls::TlsError;
+use crate::upstream::users::UpstreamUsers;
 use crate::upstream::{Cluster, Liveness};
 
 /// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
@@ -53,6 +59,9 @@ pub enum StartError {
         /// What is wrong.
         error: CredentialError,
     },
+    /// The users file.
+    #[error(transparent)]
+    Users(#[from] ConfigErrors),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -61,6 +70,34 @@ pub enum StartError {
         /// What is wrong.
         error: TlsError,
     },
+}
+
+/// The users of the file that listeners name.
+async fn users_of_file(
+    listeners: &[ListenerConfig],
+    decoys: Arc<Decoys>,
+    identities: Arc<Identities>,
+) -> Result<Option<Arc<FileUsers>>, StartError> {
+    match users_file(listeners) {
+        Some(file) => Ok(Some(FileUsers::load(file, decoys, identities).await?)),
+        None => Ok(None),
+    }
+}
+
+/// The configuration has made sure that there is one at most.
+fn users_file(listeners: &[ListenerConfig]) -> Option<&Path> {
+    listeners.iter().find_map(|listener| match &listener.auth {
+        Auth::Users(file) => Some(file.as_path()),
+        Auth::None | Auth::Upstream => None,
+    })
+}
+
+/// Whether the users file of a configuration is one.
+///
+/// # Errors
+/// Every mistake in it.
+pub fn check_users(config: &Config) -> Result<(), ConfigErrors> {
+    users_file(&config.listeners).map_or(Ok(()), file_users::check)
 }
 
 /// How a drain ended.
@@ -95,6 +132,9 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
+        let decoys = Arc::new(Decoys::new(rand::random()));
+        let file_users = users_of_file(&config.listeners, decoys.clone(), identities.clone()).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
@@ -108,7 +148,6 @@ impl App {
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
         let places = Places::new(&config.client, metrics.clone());
-        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
         let (draining, _) = watch::channel(false);
         let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
         let mut clusters = Vec::new();
@@ -123,6 +162,18 @@ impl App {
             };
             clusters.push(start_cluster(cluster, surroundings)?);
         }
+        if let Some(users) = &file_users {
+            users.follow(&reload, &tasks);
+        }
+        let source = |auth: &Auth, cluster: &Arc<Cluster>| -> Option<Arc<dyn UserSource>> {
+            match auth {
+                Auth::None => None,
+                Auth::Users(_) => file_users.clone().map(|users| users as Arc<dyn UserSource>),
+                Auth::Upstream => Some(UpstreamUsers::new(cluster.clone())),
+            }
+        };
+        // One for all listeners: the configuration has made sure that all that ask for a log-in mean the same users.
+        let mut log_ins = None;
         let service_id = ObjectId::new();
         for (listener, socket) in bound {
             let behind = behind(&listener, &clusters);
@@ -134,7 +185,13 @@ impl App {
                 service_id,
             };
             let facts = facade::follow(&behind, offer, &tasks);
-            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
+            if log_ins.is_none() {
+                let most_failed = config.client.failed_log_ins;
+                log_ins = source(&listener.auth, behind.default())
+                    .map(|source| LogIns::new(source, decoys.clone(), most_failed, metrics.clone()));
+            }
+            let door = if listener.auth == Auth::None { None } else { log_ins.clone() };
+            let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone(), door);
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
             tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");

@@ -5,6 +5,7 @@ pub mod kind;
 mod namespaces;
 pub mod parse;
 pub mod read_preference;
+pub mod server_commands;
 pub mod session;
 
 pub use compressing::Compressing;

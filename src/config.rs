@@ -266,6 +266,8 @@ pub struct ClientConfig {
     pub idle_timeout: Option<Duration>,
     /// Longest time from accept to the first whole message.
     pub handshake_timeout: Duration,
+    /// Log-ins from one address that may fail in a row before further ones wait.
+    pub failed_log_ins: Option<u32>,
     /// Longest standstill in the middle of a request or of a reply.
     pub stall_timeout: Duration,
     /// Largest message.

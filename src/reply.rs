@@ -9,6 +9,7 @@ pub mod errors;
 pub mod facts;
 pub mod hello;
 pub mod local;
+pub mod log_in;
 pub mod matrix;
 pub mod metadata;
 pub mod relay;

@@ -116,6 +116,19 @@ pub struct UserRecord {
 }
 
 impl UserRecord {
+    /// Keeps what verifies it by one mechanism.
+    pub fn set(&mut self, verifier: Verifier) {
+        match verifier.id.mechanism() {
+            Mechanism::Sha1 => self.sha1 = Some(verifier),
+            Mechanism::Sha256 => self.sha256 = Some(verifier),
+        }
+    }
+
+    /// True when who has proven to be the one is the other as well.
+    pub fn proves_as(&self, other: &Self) -> bool {
+        (&self.sha1, &self.sha256, self.by_certificate) == (&other.sha1, &other.sha256, other.by_certificate)
+    }
+
     /// What verifies it by that mechanism.
     pub fn verifier(&self, mechanism: Mechanism) -> Option<&Verifier> {
         match mechanism {

@@ -13,7 +13,9 @@ use super::caller::Caller;
 use super::desks::Desks;
 use super::ends::Ends;
 use super::exchange::Exchange;
+use super::knocks::Knocks;
 use super::load_balanced::OpenCursors;
+use super::log_in::LogIn;
 use super::misfits::Doings;
 use super::places::Place;
 use super::shared::{BusyClient, ClientShared};
@@ -46,12 +48,15 @@ pub struct Session<S> {
     pub(super) doings: Doings,
     /// Whose client it is, as far as it has told.
     pub(super) application: Application,
+    /// Who it has logged in as.
+    pub(super) identity: Option<Arc<Identity>>,
+    /// What is known beside that of who logs in.
+    pub(super) log_in: Option<Box<LogIn>>,
+    pub(super) knocks: Knocks,
     /// Those that it has used and that are open still.
     pub(super) transactions: OpenTransactions,
     /// Those that end with it.
     pub(super) cursors: OpenCursors,
-    /// As whom it has logged in.
-    pub(super) identity: Option<Arc<Identity>>,
     place: Place,
 }
 
@@ -98,21 +103,25 @@ pub(super) struct ReplyTo {
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// A session on a socket that was just accepted.
     pub fn new(stream: S, ends: Ends, shared: Arc<ClientShared>, place: Place) -> Box<Self> {
-        let socket = ClientSocket::new(stream, shared.bounds.clone());
+        let mut socket = ClientSocket::new(stream, shared.bounds.clone());
+        socket.only_small(shared.log_ins.is_some());
         let (state, transactions) = (ClientState::default(), OpenTransactions::default());
         let (cursors, doings) = (OpenCursors::default(), Doings::default());
         let application = shared.metrics.applications.unnamed();
+        let (told, identity, log_in, knocks) = (None, None, None, Knocks::default());
         Box::new(Self {
             socket,
             shared,
             state,
-            told: None,
+            told,
             ends,
             doings,
             application,
+            identity,
+            log_in,
+            knocks,
             transactions,
             cursors,
-            identity: None,
             place,
         })
     }
@@ -160,6 +169,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         {
             spare::give_back(buffer);
         }
+        if self.log_in.is_some() {
+            self.hurry();
+        }
         let end = served.err().map(|end| self.closed(&end));
         Served { session: self, end }
     }
@@ -183,6 +195,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Err(end) => return Plan::End(self.closed(&end)),
         };
         self.shared.metrics.received_bytes[Side::Client].inc_by(frame.bytes().len() as u64);
+        if self.knocks_too_often() {
+            tracing::debug!(peer = %self.ends, "closing a client that sends too much before it has logged in");
+            return Plan::End(ClientClosed::Unauthenticated);
+        }
         match frame.header().op_code {
             OpCode::Msg => self.plan_op_msg(frame, reservation, None),
             OpCode::Compressed => Plan::aside(Aside::Compressed(frame, reservation)),
@@ -213,6 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             _ => false,
         };
         if passes
+            && self.locked_out(&command, &frame).is_none()
             && command.refusal(&frame).is_none()
             && !self.kind_changed()
             && !self.shared.clusters.all_have_to_hear(&command)
@@ -270,6 +287,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if self.kind_changed() {
             return Err(ReadEnd::Closed(ClientClosed::Proxy));
         }
+        if let Some(error) = self.locked_out(&command, &frame) {
+            self.error(&command, &frame, reply_to, &error, Outcome::Refused).await?;
+            return if self.is_revoked() { Err(ReadEnd::Closed(ClientClosed::Revoked)) } else { Ok(()) };
+        }
         match command.spec.handling {
             Handling::Local(local) => self.local(local, &command, &frame, reply_to).await,
             Handling::Pass | Handling::GetMore if command.refusal(&frame).is_none() => {
@@ -315,7 +336,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// A compressed message; its memory is enough for both forms.
     async fn compressed(&mut self, frame: Frame, mut reservation: Reservation) -> Result<(), ReadEnd> {
-        let limit = self.shared.limits.max_message_bytes;
+        let limit = self.socket.max_message_bytes();
         let protocol_error = |error: &dyn std::fmt::Display| {
             tracing::debug!(peer = %self.ends, %error, "closing a client that sent a broken compressed message");
             ReadEnd::Closed(ClientClosed::ProtocolError)
@@ -352,14 +373,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         frame: &Frame,
         reply_to: ReplyTo,
     ) -> Result<(), ReadEnd> {
-        let facts = match local {
-            LocalCommand::Hello => Some(self.facts().await?),
-            _ => None,
-        };
-        let name = command.name(frame);
-        let answer = match facts {
-            Some(facts) => self.hello(command.document(frame), name, &facts),
-            None => self.local_answer(local, command.document(frame), name),
+        let (name, document) = (command.name(frame), command.document(frame));
+        let answer = match local {
+            LocalCommand::Hello => {
+                let facts = self.facts().await?;
+                self.hello(document, name, &facts).await
+            }
+            LocalCommand::SaslStart
+            | LocalCommand::SaslContinue
+            | LocalCommand::Authenticate
+            | LocalCommand::Logout => {
+                Box::pin(self.log_in_command(local, (name, document, command.database(frame)))).await
+            }
+            LocalCommand::ConnectionStatus if self.shared.log_ins.is_some() => {
+                Box::pin(self.log_in_command(local, (name, document, command.database(frame)))).await
+            }
+            _ => self.local_answer(local, document, name),
         };
         let label = CommandLabel::of(command.spec.name);
         match answer {
@@ -386,7 +415,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    fn hello(&mut self, document: &[u8], name: &str, facts: &Facts) -> Result<RawDocumentBuf, ErrorReply> {
+    async fn hello(&mut self, document: &[u8], name: &str, facts: &Facts) -> Result<RawDocumentBuf, ErrorReply> {
         let dialled = &self.ends.dialled();
         let socket = Socket { connection_id: self.place.number(), dialled };
         let reply = hello(document, name, facts, &mut self.state, socket, bson::DateTime::now())?;
@@ -398,7 +427,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         self.told = Some((facts.presentation, facts.max_wire_version));
         self.greeted();
-        Ok(reply)
+        if self.shared.log_ins.is_none() {
+            return Ok(reply);
+        }
+        Box::pin(self.with_log_in(&reply, name, document)).await
     }
 
     /// What we are; waits until the upstream was seen once. A late hello costs a driver one retry, a wrong one the client.
@@ -521,9 +553,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             name @ ("hello" | "isMaster" | "ismaster") => {
                 let facts = self.facts().await?;
                 self.shared.metrics.commands[(CommandLabel::Hello, Outcome::Completed)].inc();
-                self.hello(document, name, &facts)
+                self.hello(document, name, &facts).await
             }
-            name => Err(local::login(name)),
+            name => {
+                let asked = (name, document, command.database(frame));
+                match name {
+                    "saslStart" => Box::pin(self.log_in_command(LocalCommand::SaslStart, asked)).await,
+                    "saslContinue" => Box::pin(self.log_in_command(LocalCommand::SaslContinue, asked)).await,
+                    _ => Box::pin(self.log_in_command(LocalCommand::Authenticate, asked)).await,
+                }
+            }
         };
         Ok(answer.unwrap_or_else(|error| error.to_document()))
     }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, watch};
 
 use super::clusters::Clusters;
+use super::log_in::LogIns;
 use super::misfits::Misfits;
 use super::socket::SocketBounds;
 use crate::config::ClientConfig;
@@ -33,6 +34,8 @@ pub struct ClientShared {
     pub(super) misfits: Mutex<Misfits>,
     /// Who is busy, for the drain.
     pub activity: Arc<Activity>,
+    /// Where they log in; `None` where they need not.
+    pub log_ins: Option<Arc<LogIns>>,
 }
 
 impl ClientShared {
@@ -42,13 +45,14 @@ impl ClientShared {
         limits: Arc<ClientConfig>,
         facts: watch::Receiver<Option<Facts>>,
         activity: Arc<Activity>,
+        log_ins: Option<Arc<LogIns>>,
     ) -> Arc<Self> {
         let cluster = clusters.default();
         let (metrics, memory) = (cluster.metrics.clone(), cluster.memory.clone());
         let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
         let (metadata, misfits) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata, misfits, activity })
+        Arc::new(Self { clusters, limits, bounds, metrics, facts, metadata, misfits, activity, log_ins })
     }
 
     /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.

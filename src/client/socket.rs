@@ -24,7 +24,7 @@ use super::pace::Pace;
 use super::spare;
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::ClientConfig;
-use crate::config::limits::SCRATCH_BUFFER_BYTES;
+use crate::config::limits::{SCRATCH_BUFFER_BYTES, UNAUTHENTICATED_MESSAGE_BYTES};
 use crate::telemetry::labels::ClientClosed;
 use crate::wire::{Frame, FrameError, HEADER_LEN, MessageHeader, OpCode, op_compressed};
 
@@ -91,6 +91,8 @@ pub struct ClientSocket<S> {
     held: Option<Box<Held>>,
     /// When the first whole message must be there; `None` once it was.
     handshake_deadline: Option<Instant>,
+    /// Only small messages are taken: the client has still to log in.
+    small: bool,
     bounds: Arc<SocketBounds>,
 }
 
@@ -138,7 +140,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Wraps a socket that was just accepted.
     pub fn new(stream: S, bounds: Arc<SocketBounds>) -> Self {
         let handshake_deadline = Some(Instant::now() + bounds.limits.handshake_timeout);
-        Self { stream, pending: BytesMut::new(), held: None, handshake_deadline, bounds }
+        Self { stream, pending: BytesMut::new(), held: None, handshake_deadline, small: false, bounds }
+    }
+
+    /// Takes only small messages from here on, or all again.
+    pub fn only_small(&mut self, small: bool) {
+        self.small = small;
+    }
+
+    /// The next message must be there by then: the client is in the middle of a log-in.
+    pub fn expect_by(&mut self, deadline: Instant) {
+        self.handshake_deadline = Some(deadline);
+    }
+
+    /// The largest message that is taken, bytes, and what may be inside of a compressed one.
+    pub fn max_message_bytes(&self) -> usize {
+        let most = self.bounds.limits.max_message_bytes;
+        if self.small { most.min(UNAUTHENTICATED_MESSAGE_BYTES) } else { most }
     }
 
     /// The next message.
@@ -277,7 +295,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         if self.pending.len() < first.length {
             return Ok(Next::Read);
         }
-        let frame = Frame::decode(&mut self.pending, self.bounds.limits.max_message_bytes)?;
+        let limit = self.max_message_bytes();
+        let frame = Frame::decode(&mut self.pending, limit)?;
         let charge = self.held.as_mut().and_then(|held| held.charge.take());
         self.tidy();
         self.handshake_deadline = None;
@@ -289,7 +308,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
 
     /// The message at the start of `pending`, once enough of it is there to know what it needs.
     fn first(&self) -> Result<Option<First>, FrameError> {
-        let limit = self.bounds.limits.max_message_bytes;
+        let limit = self.max_message_bytes();
         let Some(header) = MessageHeader::parse(&self.pending, limit)? else { return Ok(None) };
         if self.pending.len() < header.length.min(HEAD_BYTES) {
             return Ok(None);
@@ -370,8 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<Filled, ReadEnd>> {
-        let length =
-            MessageHeader::parse(&self.pending, self.bounds.limits.max_message_bytes)?.map(|header| header.length);
+        let length = MessageHeader::parse(&self.pending, self.max_message_bytes())?.map(|header| header.length);
         let read = match (&self.held, length) {
             (Some(held), _) if let Some(rest) = &held.discarding => {
                 let most = rest.missing.min(SCRATCH_BUFFER_BYTES);
@@ -441,7 +459,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         if bytes.is_empty() {
             return Ok(Filled::End);
         }
-        let limit = self.bounds.limits.max_message_bytes;
+        let limit = self.max_message_bytes();
         if self.pending.is_empty()
             && let Some(frame) = Frame::copy_into(spare::take, bytes, limit)?
             && needed_bytes(frame.header(), frame.body(), limit) == frame.bytes().len()

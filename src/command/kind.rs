@@ -73,6 +73,17 @@ pub enum Effect {
     Idempotent,
 }
 
+impl CommandSpec {
+    /// Served for a client that has still to log in.
+    pub fn needs_no_log_in(&self) -> bool {
+        match self.handling {
+            Handling::Local(LocalCommand::ConnPoolStats) => false,
+            Handling::Local(_) => true,
+            _ => matches!(self.name, "ping" | "buildInfo" | "buildinfo" | "listCommands"),
+        }
+    }
+}
+
 const fn spec(name: &'static str, handling: Handling, effect: Effect, secondary_ok: bool) -> CommandSpec {
     CommandSpec { name, handling, effect, secondary_ok }
 }
@@ -260,6 +271,15 @@ mod tests {
         for name in ["IsMaster", "ISMASTER", "Find", "", "madeUp"] {
             assert_eq!(lookup(name.as_bytes()), &UNKNOWN, "{name}");
         }
+    }
+
+    #[test]
+    fn who_has_not_logged_in_gets_what_a_server_gives() {
+        let served: Vec<_> = COMMANDS.iter().filter(|spec| spec.needs_no_log_in()).map(|spec| spec.name).collect();
+        let expected = "ping hello isMaster ismaster saslStart saslContinue authenticate getnonce logout whatsmyuri \
+                        connectionStatus buildInfo buildinfo listCommands";
+        assert_eq!(served.join(" "), expected);
+        assert!(!UNKNOWN.needs_no_log_in() && !UNDERSCORE.needs_no_log_in());
     }
 
     #[test]

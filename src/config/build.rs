@@ -374,6 +374,7 @@ impl Builder<'_> {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
                 idle_timeout: layers.duration_or_off(&limits::CLIENT_IDLE_TIMEOUT),
                 handshake_timeout: layers.duration(&limits::HANDSHAKE_TIMEOUT),
+                failed_log_ins: layers.count_or_off(&limits::FAILED_LOG_INS),
                 stall_timeout: layers.duration(&limits::CLIENT_STALL_TIMEOUT),
                 max_message_bytes: saturating_usize(max_message),
             },

@@ -196,6 +196,9 @@ pub const MAX_CLIENTS: Limit = Limit::new("max_clients", "clients", 10_000, 1, 1
 pub const CLIENT_IDLE_TIMEOUT: Limit = Limit::off_by_default("client_idle_timeout_ms", MS, "off", 100, 7 * DAY);
 /// From accept to the first whole message; nobody who speaks the protocol waits that long.
 pub const HANDSHAKE_TIMEOUT: Limit = Limit::new("handshake_timeout_ms", MS, 10_000, 100, 10 * MINUTE);
+/// Log-ins from one address that fail one after the other before further ones wait, see [`FAILED_LOG_IN_PAUSE`]. More than a
+/// person mistypes, and at the waits that follow no password is found by trying.
+pub const FAILED_LOG_INS: Limit = Limit::new("failed_log_ins", "log-ins", 10, 1, 100_000).or_zero("off");
 /// Standstill in the middle of a request or of a reply, see [`LEAST_BYTES_PER_SECOND`]. It frees memory, not connections:
 /// none is held meanwhile.
 pub const CLIENT_STALL_TIMEOUT: Limit = Limit::new("client_stall_timeout_ms", MS, 30_000, 100, HOUR);
@@ -220,6 +223,7 @@ pub const PROGRAM: &[Limit] = &[
     MAX_CLIENTS,
     CLIENT_IDLE_TIMEOUT,
     HANDSHAKE_TIMEOUT,
+    FAILED_LOG_INS,
     CLIENT_STALL_TIMEOUT,
     MAX_MESSAGE_BYTES,
     MEMORY_LIMIT_BYTES,
@@ -267,6 +271,21 @@ pub const MAX_FILE_USERS: usize = 4_000;
 pub const MAX_FILE_ROLES: usize = 100;
 /// Longest name of a user, and of the database that holds it, bytes: distinguished names of certificates are the longest.
 pub const MAX_USER_NAME_BYTES: usize = 512;
+/// How long an address waits after [`FAILED_LOG_INS`] failures in a row. Each further one doubles it ...
+pub const FAILED_LOG_IN_PAUSE: Duration = Duration::from_secs(1);
+/// ... up to this: everybody behind the address waits, so it is never long.
+pub const FAILED_LOG_IN_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Addresses whose failures are counted, some 70 bytes each; beyond them the oldest is forgotten.
+pub const MAX_FAILED_LOG_IN_ADDRESSES: usize = 10_000;
+/// Log-ins that failed are told in the log this often in one second, the rest only counted: an attack is not to fill a disk.
+pub const FAILED_LOG_INS_LOGGED_PER_SECOND: u32 = 10;
+/// A message of a client that has still to log in, bytes; a compressed one may have as many inside. A hello takes some hundred,
+/// the largest round of a log-in about two thousand.
+pub const UNAUTHENTICATED_MESSAGE_BYTES: usize = 64 << 10;
+/// Messages that a client which has still to log in may send at once: several times what drivers and shells do ...
+pub const KNOCKS_AT_ONCE: u32 = 32;
+/// ... and for ever: four times what the most frequent monitor sends.
+pub const KNOCKS_PER_SECOND: u32 = 8;
 /// Longest name of a cluster, bytes: it is part of log lines and metric labels.
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// Longest name of a replica set that is shown, bytes: far beyond what people write.

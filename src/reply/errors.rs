@@ -35,11 +35,13 @@ pub mod code {
         Code { number, name }
     }
 
+    pub const BAD_VALUE: Code = code(2, "BadValue");
     pub const HOST_UNREACHABLE: Code = code(6, "HostUnreachable");
     pub const UNAUTHORIZED: Code = code(13, "Unauthorized");
     pub const TYPE_MISMATCH: Code = code(14, "TypeMismatch");
     pub const OVERFLOW: Code = code(15, "Overflow");
     pub const PROTOCOL_ERROR: Code = code(17, "ProtocolError");
+    pub const AUTHENTICATION_FAILED: Code = code(18, "AuthenticationFailed");
     pub const ILLEGAL_OPERATION: Code = code(20, "IllegalOperation");
     pub const INVALID_BSON: Code = code(22, "InvalidBSON");
     pub const CURSOR_NOT_FOUND: Code = code(43, "CursorNotFound");
@@ -59,14 +61,19 @@ pub mod code {
     pub const UNSUPPORTED_OP_QUERY_COMMAND: Code = code(352, "UnsupportedOpQueryCommand");
     pub const USER_WRITES_BLOCKED: Code = code(371, "UserWritesBlocked");
     pub const INGRESS_REQUEST_RATE_LIMIT_EXCEEDED: Code = code(462, "IngressRequestRateLimitExceeded");
+    pub const INVALID_BASE64: Code = code(10270, "Location10270");
     pub const WRONG_TYPE: Code = code(13111, "Location13111");
     pub const AWAIT_ARGUMENTS_APART: Code = code(31368, "Location31368");
+    pub const MISSING_FIELD: Code = code(40414, "Location40414");
+    pub const UNKNOWN_FIELD: Code = code(40415, "Location40415");
     pub const MULTIPLE_BODIES: Code = code(40430, "Location40430");
     pub const UNKNOWN_SECTION: Code = code(40432, "Location40432");
     pub const NO_DATABASE: Code = code(40571, "Location40571");
     pub const NO_BODY: Code = code(40587, "Location40587");
     pub const NEGATIVE_VALUE: Code = code(51024, "Location51024");
     pub const API_ARGUMENTS_WITHOUT_VERSION: Code = code(4_886_600, "Location4886600");
+    pub const ANOTHER_USER_OF_ANOTHER_DATABASE: Code = code(5_626_701, "Location5626701");
+    pub const ANOTHER_USER: Code = code(5_626_702, "Location5626702");
     pub const LEGACY_OPCODE: Code = code(5_739_101, "Location5739101");
 }
 
@@ -193,6 +200,12 @@ impl ErrorReply {
         let mut message = format!("mongomux: {}", scrub(cut));
         message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         Self { code, message, labels: Labels::NONE, base_backoff_ms: None }
+    }
+
+    /// An error in a server's own words: programs and people look for some of them.
+    pub fn of_server(code: Code, message: &str) -> Self {
+        let cut = message.get(..message.floor_char_boundary(MAX_MESSAGE_BYTES)).unwrap_or_default();
+        Self { code, message: cut.to_owned(), labels: Labels::NONE, base_backoff_ms: None }
     }
 
     /// The document that the client reads.

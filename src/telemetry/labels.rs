@@ -110,7 +110,8 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `proxy` a decision of ours that none of the others names, such as an
+    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `unauthenticated` sent
+    /// too much before it had logged in, `revoked` belonged to a user that was dropped or has another password now, `proxy` a decision of ours that none of the others names, such as an
     /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
@@ -120,7 +121,25 @@ labels! {
         ProtocolError = "protocol_error",
         ProxyHeader = "proxy_header",
         Drain = "drain",
+        Unauthenticated = "unauthenticated",
+        Revoked = "revoked",
         Proxy = "proxy",
+    }
+
+    /// What clients log in with.
+    "mechanism": LogInMechanism {
+        ScramSha1 = "SCRAM-SHA-1",
+        ScramSha256 = "SCRAM-SHA-256",
+        Plain = "PLAIN",
+        X509 = "MONGODB-X509",
+    }
+
+    /// How a log-in ended: `paused` was not looked at after many that failed, `unavailable` could not be.
+    "outcome": LogInOutcome {
+        Succeeded = "succeeded",
+        Failed = "failed",
+        Paused = "paused",
+        Unavailable = "unavailable",
     }
 
     /// Connections of a pool, in CMAP's words.
@@ -273,8 +292,11 @@ mod tests {
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),
-            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain proxy"
+            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain unauthenticated revoked \
+             proxy"
         );
+        assert_eq!(texts::<LogInMechanism>(), "mechanism: SCRAM-SHA-1 SCRAM-SHA-256 PLAIN MONGODB-X509");
+        assert_eq!(texts::<LogInOutcome>(), "outcome: succeeded failed paused unavailable");
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
         assert_eq!(

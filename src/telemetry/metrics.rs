@@ -21,7 +21,8 @@ use prometheus::{
 use super::applications::Applications;
 use super::labels::{
     BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane,
-    LongHeldKind, Outcome, PinKind, RetryReason, ServerEvent, ServerState, ShedReason, Side, TransactionEnd, TripLabel,
+    LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RetryReason, ServerEvent, ServerState, ShedReason,
+    Side, TransactionEnd, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -85,6 +86,7 @@ pub struct Metrics {
     pub client_connections_surplus: IntGauge,
     pub client_connections_opened: IntCounter,
     pub client_connections_closed: By<ClientClosed, IntCounter>,
+    pub log_ins: ByPair<LogInMechanism, LogInOutcome, IntCounter>,
     pub upstream_connect_seconds: Histogram,
     pub wait_queue_seconds: Histogram,
     pub wait_queue_oldest_seconds: Gauge,
@@ -143,6 +145,7 @@ impl Metrics {
             ),
             client_connections_opened: table.counter("client_connections_opened_total", "Client sockets accepted."),
             client_connections_closed: table.counters("client_connections_closed_total", "Client sockets closed."),
+            log_ins: table.counter_pairs("logins_total", "Log-ins of clients, by how they ended."),
             upstream_connect_seconds: table.histogram(
                 "upstream_connect_seconds",
                 "Time to establish an upstream connection: TCP, TLS, hello and authentication.",
@@ -512,6 +515,7 @@ mod tests {
             ("client_connections_surplus", GAUGE, vec![]),
             ("client_connections_opened_total", COUNTER, vec![]),
             ("client_connections_closed_total", COUNTER, vec![all::<ClientClosed>()]),
+            ("logins_total", COUNTER, vec![all::<LogInMechanism>(), all::<LogInOutcome>()]),
             ("upstream_connections", GAUGE, vec![server(), all::<ConnectionState>()]),
             ("upstream_connections_max", GAUGE, vec![server()]),
             ("in_flight_limit", GAUGE, vec![server()]),

@@ -45,6 +45,13 @@ impl LegacyCommand {
         self.name
     }
 
+    /// The database that the message names: what stands for `$db`.
+    pub fn database<'a>(&self, frame: &'a Frame) -> &'a str {
+        let namespace = frame.body().get(4..).and_then(split_cstring).map(|(namespace, _)| namespace);
+        let database = namespace.and_then(|namespace| namespace.strip_suffix(b".$cmd"));
+        database.and_then(|database| std::str::from_utf8(database).ok()).unwrap_or_default()
+    }
+
     /// The command document; it has no `$db`.
     pub fn document<'a>(&self, frame: &'a Frame) -> &'a [u8] {
         frame.body().get(self.start..self.start.saturating_add(self.length)).unwrap_or_default()
@@ -175,6 +182,7 @@ mod tests {
                 let frame = query(namespace, &document);
                 let Legacy::Command(command) = parse(&frame) else { panic!("{namespace} {name}") };
                 assert_eq!((command.name(), command.document(&frame)), (name, document.as_bytes()));
+                assert_eq!(Some(command.database(&frame)), namespace.strip_suffix(".$cmd"));
             }
         }
     }

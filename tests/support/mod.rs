@@ -14,6 +14,7 @@ pub mod elections;
 pub mod hold;
 pub mod large;
 pub mod ledger;
+pub mod log_in;
 pub mod open_loop;
 pub mod pair;
 pub mod program;

@@ -20,6 +20,7 @@ fn bounds(memory: Arc<MemoryBudget>) -> Arc<SocketBounds> {
         max_clients: 10,
         idle_timeout: Some(Duration::from_secs(100)),
         handshake_timeout: Duration::from_secs(10),
+        failed_log_ins: None,
         stall_timeout: STALL,
         max_message_bytes: 48_000_000,
     };
