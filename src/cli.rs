@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing::level_filters::LevelFilter;
 
 use crate::config::system::{Text, container_memory_bytes, read_file};
+use crate::config::users_file::DEFAULT_DATABASE;
 use crate::config::{Address, ConfigError, ConfigErrors, Profile, Sources};
 use crate::telemetry::logs::LogFormat;
 
@@ -44,6 +45,39 @@ pub enum Command {
     Sandbox(SandboxArgs),
     /// Say whether `run` would accept this configuration, and what is in force
     Check(RunArgs),
+    /// Look after a users file
+    #[command(subcommand)]
+    User(UserCommand),
+}
+
+/// What is to be done with a users file.
+#[derive(Subcommand)]
+pub enum UserCommand {
+    /// Add a user, or give one another password: asked for on the terminal, else one line of the standard input
+    Add(UserAddArgs),
+}
+
+/// A user to be added. Its password is never an argument, which others could see.
+#[derive(Args, Clone, Debug, PartialEq, Eq)]
+pub struct UserAddArgs {
+    /// As clients type it
+    #[arg(value_name = "NAME", env = "MONGOMUX_USER_NAME")]
+    pub name: String,
+
+    /// The users file; made where there is none
+    #[arg(long, value_name = "FILE", env = "MONGOMUX_USERS_FILE")]
+    pub file: PathBuf,
+
+    /// What clients give as authSource
+    #[arg(long, value_name = "DATABASE", env = "MONGOMUX_USER_DATABASE", default_value = DEFAULT_DATABASE)]
+    pub database: String,
+
+    /// What it can log in with; may be repeated [default: both]
+    #[arg(
+        long = "mechanism", value_name = "MECHANISM", env = "MONGOMUX_USER_MECHANISM", value_delimiter = ',',
+        value_parser = PossibleValuesParser::new(["SCRAM-SHA-256", "SCRAM-SHA-1"])
+    )]
+    pub mechanisms: Vec<String>,
 }
 
 /// Where the configuration comes from. `check` takes what `run` takes, so that it judges the same configuration.
@@ -266,6 +300,22 @@ mod tests {
     }
 
     #[test]
+    fn a_user_is_added_without_its_password_being_an_argument() {
+        let add = |arguments: &[&str]| match parse(&[&["user", "add"], arguments].concat())?.command {
+            Command::User(UserCommand::Add(args)) => Ok::<_, clap::Error>(args),
+            _ => panic!("another command"),
+        };
+        let args = add(&["app", "--file", "users.toml"]).unwrap();
+        assert_eq!((args.name.as_str(), args.database.as_str(), args.mechanisms.len()), ("app", "admin", 0));
+        let args = add(&["app", "--file", "f", "--database", "shop", "--mechanism", "SCRAM-SHA-1"]).unwrap();
+        assert_eq!((args.database.as_str(), args.mechanisms), ("shop", vec!["SCRAM-SHA-1".to_owned()]));
+        for wrong in [&["app"][..], &["app", "secret", "--file", "f"], &["app", "--file", "f", "--mechanism", "PLAIN"]]
+        {
+            assert!(add(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn durations_have_a_number_and_a_unit() {
         for (text, ms) in [("250ms", 250), ("10s", 10_000), ("5m", 300_000), ("1h", 3_600_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
@@ -321,7 +371,9 @@ mod tests {
     fn every_flag_has_an_environment_name_and_no_secret_shows_in_the_help() {
         let mut program = Cli::command();
         program.build();
-        for command in program.get_subcommands().filter(|command| command.get_name() != "help") {
+        let commands =
+            program.get_subcommands().flat_map(|command| std::iter::once(command).chain(command.get_subcommands()));
+        for command in commands.filter(|command| command.get_name() != "help") {
             for flag in command.get_arguments().filter(|flag| !["help", "version"].contains(&flag.get_id().as_str())) {
                 let name = flag.get_env().unwrap_or_else(|| panic!("{} of {}", flag.get_id(), command.get_name()));
                 let name = name.to_str().unwrap();

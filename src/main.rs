@@ -4,8 +4,8 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use mongomux::app::{App, Drained};
-use mongomux::cli::{Cli, Command, RunArgs, SandboxArgs};
+use mongomux::app::{self, App, Drained, StartError, user_add};
+use mongomux::cli::{Cli, Command, RunArgs, SandboxArgs, UserAddArgs, UserCommand};
 use mongomux::config::{Config, system};
 use mongomux::sandbox::{self, SandboxOptions};
 use mongomux::telemetry::logs;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             Err(code) => code,
         },
         Command::Check(args) => check(&args),
+        Command::User(UserCommand::Add(args)) => add_user(&args),
         Command::Sandbox(args) => on_threads(1, sandbox(args)),
     }
 }
@@ -66,6 +67,8 @@ async fn run(config: Config) -> ExitCode {
     };
     let app = match App::start(config).await {
         Ok(app) => app,
+        // As `check` says it.
+        Err(StartError::Users(errors)) => return fail(BAD_CONFIGURATION, &errors),
         Err(error) => return fail(FAILED, &error),
     };
     app.metrics().config_loaded(true, SystemTime::now());
@@ -92,10 +95,23 @@ async fn run(config: Config) -> ExitCode {
 fn check(args: &RunArgs) -> ExitCode {
     match load(args) {
         Ok(config) => {
+            if let Err(errors) = app::check_users(&config) {
+                return fail(BAD_CONFIGURATION, &errors);
+            }
             say(&mut std::io::stdout(), &format!("the configuration is valid\n{config}"));
             ExitCode::SUCCESS
         }
         Err(code) => code,
+    }
+}
+
+fn add_user(args: &UserAddArgs) -> ExitCode {
+    match user_add::add(args, user_add::ask) {
+        Ok(added) => {
+            say(&mut std::io::stdout(), &added.to_string());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(FAILED, &error),
     }
 }
 
