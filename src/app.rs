@@ -1,5 +1,7 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+pub mod user_add;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
