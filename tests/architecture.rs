@@ -58,6 +58,8 @@ const PURE: &[&str] = &[
     "upstream/shortage.rs",
     "reply/",
     "client/catch_up.rs",
+    "client/failed_log_ins.rs",
+    "client/knocks.rs",
     "client/pace.rs",
     "admin/advice.rs",
     "admin/suspicions.rs",

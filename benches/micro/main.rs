@@ -3,6 +3,7 @@
 //! `cargo bench --bench micro`, or `cargo bench --bench micro -- find` for those whose name holds `find`. Times are for comparing
 //! two builds on one quiet machine; what must not grow is watched by `cargo bench --bench counts`, which counts instead.
 
+mod log_in;
 mod path;
 mod pool;
 mod rig;

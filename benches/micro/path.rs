@@ -7,6 +7,7 @@ use bson::oid::ObjectId;
 use divan::Bencher;
 use futures_util::FutureExt as _;
 use mongomux::client::facade::{self, Offer};
+use mongomux::client::log_in::LogIns;
 use mongomux::client::session::Session;
 use mongomux::client::shared::Activity;
 use mongomux::client::{ClientShared, Clusters, Ends, Places};
@@ -28,14 +29,14 @@ fn command(bencher: Bencher<'_, '_>, command: &str) {
         other => unreachable!("{other} is not in the list"),
     };
     let rig = Rig::new();
-    let mut client = rig.runtime.block_on(client(&rig));
+    let mut client = rig.runtime.block_on(client(&rig, None));
     let mut reply = vec![0; PIPE_BYTES];
     rig.runtime.block_on(exchange(&mut client, &canned::hello(), &mut reply));
     bencher.bench_local(|| rig.runtime.block_on(exchange(&mut client, &request, &mut reply)));
 }
 
 /// A client at the other end of a session's pipe.
-async fn client(rig: &Rig) -> DuplexStream {
+pub(crate) async fn client(rig: &Rig, log_ins: Option<Arc<LogIns>>) -> DuplexStream {
     let offer = Offer {
         presentation: rig.cluster.config.presentation,
         shown_set: None,
@@ -46,7 +47,7 @@ async fn client(rig: &Rig) -> DuplexStream {
     let clusters = Clusters::new(rig.cluster.clone(), Databases::from_iter([]));
     let facts = facade::follow(&clusters, offer, &rig.tasks);
     let limits = Arc::new(rig.client.clone());
-    let shared = ClientShared::new(clusters, Arc::default(), limits, facts, Arc::new(Activity::default()));
+    let shared = ClientShared::new(clusters, Arc::default(), limits, facts, Arc::new(Activity::default()), log_ins);
     let places = Places::new(&rig.client, rig.cluster.metrics.clone());
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -55,11 +56,12 @@ async fn client(rig: &Rig) -> DuplexStream {
     ours
 }
 
-/// Sends a request and reads its whole reply.
-async fn exchange(client: &mut DuplexStream, request: &[u8], reply: &mut [u8]) {
+/// Sends a request and reads its whole reply, which is that long.
+pub(crate) async fn exchange(client: &mut DuplexStream, request: &[u8], reply: &mut [u8]) -> usize {
     client.write_all(request).await.expect("a session that goes on");
     client.read_exact(&mut reply[..4]).await.expect("a reply");
     let length = u32::from_le_bytes(reply[..4].try_into().expect("four bytes")) as usize;
     client.read_exact(&mut reply[4..length]).await.expect("the rest of it");
     assert_eq!(reply[8..12], request[4..8], "a reply to somebody else");
+    length
 }

@@ -142,7 +142,7 @@ fn existing(file: &Path) -> Result<DocumentMut, UserAddError> {
     }
     // Its own report would show a line.
     let parsed = secret.parse::<DocumentMut>().ok().filter(|_| errors.is_empty());
-    parsed.ok_or_else(|| UserAddError::File(ConfigErrors(errors)))
+    parsed.ok_or(UserAddError::File(ConfigErrors(errors)))
 }
 
 fn not_in_double_brackets(file: &Path) -> UserAddError {

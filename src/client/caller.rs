@@ -35,9 +35,7 @@ impl Caller<'_> {
         let tenant = match fairness.by {
             FairBy::None => Tenant::COMMON,
             FairBy::Application => tenant(self.application()),
-            FairBy::User => {
-                tenant(self.identity.map(|identity| identity.user.to_string()).as_deref().unwrap_or_default())
-            }
+            FairBy::User => self.identity.map_or(Tenant::COMMON, |identity| tenant(&identity.user.to_string())),
             FairBy::Database => tenant(database()),
             FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
         };

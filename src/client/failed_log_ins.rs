@@ -5,7 +5,8 @@
 //! long, and the first log-in that succeeds ends it.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+// The type alone: there are no sockets in `core`.
+use core::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::Instant;
