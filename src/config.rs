@@ -21,6 +21,7 @@ mod reader;
 pub mod shares;
 mod sharing;
 pub mod system;
+pub mod tls;
 pub mod uri;
 mod vain;
 
@@ -37,6 +38,7 @@ pub use namespaces::{Namespace, Namespaces};
 pub use profile::Profile;
 pub use shares::MemoryShares;
 pub use system::Sources;
+pub use tls::{ClientCertificates, ListenerTls, TlsVersion};
 
 /// The whole program's configuration.
 #[derive(Debug, Clone)]
@@ -76,6 +78,8 @@ pub struct ListenerConfig {
     pub proxy_protocol: bool,
     /// How clients prove who they are.
     pub auth: Auth,
+    /// How its sockets are encrypted, if they are.
+    pub tls: Option<ListenerTls>,
 }
 
 /// A file that the credential for upstream stands in.

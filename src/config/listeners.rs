@@ -42,8 +42,7 @@ impl<'a> Listeners<'a> {
                 Found::of("default", "listen", vec![Address::tcp(host, port)])
             }
             None => {
-                let stray = own.compressors.as_ref().map(Found::place_only).into_iter();
-                for found in stray.chain(own.proxy_protocol.as_ref().map(Found::place_only)) {
+                for found in own.stray() {
                     let problem =
                         "belongs into the [[listener]] table, as `listen` does: there is none here".to_owned();
                     errors.push(found.error(problem));
@@ -91,6 +90,7 @@ impl<'a> Listeners<'a> {
         called: String,
         errors: &mut Vec<ConfigError>,
     ) {
+        let tls = own.tls.built(&listen.value, errors);
         let allowed = own.allow_unauthenticated_clients || self.sources.allow_unauthenticated_clients;
         for address in &listen.value {
             let near = address.is_loopback();
@@ -110,6 +110,7 @@ impl<'a> Listeners<'a> {
                 compressors: own.compressors.as_ref().map_or_else(usual, |found| found.value.clone()),
                 proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
                 auth: Auth::None,
+                tls: tls.clone().filter(|_| matches!(address, Address::Tcp { .. })),
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
             self.built.push(BuiltListener { config, at });

@@ -110,7 +110,8 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `proxy` a decision of ours that none of the others names, such as an
+    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `tls` a
+    /// handshake that failed, or TLS where there is none, `proxy` a decision of ours that none of the others names, such as an
     /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
@@ -119,6 +120,7 @@ labels! {
         HandshakeTimeout = "handshake_timeout",
         ProtocolError = "protocol_error",
         ProxyHeader = "proxy_header",
+        Tls = "tls",
         Drain = "drain",
         Proxy = "proxy",
     }
@@ -273,7 +275,7 @@ mod tests {
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),
-            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header drain proxy"
+            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header tls drain proxy"
         );
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
         assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
