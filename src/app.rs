@@ -1,5 +1,7 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+mod certificates;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,12 +10,13 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::certificates::Certificates;
 use crate::admin::{self, Admin, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, listener};
+use crate::client::{BindError, BoundSocket, ClientShared, ClientTls, ClientTlsError, Clusters, Places, listener};
 use crate::config::{Address, ClientConfig, ClusterConfig, Config, ListenerConfig, MemoryShares};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
@@ -61,6 +64,14 @@ pub enum StartError {
         /// What is wrong.
         error: TlsError,
     },
+    /// The TLS files of a listener.
+    #[error("listener {listen}: {error}")]
+    ClientTls {
+        /// Where it would listen.
+        listen: Address,
+        /// What is wrong.
+        error: ClientTlsError,
+    },
 }
 
 /// How a drain ended.
@@ -98,8 +109,10 @@ impl App {
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
+            let tls = listener.tls.as_ref().map(ClientTls::new).transpose();
+            let tls = tls.map_err(|error| StartError::ClientTls { listen: listener.listen.clone(), error })?;
             let socket = BoundSocket::bind(&listener.listen, liveness).await?;
-            bound.push((listener, socket));
+            bound.push((listener, socket, tls.map(Arc::new)));
         }
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
@@ -110,7 +123,8 @@ impl App {
         let places = Places::new(&config.client, metrics.clone());
         let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
         let (draining, _) = watch::channel(false);
-        let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
+        let addresses = bound.iter().map(|(_, socket, _)| socket.address().clone()).collect();
+        let certificates = Certificates::new(reload.clone(), metrics.clone(), tasks.clone());
         let mut clusters = Vec::new();
         for cluster in config.clusters {
             let surroundings = Surroundings {
@@ -120,11 +134,12 @@ impl App {
                 tasks: &tasks,
                 metrics: &metrics,
                 reload: &reload,
+                certificates: &certificates,
             };
             clusters.push(start_cluster(cluster, surroundings)?);
         }
         let service_id = ObjectId::new();
-        for (listener, socket) in bound {
+        for (listener, socket, tls) in bound {
             let behind = behind(&listener, &clusters);
             let offer = Offer {
                 presentation: behind.default().config.presentation,
@@ -137,13 +152,18 @@ impl App {
             let shared = ClientShared::new(behind, limits.clone(), facts, activity.clone());
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
-            tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
-            listen(socket, proxied, &shared, &places, &draining, &tasks);
+            let encrypted = tls.is_some();
+            tracing::info!(%cluster, %databases, proxied, encrypted, address = %socket.address(), "listening");
+            if let Some(tls) = &tls {
+                certificates.watch_listener(socket.address(), tls);
+            }
+            listen(socket, proxied, tls, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
         tasks.spawn("admin", admin::serve(admin_listener, admin, tasks.clone()));
+        certificates.warn_in_time();
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
         Ok(Self {
@@ -262,10 +282,11 @@ struct Surroundings<'a> {
     tasks: &'a Tasks,
     metrics: &'a Arc<Metrics>,
     reload: &'a Reload,
+    certificates: &'a Certificates,
 }
 
 fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> Result<Arc<Cluster>, StartError> {
-    let Surroundings { client, identities, memory, tasks, metrics, reload } = surroundings;
+    let Surroundings { client, identities, memory, tasks, metrics, reload, certificates } = surroundings;
     let name = config.name.clone();
     if let (Some(file), Some(credential)) = (&config.credential_file, &mut config.upstream.credential) {
         let read = rotation::read(file, credential);
@@ -284,6 +305,9 @@ fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> R
     let (told, memory_of_it) = (identities.clone(), memory.clone());
     let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes);
     let dialer = Arc::new(dialer.map_err(|error| StartError::Tls { cluster: name, error })?);
+    if let Some(tls) = dialer.tls() {
+        certificates.watch_cluster(&config.name, tls, monitor.clone());
+    }
     let followed = config.credential_file.clone().zip(config.upstream.credential.clone());
     let cluster = Cluster::new(config, monitor, dialer.clone(), identities, memory, tasks.clone(), metrics.clone());
     cluster.start();
@@ -305,6 +329,7 @@ fn behind(listener: &ListenerConfig, clusters: &[Arc<Cluster>]) -> Clusters {
 fn listen(
     socket: BoundSocket,
     proxied: bool,
+    tls: Option<Arc<ClientTls>>,
     shared: &Arc<ClientShared>,
     places: &Arc<Places>,
     draining: &watch::Sender<bool>,
@@ -314,7 +339,7 @@ fn listen(
     tasks.spawn("listen", async move {
         // The listener closes when it loses; its clients have tasks of their own.
         tokio::select! {
-            () = listener::serve(socket, proxied, shared, places) => {}
+            () = listener::serve(socket, proxied, tls, shared, places) => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     });

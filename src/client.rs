@@ -27,6 +27,8 @@ pub mod session;
 pub mod shared;
 pub mod socket;
 mod spare;
+pub mod tls;
+mod tls_socket;
 pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};
@@ -34,3 +36,4 @@ pub use clusters::Clusters;
 pub use ends::Ends;
 pub use places::Places;
 pub use shared::ClientShared;
+pub use tls::{ClientTls, ClientTlsError, PeerCertificate};
