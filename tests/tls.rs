@@ -407,6 +407,8 @@ async fn subjects_are_written_as_the_server_writes_them() {
         "-out",
         &ca,
     ]);
+    let extensions = path("extensions");
+    std::fs::write(&extensions, "basicConstraints = CA:FALSE").unwrap();
     let both = authority.path("both.pem");
     replace(
         &both,
@@ -467,7 +469,7 @@ async fn subjects_are_written_as_the_server_writes_them() {
             "-set_serial",
             &serial,
             "-extfile",
-            "/dev/null",
+            &extensions,
             "-out",
             &certificate,
         ]);
