@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
-use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress};
+use mongodb::options::{
+    AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls, TlsOptions as TheirTls,
+};
 
 use super::Address;
 pub use compression::Compression;
@@ -157,7 +159,8 @@ impl Upstream {
 
         let mut connection = ConnectionString::parse(passed_on).map_err(|error| UriError::from_driver(&error))?;
         let overrides = overrides(&mut connection)?;
-        let tls = ours.tls.apply(&mut connection, &mut warnings)?;
+        let tls = tls_options(&mut connection, ours.tls)?;
+        warnings.extend(tls.as_ref().and_then(TlsOptions::warning));
         let (is_srv, seeds) = match &connection.host_info {
             HostInfo::HostIdentifiers(hosts) => (false, hosts.iter().map(address).collect()),
             _ => (true, Vec::new()),
@@ -491,6 +494,20 @@ fn overrides(connection: &mut ConnectionString) -> Result<UriOverrides, UriError
         heartbeat_frequency: connection.heartbeat_frequency,
         local_threshold: connection.local_threshold,
     })
+}
+
+/// What the driver has read of TLS and what it has not, together; it is told what the monitor needs of the rest.
+fn tls_options(connection: &mut ConnectionString, extra: tls::Extra) -> Result<Option<TlsOptions>, UriError> {
+    if connection.tls.is_none() && extra.implies_tls() {
+        connection.tls = Some(Tls::Enabled(TheirTls::default()));
+    }
+    let Some(Tls::Enabled(theirs)) = &mut connection.tls else { return extra.without_tls().map(|()| None) };
+    let any = theirs.allow_invalid_certificates == Some(true);
+    let options = extra.with(theirs.ca_file_path.clone(), theirs.cert_key_file_path.clone(), any)?;
+    theirs.allow_invalid_certificates = Some(options.monitor_trusts_anybody());
+    theirs.tls_certificate_key_file_password =
+        options.key_password.as_ref().map(|password| password.expose().as_bytes().to_vec());
+    Ok(Some(options))
 }
 
 /// Moves the password out of the driver's hands. The user name stays there: with it the driver tells which source DNS names.

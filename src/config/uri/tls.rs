@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
-use mongodb::options::{ConnectionString, Tls, TlsOptions as TheirOptions};
 use zeroize::Zeroizing;
 
 use super::{UriError, refuse};
@@ -62,52 +61,31 @@ impl Extra {
         Ok(())
     }
 
-    /// All options together: what is in force for us, and what the monitor's driver is to do. What is insecure is warned of.
-    pub(super) fn apply(
-        self,
-        connection: &mut ConnectionString,
-        warnings: &mut Vec<String>,
-    ) -> Result<Option<TlsOptions>, UriError> {
-        if connection.tls.is_none() && self.allow_invalid_hostnames {
-            // As with every other option of its kind.
-            connection.tls = Some(Tls::Enabled(TheirOptions::default()));
+    /// True when there has to be TLS: with every other option of its kind there is as well.
+    pub(super) fn implies_tls(&self) -> bool {
+        self.allow_invalid_hostnames
+    }
+
+    /// Where there is no TLS, nothing may be said of it.
+    pub(super) fn without_tls(&self) -> Result<(), UriError> {
+        if self.allow_invalid_hostnames {
+            return Err(refuse("tlsAllowInvalidHostnames goes with TLS, and there is none"));
         }
-        let Some(Tls::Enabled(theirs)) = &mut connection.tls else {
-            if self.allow_invalid_hostnames {
-                return Err(refuse("tlsAllowInvalidHostnames goes with TLS, and there is none"));
-            }
-            return self.without_key_file().map(|()| None);
-        };
-        let options = TlsOptions {
-            ca_file: theirs.ca_file_path.clone(),
-            cert_key_file: theirs.cert_key_file_path.clone(),
-            key_password: self.key_password.clone(),
-            allow_invalid_certificates: theirs.allow_invalid_certificates == Some(true),
-            allow_invalid_hostnames: self.allow_invalid_hostnames,
-        };
-        if options.cert_key_file.is_none() {
+        self.without_key_file()
+    }
+
+    /// What is in force, with what the driver has read.
+    pub(super) fn with(
+        self,
+        ca_file: Option<PathBuf>,
+        cert_key_file: Option<PathBuf>,
+        allow_invalid_certificates: bool,
+    ) -> Result<TlsOptions, UriError> {
+        if cert_key_file.is_none() {
             self.without_key_file()?;
         }
-        theirs.tls_certificate_key_file_password =
-            self.key_password.as_ref().map(|password| password.expose().as_bytes().to_vec());
-        if options.allow_invalid_certificates {
-            warnings.push(
-                "TLS without checking certificates (tlsInsecure, tlsAllowInvalidCertificates): whoever stands between us and \
-                 the servers can pretend to be one of them, and read and change everything"
-                    .to_owned(),
-            );
-        } else if options.allow_invalid_hostnames {
-            // Its driver can leave out both checks or none. It has no credential and carries no command, and whatever servers
-            // it is told of have to show us a certificate of the authorities.
-            theirs.allow_invalid_certificates = Some(true);
-            warnings.push(
-                "TLS without checking host names (tlsAllowInvalidHostnames): whoever has any certificate of the authorities can \
-                 pretend to be one of the servers. Monitoring, which has no credential and carries no command, takes any \
-                 certificate then"
-                    .to_owned(),
-            );
-        }
-        Ok(Some(options))
+        let Self { allow_invalid_hostnames, key_password } = self;
+        Ok(TlsOptions { ca_file, cert_key_file, key_password, allow_invalid_certificates, allow_invalid_hostnames })
     }
 
     fn without_key_file(&self) -> Result<(), UriError> {
@@ -115,6 +93,29 @@ impl Extra {
             Some(_) => Err(refuse("tlsCertificateKeyFilePassword goes with tlsCertificateKeyFile, and there is none")),
             None => Ok(()),
         }
+    }
+}
+
+impl TlsOptions {
+    /// Whether the monitor takes any certificate. Its driver can leave out names only together with all else. It has no
+    /// credential and carries no command, and whatever servers it is told of have to show us a certificate of the authorities.
+    pub(super) fn monitor_trusts_anybody(&self) -> bool {
+        self.allow_invalid_certificates || self.allow_invalid_hostnames
+    }
+
+    /// What is insecure.
+    pub(super) fn warning(&self) -> Option<String> {
+        let what = if self.allow_invalid_certificates {
+            "TLS without checking certificates (tlsInsecure, tlsAllowInvalidCertificates): whoever stands between us and the \
+             servers can pretend to be one of them, and read and change everything"
+        } else if self.allow_invalid_hostnames {
+            "TLS without checking host names (tlsAllowInvalidHostnames): whoever has any certificate of the authorities can \
+             pretend to be one of the servers. Monitoring, which has no credential and carries no command, takes any \
+             certificate then"
+        } else {
+            return None;
+        };
+        Some(what.to_owned())
     }
 }
 
@@ -135,6 +136,8 @@ pub(super) fn contradictions(given: &BTreeSet<String>) -> Result<(), UriError> {
 
 #[cfg(test)]
 mod tests {
+    use mongodb::options::{Tls, TlsOptions as TheirOptions};
+
     use super::super::Upstream;
     use super::*;
 
