@@ -8,8 +8,10 @@ use std::process::Command;
 
 use bson::{Document, doc};
 use mongomux::config::Address;
+use mongomux::config::uri::Upstream;
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
 use mongomux::sandbox::wire_client::WireClient;
+use mongomux::upstream::tls::UpstreamTls;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use support::certificates::{Authority, TlsClient, Wish, replace};
@@ -296,7 +298,17 @@ async fn a_server_has_to_show_who_it_is() {
         let deployment = encrypted(&authority, certificate, &[WITHOUT_CERTIFICATES]).await;
         require_tls(&deployment).await;
         for (options, problem) in options {
-            let proxy = proxy(&upstream(&deployment, options), QUICK).await;
+            let uri = upstream(&deployment, options);
+            // Our own connections, for themselves: whom the monitor refuses they would never be tried with.
+            let tls = UpstreamTls::new(&Upstream::parse(&uri).unwrap().tls.unwrap()).unwrap();
+            let stream = TcpStream::connect(deployment.members()[0].address().to_string()).await.unwrap();
+            let told = tls.connect("127.0.0.1", stream).await.err().map(|error| error.to_string());
+            let as_expected = match problem {
+                None => told.is_none(),
+                Some(problem) => told.as_ref().is_some_and(|told| told.contains(problem)),
+            };
+            assert!(as_expected, "{options}: {told:?}");
+            let proxy = proxy(&uri, QUICK).await;
             match problem {
                 None => {
                     let mut client = support::connect(proxy.address()).await;
