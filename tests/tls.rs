@@ -274,7 +274,9 @@ async fn a_server_has_to_show_who_it_is() {
     let elsewhere = authority.sign("elsewhere.pem", &Wish { hosts: &["elsewhere.example"], ..Wish::default() });
     let ca = format!("tlsCAFile={}", authority.file().display());
     let wrong_ca = format!("tlsCAFile={}", stranger.file().display());
-    let cases: [(&Path, &[(String, Option<&str>)]); 2] = [
+    // With which options, and what is wrong then.
+    type Cases<'a> = &'a [(String, Option<&'a str>)];
+    let cases: [(&Path, Cases<'_>); 2] = [
         (
             &good,
             &[

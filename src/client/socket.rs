@@ -227,7 +227,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Tells the client that nothing more comes, if that can be said without waiting: over TLS an end without a word looks
     /// like an attack.
     pub async fn part(&mut self) {
-        std::future::poll_fn(|context| Poll::Ready(drop(Pin::new(&mut self.stream).poll_shutdown(context)))).await;
+        std::future::poll_fn(|context| {
+            drop(Pin::new(&mut self.stream).poll_shutdown(context));
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Something went before the first message, and counts against the same time.
