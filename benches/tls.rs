@@ -10,6 +10,7 @@
 #![allow(clippy::cast_precision_loss, reason = "small numbers")]
 
 #[path = "sidecar/accounting.rs"]
+#[allow(unreachable_pub, dead_code, reason = "the other bench's, of which this one uses a part")]
 mod accounting;
 #[path = "../tests/support/mod.rs"]
 mod support;
