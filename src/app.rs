@@ -1,5 +1,6 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
+mod certificates;
 mod doors;
 pub mod user_add;
 
@@ -12,12 +13,16 @@ use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use self::certificates::Certificates;
+use self::doors::{Doors, UsersOfFile};
 use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, Clusters, Places, RulesInForce, listener};
+use crate::client::{
+    BindError, BoundSocket, ClientShared, ClientTls, ClientTlsError, Clusters, Places, RulesInForce, listener,
+};
 use crate::config::system::read_secret;
 use crate::config::{
     Address, AdminAccess, ClientConfig, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerConfig, MemoryShares,
@@ -32,7 +37,6 @@ use crate::upstream::rotation::{self, CredentialError};
 use crate::upstream::tls::TlsError;
 use crate::upstream::{Cluster, Liveness};
 pub use doors::check_users;
-use doors::{Doors, UsersOfFile};
 
 /// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
 /// server from a slow one.
@@ -79,6 +83,14 @@ pub enum StartError {
         /// What is wrong.
         error: TlsError,
     },
+    /// The TLS files of a listener.
+    #[error("listener {listen}: {error}")]
+    ClientTls {
+        /// Where it would listen.
+        listen: Address,
+        /// What is wrong.
+        error: ClientTlsError,
+    },
 }
 
 /// How a drain ended.
@@ -118,8 +130,10 @@ impl App {
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
+            let tls = listener.tls.as_ref().map(ClientTls::new).transpose();
+            let tls = tls.map_err(|error| StartError::ClientTls { listen: listener.listen.clone(), error })?;
             let socket = BoundSocket::bind(&listener.listen, liveness).await?;
-            bound.push((listener, socket));
+            bound.push((listener, socket, tls.map(Arc::new)));
         }
         let tokens = admin_tokens(&config.admin_access)?;
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
@@ -130,7 +144,8 @@ impl App {
         let limits = Arc::new(config.client.clone());
         let places = Places::new(&config.client, metrics.clone());
         let (draining, _) = watch::channel(false);
-        let addresses = bound.iter().map(|(_, socket)| socket.address().clone()).collect();
+        let addresses = bound.iter().map(|(_, socket, _)| socket.address().clone()).collect();
+        let certificates = Certificates::new(reload.clone(), metrics.clone(), tasks.clone());
         let mut clusters = Vec::new();
         for cluster in config.clusters {
             let surroundings = Surroundings {
@@ -140,13 +155,14 @@ impl App {
                 tasks: &tasks,
                 metrics: &metrics,
                 reload: &reload,
+                certificates: &certificates,
             };
             clusters.push(start_cluster(cluster, surroundings)?);
         }
         let mut doors = Doors::new(users, config.client.failed_log_ins, metrics.clone(), &reload, &tasks);
         let service_id = ObjectId::new();
         let mut listeners = Vec::new();
-        for (listener, socket) in bound {
+        for (listener, socket, tls) in bound {
             let behind = behind(&listener, &clusters);
             let offer = Offer {
                 presentation: behind.default().config.presentation,
@@ -161,11 +177,15 @@ impl App {
             let shared = ClientShared::new(behind, rules.clone(), limits.clone(), facts, activity.clone(), log_ins);
             let (cluster, databases) = (&listener.cluster, &listener.databases);
             let proxied = listener.proxy_protocol;
-            tracing::info!(%cluster, %databases, proxied, address = %socket.address(), "listening");
+            let encrypted = tls.is_some();
+            tracing::info!(%cluster, %databases, proxied, encrypted, address = %socket.address(), "listening");
+            if let Some(tls) = &tls {
+                certificates.watch_listener(socket.address(), tls);
+            }
             let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
             ruled.warn_of_unknown_commands();
             listeners.push(ruled);
-            listen(socket, proxied, &shared, &places, &draining, &tasks);
+            listen(socket, proxied, tls, &shared, &places, &draining, &tasks);
         }
         let admin_address = admin_listener.address().clone();
         let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
@@ -178,6 +198,7 @@ impl App {
         tracing::info!(address = %admin_address, access = ?config.admin_access, "admin port");
         let access = Access::new(admin_address.clone(), probes_only, tokens);
         tasks.spawn("admin", admin::serve(admin_listener, admin, access, tasks.clone()));
+        certificates.warn_in_time();
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
         Ok(Self {
@@ -334,10 +355,11 @@ struct Surroundings<'a> {
     tasks: &'a Tasks,
     metrics: &'a Arc<Metrics>,
     reload: &'a Reload,
+    certificates: &'a Certificates,
 }
 
 fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> Result<Arc<Cluster>, StartError> {
-    let Surroundings { client, identities, memory, tasks, metrics, reload } = surroundings;
+    let Surroundings { client, identities, memory, tasks, metrics, reload, certificates } = surroundings;
     let name = config.name.clone();
     if let (Some(file), Some(credential)) = (&config.credential_file, &mut config.upstream.credential) {
         let read = rotation::read(file, credential);
@@ -356,6 +378,9 @@ fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> R
     let (told, memory_of_it) = (identities.clone(), memory.clone());
     let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes);
     let dialer = Arc::new(dialer.map_err(|error| StartError::Tls { cluster: name, error })?);
+    if let Some(tls) = dialer.tls() {
+        certificates.watch_cluster(&config.name, tls, monitor.clone());
+    }
     let followed = config.credential_file.clone().zip(config.upstream.credential.clone());
     let cluster = Cluster::new(config, monitor, dialer.clone(), identities, memory, tasks.clone(), metrics.clone());
     cluster.start();
@@ -377,6 +402,7 @@ fn behind(listener: &ListenerConfig, clusters: &[Arc<Cluster>]) -> Clusters {
 fn listen(
     socket: BoundSocket,
     proxied: bool,
+    tls: Option<Arc<ClientTls>>,
     shared: &Arc<ClientShared>,
     places: &Arc<Places>,
     draining: &watch::Sender<bool>,
@@ -386,7 +412,7 @@ fn listen(
     tasks.spawn("listen", async move {
         // The listener closes when it loses; its clients have tasks of their own.
         tokio::select! {
-            () = listener::serve(socket, proxied, shared, places) => {}
+            () = listener::serve(socket, proxied, tls, shared, places) => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
     });

@@ -33,6 +33,8 @@ pub mod session;
 pub mod shared;
 pub mod socket;
 mod spare;
+pub mod tls;
+mod tls_socket;
 pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};
@@ -41,3 +43,4 @@ pub use ends::Ends;
 pub use places::Places;
 pub use rules::RulesInForce;
 pub use shared::ClientShared;
+pub use tls::{ClientTls, ClientTlsError, PeerCertificate};

@@ -22,6 +22,7 @@ pub mod rules;
 pub mod shares;
 mod sharing;
 pub mod system;
+pub mod tls;
 pub mod uri;
 pub mod users_file;
 mod vain;
@@ -40,6 +41,7 @@ pub use profile::Profile;
 pub use rules::{CommandName, Commands, Rules};
 pub use shares::MemoryShares;
 pub use system::Sources;
+pub use tls::{ClientCertificates, ListenerTls, TlsVersion};
 
 /// The whole program's configuration.
 #[derive(Debug, Clone)]
@@ -94,6 +96,8 @@ pub struct ListenerConfig {
     pub auth: Auth,
     /// What they may do, until somebody changes it.
     pub rules: Rules,
+    /// How its sockets are encrypted, if they are.
+    pub tls: Option<ListenerTls>,
 }
 
 /// A file that the credential for upstream stands in.

@@ -6,13 +6,14 @@
 //! `wire → auth → command → topology → breaker → routing → admission → upstream → reply → client → admin → app →
 //! sandbox → trial`
 //!
-//! `cli`, `config`, `reload`, `telemetry` and `tasks` are leaves that any stage may use.
+//! `cli`, `config`, `reload`, `telemetry`, `tasks` and `tls` are leaves that any stage may use.
 
 pub mod cli;
 pub mod config;
 pub mod reload;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 pub mod wire;
 

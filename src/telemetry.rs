@@ -4,6 +4,7 @@ pub mod applications;
 pub mod labels;
 pub mod logs;
 pub mod metrics;
+pub mod seldom;
 
 pub use applications::{Application, ApplicationId, Applications};
 pub use metrics::{Metrics, ServerMetrics};

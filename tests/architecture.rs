@@ -30,7 +30,7 @@ const STAGES: &[&str] = &[
 ];
 
 /// May be imported by every stage and import none.
-const LEAVES: &[&str] = &["cli", "config", "reload", "tasks", "telemetry"];
+const LEAVES: &[&str] = &["cli", "config", "reload", "tasks", "telemetry", "tls"];
 
 /// Files, and directories with all that is in them, that take bytes and times and give decisions: no I/O, no clock, no
 /// spawn, no randomness, no log.

@@ -67,10 +67,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let reply = connection.reply();
         self.shared.metrics.sent_bytes[Side::Client].inc_by(reply.len() as u64);
         let written = self.socket.write_now(reply).await.map_err(|_| ReadEnd::Left)?;
-        if written == reply.len() {
-            return Ok(());
+        match written {
+            None => Ok(()),
+            Some(written) => Box::pin(self.deliver_rest(connection, written)).await,
         }
-        Box::pin(self.deliver_rest(connection, written)).await
     }
 
     /// Compresses the reply in its place.

@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use super::desks::Desks;
@@ -16,6 +18,8 @@ use super::places::{Place, Places};
 use super::proxy_header;
 use super::session::Session;
 use super::shared::ClientShared;
+use super::tls::{ClientTls, HandshakeError};
+use super::tls_socket::TlsSocket;
 use crate::config::Address;
 use crate::telemetry::labels::{ClientClosed, ClientState};
 
@@ -24,9 +28,16 @@ use crate::telemetry::labels::{ClientClosed, ClientState};
 const ACCEPTS_PER_TURN: usize = 16;
 
 /// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
-/// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol.
-pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>, places: Arc<Places>) {
-    let (tcp, unix) = (Arc::default(), Arc::default());
+/// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol; then, where there is
+/// `tls`, comes that.
+pub async fn serve(
+    socket: BoundSocket,
+    proxied: bool,
+    tls: Option<Arc<ClientTls>>,
+    shared: Arc<ClientShared>,
+    places: Arc<Places>,
+) {
+    let (tcp, encrypted, unix) = (Arc::default(), Arc::default(), Arc::default());
     for accepted in 1_usize.. {
         if accepted % ACCEPTS_PER_TURN == 0 {
             tokio::task::yield_now().await;
@@ -43,9 +54,16 @@ pub async fn serve(socket: BoundSocket, proxied: bool, shared: Arc<ClientShared>
                     let (ends, place) = (Ends::Tcp { peer, local }, places.take().await);
                     // That of a load balancer says nothing about its clients.
                     let host = if proxied { None } else { ends.host() };
-                    match place.of(host) {
-                        Some(place) => begin(stream, ends, proxied, &shared, place, &tcp),
-                        None => OpenClient::new(shared.clone()).closed(ClientClosed::MaxClientsPerAddress),
+                    let Some(place) = place.of(host) else {
+                        OpenClient::new(shared.clone()).closed(ClientClosed::MaxClientsPerAddress);
+                        continue;
+                    };
+                    match &tls {
+                        Some(tls) => {
+                            let newcomer = Newcomer { stream, ends, shared: shared.clone(), place };
+                            start(secured(newcomer, proxied, tls.clone(), Arc::clone(&encrypted)), &shared);
+                        }
+                        None => begin(stream, ends, proxied, &shared, place, &tcp),
                     }
                 }
             }
@@ -87,17 +105,75 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     // Boxed, as it is done with long before the client is.
-    let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, proxy_header::take(&mut stream))).await;
-    let ends = match header {
-        Ok(Ok(told)) => told.map_or(ends, |told| Ends::Tcp { peer: told.source, local: told.destination }),
-        Ok(Err(error)) => {
+    let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, told_ends(&mut stream, ends))).await;
+    match header {
+        Ok(Ok(ends)) => Session::new(stream, ends, shared, place).run(desks).await,
+        Ok(Err(reason)) => reason,
+        Err(_) => ClientClosed::HandshakeTimeout,
+    }
+}
+
+/// The ends as a load balancer tells them.
+async fn told_ends(stream: &mut (impl AsyncRead + Unpin), ends: Ends) -> Result<Ends, ClientClosed> {
+    match proxy_header::take(stream).await {
+        Ok(told) => Ok(told.map_or(ends, |told| Ends::Tcp { peer: told.source, local: told.destination })),
+        Err(error) => {
             tracing::debug!(peer = %ends, %error, "closing a connection that does not say whose it is");
-            return ClientClosed::ProxyHeader;
+            Err(ClientClosed::ProxyHeader)
         }
+    }
+}
+
+/// A socket that was accepted, and no session yet.
+struct Newcomer {
+    stream: TcpStream,
+    ends: Ends,
+    shared: Arc<ClientShared>,
+    place: Place,
+}
+
+/// A session that begins once the client has shaken hands. That, the header of a load balancer and the first message have one
+/// time together.
+async fn secured(newcomer: Newcomer, proxied: bool, tls: Arc<ClientTls>, desks: Arc<Desks<TlsSocket>>) -> ClientClosed {
+    let deadline = Instant::now() + newcomer.shared.limits.handshake_timeout;
+    // Boxed, as it is done with long before the client is.
+    let session = match Box::pin(tokio::time::timeout_at(deadline, secure(newcomer, proxied, tls))).await {
+        Ok(Ok(mut session)) => {
+            session.socket.handshake_until(deadline);
+            session
+        }
+        Ok(Err(reason)) => return reason,
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
-    let Some(place) = place.of(ends.host()) else { return ClientClosed::MaxClientsPerAddress };
-    Session::new(stream, ends, shared, place).run(desks).await
+    session.run(desks).await
+}
+
+async fn secure(
+    newcomer: Newcomer,
+    proxied: bool,
+    tls: Arc<ClientTls>,
+) -> Result<Box<Session<TlsSocket>>, ClientClosed> {
+    let Newcomer { mut stream, mut ends, shared, mut place } = newcomer;
+    if proxied {
+        ends = told_ends(&mut stream, ends).await?;
+        place = place.of(ends.host()).ok_or(ClientClosed::MaxClientsPerAddress)?;
+    }
+    match tls.accept(stream, shared.limits.stall_timeout).await {
+        Ok((stream, certificate)) => Ok(Session::new(stream, ends.secured(certificate), shared, place)),
+        Err(HandshakeError::Left(_)) => Err(ClientClosed::ClientLeft),
+        Err(error @ HandshakeError::NotTls) => {
+            if let Some(clients) = shared.plain_on_tls.happened(Instant::now()) {
+                tracing::warn!(peer = %ends, clients, "{error}: closed");
+            }
+            Err(ClientClosed::Tls)
+        }
+        Err(error @ HandshakeError::Refused(_)) => {
+            if let Some(clients) = shared.tls_refused.happened(Instant::now()) {
+                tracing::warn!(peer = %ends, clients, %error, "TLS handshakes fail");
+            }
+            Err(ClientClosed::Tls)
+        }
+    }
 }
 
 /// Runs a session in a task of its own, and counts it.

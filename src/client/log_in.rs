@@ -125,8 +125,6 @@ impl LogIns {
 /// What one socket has beside its identity; only while there is something to say.
 #[derive(Default)]
 pub(super) struct LogIn {
-    /// What encryption tells of the client.
-    pub(super) secured: Secured,
     conversation: Option<Conversation>,
 }
 
@@ -135,15 +133,6 @@ impl LogIn {
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.conversation.as_ref().map(|conversation| conversation.deadline)
     }
-}
-
-/// What encryption tells of a client. To be filled in with [`Session::secured_by`] by whoever accepts it.
-#[derive(Debug, Clone, Default)]
-pub struct Secured {
-    /// Nobody reads along.
-    pub encrypted: bool,
-    /// The subject of its certificate, once that was verified, in the form of RFC 2253.
-    pub subject: Option<Arc<str>>,
 }
 
 struct Conversation {
@@ -189,11 +178,6 @@ fn ok(mut document: RawDocumentBuf) -> RawDocumentBuf {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
-    /// Says what the encryption of its socket tells of the client; before its first message.
-    pub fn secured_by(&mut self, secured: Secured) {
-        self.log_in.get_or_insert_default().secured = secured;
-    }
-
     /// Why a command is refused before anything is looked at; `None` for all where nobody has to log in.
     pub(super) fn locked_out(&self, command: &Command, frame: &Frame) -> Option<ErrorReply> {
         self.shared.log_ins.as_ref()?;
@@ -412,12 +396,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if log_ins.is_paused(&self.ends) {
             return Err(log_ins.paused(LABEL));
         }
-        let subject = self.log_in.as_ref().and_then(|log_in| log_in.secured.subject.clone());
+        let subject = self.ends.certificate().map(|certificate| certificate.subject.clone());
         let Some(subject) = subject else { return Err(reply::no_certificate()) };
-        if asked.user.is_some_and(|user| user != &*subject) {
+        if asked.user.is_some_and(|user| user != subject) {
             return Err(log_ins.failed(&self.ends, LABEL, &subject, &"the certificate is of another user"));
         }
-        let user = UserName { database: EXTERNAL.to_owned(), name: subject.to_string() };
+        let user = UserName { database: EXTERNAL.to_owned(), name: subject.clone() };
         let record = log_ins.find(LABEL, &user).await?.filter(|record| record.by_certificate);
         let Some(record) = record else {
             return Err(log_ins.failed(&self.ends, LABEL, &subject, &"no user has the name of the certificate"));
@@ -478,7 +462,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Nobody between us and the client reads along.
     fn is_private(&self) -> bool {
-        matches!(self.ends, Ends::Unix(_)) || self.log_in.as_ref().is_some_and(|log_in| log_in.secured.encrypted)
+        matches!(self.ends, Ends::Unix(_)) || self.ends.is_encrypted()
     }
 
     fn end_conversation(&mut self) {
@@ -490,8 +474,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Gives the box back where there is nothing in it.
     fn tidy(&mut self) {
-        let empty = |log_in: &mut Box<LogIn>| log_in.conversation.is_none() && !log_in.secured.encrypted;
-        self.log_in.take_if(empty);
+        self.log_in.take_if(|log_in| log_in.conversation.is_none());
     }
 }
 

@@ -34,7 +34,7 @@ use crate::telemetry::Application;
 use crate::telemetry::labels::{ClientClosed, CommandLabel, Outcome, RefusedReason, ShedReason, Side};
 use crate::upstream::pool::lock;
 use crate::wire::legacy::{Legacy, LegacyCommand, op_reply, reply_flag};
-use crate::wire::{Compressor, Frame, OpCode, OpMsgError, encode, legacy, op_compressed};
+use crate::wire::{Compressor, Frame, FrameError, OpCode, OpMsgError, encode, legacy, op_compressed};
 
 /// One client and its socket.
 pub struct Session<S> {
@@ -150,6 +150,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             self.end_what_was_pinned();
             if reason == ClientClosed::ClientLeft {
                 self.left();
+            } else {
+                self.socket.part().await;
             }
             reason
         }
@@ -181,6 +183,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         match end {
             ReadEnd::Left => ClientClosed::ClientLeft,
             ReadEnd::Timeout(reason) | ReadEnd::Closed(reason) => *reason,
+            ReadEnd::Frame(FrameError::Tls) => {
+                if let Some(clients) = self.shared.tls_on_plain.happened(Instant::now()) {
+                    tracing::warn!(peer = %self.ends, clients, "clients speak TLS to a listener without: closed");
+                }
+                ClientClosed::Tls
+            }
             ReadEnd::Frame(error) => {
                 tracing::debug!(peer = %self.ends, %error, "closing a client that does not speak the protocol");
                 ClientClosed::ProtocolError
@@ -635,10 +643,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     pub(super) async fn write(&mut self, bytes: Bytes) -> Result<(), ReadEnd> {
         self.shared.metrics.sent_bytes[Side::Client].inc_by(bytes.len() as u64);
         let written = self.socket.write_now(&bytes).await.map_err(|_| ReadEnd::Left)?;
-        if written == bytes.len() {
-            return Ok(());
+        match written {
+            None => Ok(()),
+            Some(written) => Box::pin(self.write_rest(bytes.slice(written..))).await,
         }
-        Box::pin(self.write_rest(bytes.slice(written..))).await
     }
 
     /// The rest of an answer of our own: it waits for its client, and counts as a reply does meanwhile.

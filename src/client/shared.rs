@@ -15,6 +15,7 @@ use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::seldom::Seldom;
 use crate::wire::Compressor;
 
 /// What all sessions of a listener share.
@@ -35,6 +36,10 @@ pub struct ClientShared {
     pub metadata: Mutex<MetadataPool>,
     /// Who seems to look for something else than us.
     pub(super) misfits: Mutex<Misfits>,
+    /// Clients that speak TLS where there is none, those that do not where there is, and those that do not agree with us.
+    pub(super) tls_on_plain: Seldom,
+    pub(super) plain_on_tls: Seldom,
+    pub(super) tls_refused: Seldom,
     /// Who is busy, for the drain.
     pub activity: Arc<Activity>,
     /// Where they log in; `None` where they need not.
@@ -56,7 +61,22 @@ impl ClientShared {
         let room_timeout = cluster.config.wait_queue_timeout;
         let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
         let (metadata, misfits) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { clusters, rules, limits, bounds, metrics, facts, metadata, misfits, activity, log_ins })
+        let [tls_on_plain, plain_on_tls, tls_refused] = std::array::from_fn(|_| Seldom::default());
+        Arc::new(Self {
+            clusters,
+            rules,
+            limits,
+            bounds,
+            metrics,
+            facts,
+            metadata,
+            misfits,
+            tls_on_plain,
+            plain_on_tls,
+            tls_refused,
+            activity,
+            log_ins,
+        })
     }
 
     /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.

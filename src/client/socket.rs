@@ -22,6 +22,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::pace::Pace;
 use super::spare;
+use super::tls_socket::RecordStalled;
 use crate::admission::{MemoryBudget, Reservation};
 use crate::config::ClientConfig;
 use crate::config::limits::{SCRATCH_BUFFER_BYTES, UNAUTHENTICATED_MESSAGE_BYTES};
@@ -222,23 +223,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         Poll::Pending
     }
 
-    /// Writes as much of `bytes` as the socket takes now.
+    /// Writes as much of `bytes` as the socket takes now; `None` when that is all of it. Else [`Self::write_all`] has to follow
+    /// with the rest, also with none: TLS may have taken all, and hold some of it.
     ///
     /// # Errors
     /// The client has left.
-    pub async fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        std::future::poll_fn(|context| match Pin::new(&mut self.stream).poll_write(context, bytes) {
-            Poll::Ready(Ok(written)) if written == bytes.len() => {
-                match Pin::new(&mut self.stream).poll_flush(context) {
-                    // What a TLS session still holds goes out with the rest of the waiting.
-                    Poll::Ready(flushed) => Poll::Ready(flushed.map(|()| written)),
-                    Poll::Pending => Poll::Ready(Ok(written)),
-                }
+    pub async fn write_now(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        std::future::poll_fn(|context| {
+            let written = match Pin::new(&mut self.stream).poll_write(context, bytes) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => 0,
+            };
+            if written < bytes.len() || Pin::new(&mut self.stream).poll_flush(context)?.is_pending() {
+                return Poll::Ready(Ok(Some(written)));
             }
-            Poll::Ready(result) => Poll::Ready(result),
-            Poll::Pending => Poll::Ready(Ok(0)),
+            Poll::Ready(Ok(None))
         })
         .await
+    }
+
+    /// Tells the client that nothing more comes, if that can be said without waiting: over TLS an end without a word looks
+    /// like an attack.
+    pub async fn part(&mut self) {
+        std::future::poll_fn(|context| {
+            drop(Pin::new(&mut self.stream).poll_shutdown(context));
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Something went before the first message, and counts against the same time.
+    pub fn handshake_until(&mut self, deadline: Instant) {
+        self.handshake_deadline = Some(deadline);
     }
 
     /// Writes all of `bytes`, waiting for a client that reads slowly, as long as it goes on reading.
@@ -409,6 +425,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         };
         match read {
             Poll::Ready(Ok(filled)) => Poll::Ready(filled),
+            Poll::Ready(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<RecordStalled>()) => {
+                Poll::Ready(Err(ReadEnd::Timeout(ClientClosed::Stalled)))
+            }
             Poll::Ready(Err(_)) => Poll::Ready(Err(ReadEnd::Left)),
             Poll::Pending => Poll::Pending,
         }

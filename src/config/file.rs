@@ -16,6 +16,7 @@ use super::databases::DatabasePattern;
 use super::fairness::{FairBy, PriorityRule, TenantRule};
 use super::limits::{self, Limit};
 use super::reader::{Found, Reader, Shown, Values, nearest};
+use super::tls::{self, FileTls};
 use super::{Address, ConfigError, Namespace, Presentation, Profile, Retry, Rules};
 
 /// What the file says.
@@ -77,6 +78,7 @@ pub(super) struct FileListener {
     pub(super) rules: Rules,
     /// Where the first of its rules stands.
     pub(super) first_rule: Option<Found<()>>,
+    pub(super) tls: FileTls,
 }
 
 /// What `auth` says; with its file that makes [`super::Auth`].
@@ -216,12 +218,12 @@ impl Reader<'_> {
                         listener.cluster = text.map(|text| self.found(&path, value, text));
                     }
                     "databases" => listener.databases = self.databases(&path, value),
-                    _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut listener),
+                    _ if is_listener_key(name) => self.listener_key(&path, name, value, &mut listener),
                     _ if is_cluster_key(name) => {
                         let problem = "is a key of a cluster, not of a listener".to_owned();
                         self.refuse(key.span(), &path, problem);
                     }
-                    _ => self.unknown(&prefix, name, key.span(), ROUTING_KEYS.iter().chain(LISTENER_KEYS).copied()),
+                    _ => self.unknown(&prefix, name, key.span(), ROUTING_KEYS.iter().copied().chain(listener_keys())),
                 }
             }
             listeners.push(listener);
@@ -258,7 +260,7 @@ impl Reader<'_> {
         databases
     }
 
-    /// One of [`LISTENER_KEYS`].
+    /// One of [`listener_keys`].
     fn listener_key(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileListener) {
         match name {
             "listen" => {
@@ -284,6 +286,7 @@ impl Reader<'_> {
             "allow_unauthenticated_clients" => {
                 out.allow_unauthenticated_clients = self.flag(path, value).unwrap_or(false);
             }
+            _ if tls::KEYS.contains(&name) => self.tls_key(path, name, value, &mut out.tls),
             _ => {
                 let rules = &mut out.rules;
                 match name {
@@ -308,7 +311,7 @@ impl Reader<'_> {
         let name: &str = key.get_ref();
         let path = format!("{prefix}{name}");
         match name {
-            _ if LISTENER_KEYS.contains(&name) => self.listener_key(&path, name, value, &mut out.listener),
+            _ if is_listener_key(name) => self.listener_key(&path, name, value, &mut out.listener),
             "upstream" => {
                 let text = self.text_of(&path, value).map(|text| Zeroizing::new(text.to_owned()));
                 out.upstream = text.map(|text| self.found(&path, value, text));
@@ -399,7 +402,15 @@ fn cluster_keys(prefix: &str) -> impl Iterator<Item = &'static str> {
     let program = limits::PROGRAM.iter().map(|limit| limit.key).chain(PROGRAM_KEYS.iter().copied());
     let of_tables = if top { None } else { Some("name") };
     let of_cluster = limits::CLUSTER.iter().map(|limit| limit.key).chain(CLUSTER_KEYS.iter().copied());
-    of_cluster.chain(LISTENER_KEYS.iter().copied()).chain(of_tables).chain(program.filter(move |_| top))
+    of_cluster.chain(listener_keys()).chain(of_tables).chain(program.filter(move |_| top))
+}
+
+fn listener_keys() -> impl Iterator<Item = &'static str> {
+    LISTENER_KEYS.iter().chain(tls::KEYS).copied()
+}
+
+fn is_listener_key(name: &str) -> bool {
+    listener_keys().any(|key| key == name)
 }
 
 fn limit_named(limits: &'static [Limit], key: &str) -> Option<&'static Limit> {
@@ -412,7 +423,7 @@ fn is_table_of_limits(name: &str) -> bool {
 
 fn is_cluster_key(name: &str) -> bool {
     CLUSTER_KEYS.contains(&name)
-        || LISTENER_KEYS.contains(&name)
+        || is_listener_key(name)
         || is_table_of_limits(name)
         || limit_named(limits::CLUSTER, name).is_some()
 }

@@ -54,9 +54,7 @@ impl<'a> Listeners<'a> {
                 Found::of("default", "listen", vec![Address::tcp(host, port)])
             }
             None => {
-                let stray = own.compressors.as_ref().map(Found::place_only).into_iter();
-                let stray = stray.chain(own.proxy_protocol.as_ref().map(Found::place_only));
-                for found in stray.chain(own.first_rule.clone()) {
+                for found in own.stray() {
                     let problem =
                         "belongs into the [[listener]] table, as `listen` does: there is none here".to_owned();
                     errors.push(found.error(problem));
@@ -104,6 +102,7 @@ impl<'a> Listeners<'a> {
         called: String,
         errors: &mut Vec<ConfigError>,
     ) {
+        let tls = own.tls.built(&listen.value, errors);
         let auth = self.auth(own, cluster, &databases, errors);
         let of_cluster =
             self.clusters.iter().position(|name| name == cluster).and_then(|at| self.usual[at].auth.as_ref());
@@ -129,6 +128,7 @@ impl<'a> Listeners<'a> {
                 proxy_protocol: own.proxy_protocol.as_ref().is_some_and(|found| found.value),
                 auth: auth.clone(),
                 rules: own.rules.clone(),
+                tls: tls.clone().filter(|_| matches!(address, Address::Tcp { .. })),
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
             self.built.push(BuiltListener { config, at, looked_up: said.clone() });

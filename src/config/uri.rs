@@ -5,19 +5,22 @@
 //! them with each command. No error and no `Debug` here repeats a password, nor text that could be a part of one.
 
 mod compression;
+mod tls;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use mongodb::event::EventHandler;
 use mongodb::event::sdam::SdamEvent;
-use mongodb::options::{AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls};
+use mongodb::options::{
+    AuthMechanism, ClientOptions, ConnectionString, DriverInfo, HostInfo, ServerAddress, Tls, TlsOptions as TheirTls,
+};
 use zeroize::Zeroizing;
 
 use super::Address;
 pub use compression::Compression;
+pub use tls::{KeyPassword, TlsOptions};
 
 /// What servers accept as an application name, bytes.
 const MAX_APP_NAME_BYTES: usize = 128;
@@ -58,7 +61,7 @@ pub struct Upstream {
     pub overrides: UriOverrides,
     /// What was ignored, one sentence per option, to be logged once.
     pub warnings: Vec<String>,
-    /// For the monitor; holds no password.
+    /// For the monitor; holds no password but that of the key file.
     connection: ConnectionString,
 }
 
@@ -86,17 +89,6 @@ pub enum Mechanism {
     X509,
     /// `PLAIN`, as used with LDAP.
     Plain,
-}
-
-/// Encryption towards upstream.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TlsOptions {
-    /// PEM file of the authorities to trust; the public ones when absent.
-    pub ca_file: Option<PathBuf>,
-    /// PEM file with our certificate and its key.
-    pub cert_key_file: Option<PathBuf>,
-    /// Trust any certificate: `tlsAllowInvalidCertificates` or `tlsInsecure`.
-    pub allow_invalid_certificates: bool,
 }
 
 /// Settings given in the connection string; the durations keep MongoDB's meaning of zero.
@@ -160,22 +152,16 @@ impl Upstream {
     pub fn parse(text: &str) -> Result<Self, UriError> {
         let parts = Parts::split(text)?;
         let mut warnings = Vec::new();
-        let Options { kept, ours, compression } = parts.options(&mut warnings)?;
-        let shown: Vec<&str> = kept.iter().chain(&ours).copied().collect();
+        let Options { kept, shown, ours } = parts.options(&mut warnings)?;
+        let shown: Vec<&str> = kept.iter().chain(&shown).copied().collect();
         let redacted = format!("{}://{}{}", parts.scheme, parts.location, query(&shown));
         let user_info = Zeroizing::new(parts.user_info.map(|info| format!("{info}@")).unwrap_or_default());
         let passed_on = Zeroizing::new(format!("{}://{}{}{}", parts.scheme, *user_info, parts.location, query(&kept)));
 
         let mut connection = ConnectionString::parse(&*passed_on).map_err(|error| UriError::from_driver(&error))?;
         let overrides = overrides(&mut connection)?;
-        let tls = match &connection.tls {
-            Some(Tls::Enabled(tls)) => Some(TlsOptions {
-                ca_file: tls.ca_file_path.clone(),
-                cert_key_file: tls.cert_key_file_path.clone(),
-                allow_invalid_certificates: tls.allow_invalid_certificates == Some(true),
-            }),
-            Some(Tls::Disabled) | None => None,
-        };
+        let tls = tls_options(&mut connection, ours.tls)?;
+        warnings.extend(tls.as_ref().and_then(TlsOptions::warning));
         let (is_srv, seeds) = match &connection.host_info {
             HostInfo::HostIdentifiers(hosts) => (false, hosts.iter().map(address).collect()),
             _ => (true, Vec::new()),
@@ -189,7 +175,7 @@ impl Upstream {
             direct_connection: connection.direct_connection == Some(true),
             is_srv,
             seeds,
-            compression,
+            compression: ours.compression,
             overrides,
             warnings,
             connection,
@@ -387,8 +373,11 @@ impl<'a> Parts<'a> {
             match treatment(&key, value) {
                 Treatment::Keep => options.kept.push(pair),
                 Treatment::Take(take) => {
-                    take(&mut options.compression, value).map_err(|why| refuse(format!("{name}: {why}")))?;
-                    options.ours.push(pair);
+                    take(&mut options.ours, value).map_err(|why| refuse(format!("{name}: {why}")))?;
+                    options.shown.push(pair);
+                }
+                Treatment::TakeSecret(take) => {
+                    take(&mut options.ours, value).map_err(|why| refuse(format!("{name}: {why}")))?;
                 }
                 Treatment::Drop => {}
                 Treatment::Ignore(why) => warnings.push(format!("{name} is ignored: {why}")),
@@ -398,7 +387,8 @@ impl<'a> Parts<'a> {
                 return Err(refuse(format!("{name} is given more than once")));
             }
         }
-        warnings.extend(options.compression.warning());
+        warnings.extend(options.ours.compression.warning());
+        tls::contradictions(&seen)?;
         Ok(options)
     }
 }
@@ -408,9 +398,16 @@ impl<'a> Parts<'a> {
 struct Options<'a> {
     /// What the driver is to see.
     kept: Vec<&'a str>,
-    /// What only we act on, as the driver does nothing but monitor.
-    ours: Vec<&'a str>,
+    /// What only we act on, as far as it may be shown.
+    shown: Vec<&'a str>,
+    ours: Ours,
+}
+
+/// What only we act on: the driver does nothing but monitor, and cannot do all that we can.
+#[derive(Default)]
+struct Ours {
     compression: Compression,
+    tls: tls::Extra,
 }
 
 fn query(options: &[&str]) -> String {
@@ -421,7 +418,9 @@ fn query(options: &[&str]) -> String {
 enum Treatment {
     Keep,
     /// Ours to act on: reads the value, or says why it cannot be.
-    Take(fn(&mut Compression, &str) -> Result<(), String>),
+    Take(fn(&mut Ours, &str) -> Result<(), String>),
+    /// The same, and nobody is to see it.
+    TakeSecret(fn(&mut Ours, &str) -> Result<(), String>),
     /// Says what is the case anyway.
     Drop,
     Ignore(&'static str),
@@ -449,25 +448,21 @@ fn treatment(key: &str, value: &str) -> Treatment {
         | "enableoverloadretargeting" => {
             Treatment::Ignore("it is about operations and belongs in the application's connection string")
         }
-        "compressors" => Treatment::Take(Compression::take_compressors),
-        "zlibcompressionlevel" => Treatment::Take(Compression::take_zlib_level),
+        "compressors" => Treatment::Take(|ours, value| ours.compression.take_compressors(value)),
+        "zlibcompressionlevel" => Treatment::Take(|ours, value| ours.compression.take_zlib_level(value)),
         "waitqueuesize" | "waitqueuemultiple" => Treatment::Ignore("set wait_queue_size in the configuration"),
         "serverselectiontryonce" => Treatment::Ignore("it is for single-threaded drivers"),
         "tlsdisableocspendpointcheck" | "tlsdisablecertificaterevocationcheck" => {
-            Treatment::Ignore("revocation of certificates is not checked")
+            Treatment::Ignore("neither OCSP nor revocation lists of servers are looked at")
         }
         "authmechanismproperties" => Treatment::Ignore("no supported mechanism has properties"),
         "authmechanism" if Mechanism::from_name(value).is_none() => {
             Treatment::Refuse("supported are SCRAM-SHA-256, SCRAM-SHA-1, MONGODB-X509 and PLAIN")
         }
-        "loadbalanced" | "tlsallowinvalidhostnames" if value == "false" => Treatment::Drop,
+        "loadbalanced" if value == "false" => Treatment::Drop,
         "loadbalanced" => Treatment::Refuse(LOAD_BALANCED),
-        "tlsallowinvalidhostnames" => {
-            Treatment::Refuse("host names cannot be left unchecked alone, only with tlsAllowInvalidCertificates=true")
-        }
-        "tlscertificatekeyfilepassword" => {
-            Treatment::Refuse("encrypted key files are not supported: give an unencrypted one that only we can read")
-        }
+        "tlsallowinvalidhostnames" => Treatment::Take(|ours, value| ours.tls.take_invalid_hostnames(value)),
+        "tlscertificatekeyfilepassword" => Treatment::TakeSecret(|ours, value| ours.tls.take_key_password(value)),
         "proxyhost" | "proxyport" | "proxyusername" | "proxypassword" => {
             Treatment::Refuse("SOCKS5 proxies are not supported")
         }
@@ -500,6 +495,20 @@ fn overrides(connection: &mut ConnectionString) -> Result<UriOverrides, UriError
         heartbeat_frequency: connection.heartbeat_frequency,
         local_threshold: connection.local_threshold,
     })
+}
+
+/// What the driver has read of TLS and what it has not, together; it is told what the monitor needs of the rest.
+fn tls_options(connection: &mut ConnectionString, extra: tls::Extra) -> Result<Option<TlsOptions>, UriError> {
+    if connection.tls.is_none() && extra.implies_tls() {
+        connection.tls = Some(Tls::Enabled(TheirTls::default()));
+    }
+    let Some(Tls::Enabled(theirs)) = &mut connection.tls else { return extra.without_tls().map(|()| None) };
+    let any = theirs.allow_invalid_certificates == Some(true);
+    let options = extra.with(theirs.ca_file_path.clone(), theirs.cert_key_file_path.clone(), any)?;
+    theirs.allow_invalid_certificates = Some(options.monitor_trusts_anybody());
+    theirs.tls_certificate_key_file_password =
+        options.key_password.as_ref().map(|password| password.expose().as_bytes().to_vec());
+    Ok(Some(options))
 }
 
 /// Moves the password out of the driver's hands. The user name stays there: with it the driver tells which source DNS names.
@@ -615,12 +624,6 @@ mod tests {
     }
 
     #[test]
-    fn tls_options_are_read() {
-        let tls = parse("mongodb://h/?tlsCAFile=/ca.pem&tlsInsecure=true&tlsAllowInvalidHostnames=false").tls.unwrap();
-        assert!(tls.allow_invalid_certificates && tls.ca_file == Some("/ca.pem".into()));
-    }
-
-    #[test]
     fn options_about_operations_are_ignored_with_a_warning_each() {
         let options = [
             "readPreference=secondary",
@@ -665,8 +668,10 @@ mod tests {
             ("maxConnecting=0", "maxConnecting must be"),
             ("heartbeatFrequencyMS=499", "at least 500"),
             ("loadBalanced=true", "load balancer"),
-            ("tlsAllowInvalidHostnames=true", "tlsAllowInvalidHostnames"),
-            ("tlsCertificateKeyFilePassword=hush", "encrypted key files"),
+            ("tlsAllowInvalidHostnames=yes", "tlsAllowInvalidHostnames: expected true or false"),
+            ("tlsCertificateKeyFilePassword=hush", "tlsCertificateKeyFilePassword goes with tlsCertificateKeyFile"),
+            ("tlsInsecure=true&tlsAllowInvalidHostnames=true", "tlsInsecure goes without tlsAllowInvalidHostnames"),
+            ("tls=false&tlsAllowInvalidHostnames=true", "tlsAllowInvalidHostnames goes with TLS"),
             ("proxyHost=p", "SOCKS5"),
             ("authMechanism=GSSAPI", "supported are SCRAM-SHA-256"),
             ("authMechanism=MONGODB-X509&tls=true", "tlsCertificateKeyFile"),

@@ -1,9 +1,10 @@
 //! A small OP_MSG client, the independent judge of the proxy: it shares no line with the codec in `wire`.
 //!
 //! One socket, requests sent and replies received as separate steps, so that a test can pipeline, send half a message
-//! or hang up between the two. Every length and every `responseTo` is checked. Deliberately absent: TLS, compression,
+//! or hang up between the two. Every length and every `responseTo` is checked. Deliberately absent: compression,
 //! pooling, discovery and retries. A client without a reply in flight holds about one kilobyte.
 
+use std::fmt;
 use std::io;
 
 use bson::{Document, RawDocument, doc};
@@ -213,6 +214,7 @@ pub struct WireClient {
 enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Other(Box<dyn Stream>),
 }
 
 impl Socket {
@@ -220,12 +222,13 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream,
             Self::Unix(stream) => stream,
+            Self::Other(stream) => stream,
         }
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug> Stream for S {}
 
 impl WireClient {
     /// Opens a socket; nothing is sent.
@@ -238,7 +241,16 @@ impl WireClient {
             }
             Address::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
         };
-        Ok(Self { socket, unread: BytesMut::new(), next_request_id: 1 })
+        Ok(Self::with(socket))
+    }
+
+    /// Over a stream that is open already: one that is encrypted, for example.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + fmt::Debug + 'static) -> Self {
+        Self::with(Socket::Other(Box::new(stream)))
+    }
+
+    fn with(socket: Socket) -> Self {
+        Self { socket, unread: BytesMut::new(), next_request_id: 1 }
     }
 
     /// Opens a socket and says hello as `application`.
@@ -329,7 +341,7 @@ impl WireClient {
     pub fn reset(self) -> Result<(), WireError> {
         match self.socket {
             Socket::Tcp(stream) => Ok(stream.set_zero_linger()?),
-            Socket::Unix(_) => Ok(()),
+            Socket::Unix(_) | Socket::Other(_) => Ok(()),
         }
     }
 

@@ -110,9 +110,10 @@ labels! {
         Idle = "idle",
     }
 
-    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken,
-    /// `max_clients_per_address` that its address has too many, `unauthenticated` sent too much before it had logged in, `revoked`
-    /// belonged to a user that was dropped or has another password now, `proxy` a decision of ours that none of the others names, such as an
+    /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `tls` a
+    /// handshake that failed, or TLS where there is none, `max_clients_per_address` that its address has too many, `unauthenticated`
+    /// sent too much before it had logged in, `revoked` belonged to a user that was dropped or has another password now, `proxy` a
+    /// decision of ours that none of the others names, such as an
     /// operator's kill.
     "reason": ClientClosed {
         ClientLeft = "client_left",
@@ -121,6 +122,7 @@ labels! {
         HandshakeTimeout = "handshake_timeout",
         ProtocolError = "protocol_error",
         ProxyHeader = "proxy_header",
+        Tls = "tls",
         MaxClientsPerAddress = "max_clients_per_address",
         Drain = "drain",
         Unauthenticated = "unauthenticated",
@@ -303,7 +305,7 @@ mod tests {
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),
-            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header max_clients_per_address drain \
+            "reason: client_left idle stalled handshake_timeout protocol_error proxy_header tls max_clients_per_address drain \
              unauthenticated revoked proxy"
         );
         assert_eq!(texts::<LogInMechanism>(), "mechanism: SCRAM-SHA-1 SCRAM-SHA-256 PLAIN MONGODB-X509");

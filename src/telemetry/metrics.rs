@@ -105,6 +105,7 @@ pub struct Metrics {
     pub received_bytes: By<Side, IntCounter>,
     pub sent_bytes: By<Side, IntCounter>,
     pub buffered_bytes: IntGauge,
+    pub tls_certificate_expiry: By<Side, IntGauge>,
     config_reload_success: IntGauge,
     config_reload_timestamp_seconds: Gauge,
 }
@@ -189,6 +190,10 @@ impl Metrics {
             received_bytes: table.counters("received_bytes_total", "Bytes read from sockets."),
             sent_bytes: table.counters("sent_bytes_total", "Bytes written to sockets."),
             buffered_bytes: table.gauge("buffered_bytes", "Memory that requests and replies take now."),
+            tls_certificate_expiry: table.gauges(
+                "tls_certificate_expiry_timestamp_seconds",
+                "Unix time at which the first of our certificates of that side expires; 0 without one.",
+            ),
             config_reload_success: table
                 .gauge("config_reload_success", "1 if the last attempt to load the configuration succeeded."),
             config_reload_timestamp_seconds: table.float_gauge(
@@ -549,6 +554,7 @@ mod tests {
             ("buffered_bytes", GAUGE, vec![]),
             ("server_events_total", COUNTER, vec![all::<ServerEvent>(), server()]),
             ("server_state", GAUGE, vec![server(), all::<ServerState>()]),
+            ("tls_certificate_expiry_timestamp_seconds", GAUGE, vec![all::<Side>()]),
             ("config_reload_success", GAUGE, vec![]),
             ("config_reload_timestamp_seconds", GAUGE, vec![]),
         ]

@@ -10,6 +10,8 @@
 //! - Round-trip times are published only together with other changes; a selection sees the current ones.
 //! - A server that does not fit the connection string is dropped, and with the last one monitoring ends for good, silently:
 //!   then the reason is published and a new client is built, with back-off, as after failures of DNS or of TLS files.
+//! - TLS files are read once per client. When they have changed, a new client is built beside the old one and takes over once
+//!   it has found servers, so that nobody notices; until it has, the old one goes on ([`Monitor::renew`]).
 
 use std::future::IntoFuture as _;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +39,9 @@ const HOLD_AGAIN: Duration = Duration::from_millis(500);
 /// Closing a client takes milliseconds, but with SRV it waits for the driver's DNS task to wake up: up to a minute.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A client that is to take over has this long beside the time for connecting.
+const SUCCESSOR_GRACE: Duration = Duration::from_secs(1);
+
 /// How to watch.
 #[derive(Debug, Clone, Copy)]
 pub struct MonitorSettings {
@@ -63,6 +68,8 @@ struct Shared {
     published: watch::Sender<Arc<TopologyDescription>>,
     /// How many [`WaitingGuard`]s there are; told when this becomes zero or stops being so.
     waiting: watch::Sender<usize>,
+    /// Told when a new client is to take over.
+    renew: Notify,
     stop: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
 }
@@ -70,8 +77,12 @@ struct Shared {
 #[derive(Debug)]
 struct Inner {
     state: TopologyState,
-    /// Counts the driver's clients; what an older one has to say is not heard any more.
+    /// Number of the driver's client that is heard; the others are not.
     generation: u64,
+    /// The last number that was given to one.
+    issued: u64,
+    /// The one that is to take over as soon as it knows the servers.
+    successor: Option<u64>,
     credential: Option<Credential>,
 }
 
@@ -80,9 +91,16 @@ impl Monitor {
     pub fn start(upstream: &Upstream, settings: MonitorSettings, tasks: &Tasks) -> Self {
         let credential = upstream.credential.clone();
         let shared = Arc::new(Shared {
-            inner: Mutex::new(Inner { state: TopologyState::default(), generation: 0, credential }),
+            inner: Mutex::new(Inner {
+                state: TopologyState::default(),
+                generation: 0,
+                issued: 0,
+                successor: None,
+                credential,
+            }),
             published: watch::Sender::default(),
             waiting: watch::Sender::default(),
+            renew: Notify::new(),
             stop: watch::Sender::default(),
             stopped: watch::Sender::default(),
         });
@@ -135,6 +153,11 @@ impl Monitor {
         self.0.lock().credential.clone()
     }
 
+    /// The TLS files have changed: watches with what is in them now, as soon as servers are found with it.
+    pub fn renew(&self) {
+        self.0.renew.notify_one();
+    }
+
     /// Ends monitoring and closes its connections, which takes at most two seconds. The last description stays.
     ///
     /// # Cancel safety
@@ -177,8 +200,18 @@ impl Shared {
     /// From here on, events of the client in use are not heard any more. Returns the generation of the next one.
     fn retire_client(&self) -> u64 {
         let mut inner = self.lock();
-        inner.generation += 1;
+        inner.issued += 1;
+        inner.generation = inner.issued;
+        inner.successor = None;
         inner.generation
+    }
+
+    /// The number of a client that is to take over.
+    fn name_successor(&self) -> u64 {
+        let mut inner = self.lock();
+        inner.issued += 1;
+        inner.successor = Some(inner.issued);
+        inner.issued
     }
 
     /// Folds one event of the driver; called on the driver's task. Returns whether no server is left.
@@ -189,6 +222,13 @@ impl Shared {
         }
         let now = Instant::now();
         self.update(|inner| {
+            if inner.successor == Some(generation)
+                && let TopologyDescriptionChanged(event) = &event
+                && knows_its_servers(&describe(&event.new_description))
+            {
+                inner.generation = generation;
+                inner.successor = None;
+            }
             if inner.generation != generation {
                 return false;
             }
@@ -206,6 +246,13 @@ impl Shared {
             inner.state.is_empty()
         })
     }
+}
+
+/// True once a client has looked at all servers and reached one. Before that it would have them all unknown.
+fn knows_its_servers(description: &TopologyDescription) -> bool {
+    let mut servers = description.servers.values();
+    servers.clone().any(ServerDescription::is_known)
+        && servers.all(|server| server.is_known() || server.error.is_some())
 }
 
 /// The task behind a [`Monitor`].
@@ -238,11 +285,11 @@ impl Watcher {
             };
             let trouble = match built {
                 Err(error) => error.to_string(),
-                Ok(watched) => {
+                Ok(mut watched) => {
                     let trouble = tokio::select! {
-                        // The client is closed below either way.
+                        // The client is closed below either way, and a successor with the future.
                         () = self.told_to_stop() => None,
-                        trouble = self.watch(&watched) => Some(trouble),
+                        trouble = self.watch_with_successors(&mut watched) => Some(trouble),
                     };
                     self.shared.retire_client();
                     close(watched.client).await;
@@ -295,6 +342,56 @@ impl Watcher {
         self.shared.lock().credential = credential;
         let client = Client::with_options(options).map_err(|error| UriError::from_driver(&error))?;
         Ok(Watched { client, emptied })
+    }
+
+    /// As [`Self::watch`], with another client whenever the TLS files have changed.
+    async fn watch_with_successors(&self, watched: &mut Watched) -> String {
+        // When to try again, after a successor that found no server.
+        let mut again = None;
+        loop {
+            let due = async {
+                match again {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                trouble = self.watch(watched) => return trouble,
+                () = self.shared.renew.notified() => {}
+                () = due => {}
+            }
+            match self.successor().await {
+                Ok(successor) => {
+                    close(std::mem::replace(watched, successor).client).await;
+                    again = None;
+                }
+                Err(trouble) => {
+                    self.shared.lock().successor = None;
+                    let upstream = &self.upstream.redacted;
+                    tracing::warn!(%upstream, trouble, "monitoring goes on with the TLS files as they were");
+                    again = Some(Instant::now() + self.settings.rebuild.max);
+                }
+            }
+        }
+    }
+
+    /// A client that has taken over; else says why it has not.
+    async fn successor(&self) -> Result<Watched, String> {
+        let generation = self.shared.name_successor();
+        let successor = self.build(generation).await.map_err(|error| error.to_string())?;
+        let mut published = self.shared.published.subscribe();
+        let taken_over = async {
+            // Taking over publishes what it has found; the sender lives as long as we do.
+            while self.shared.lock().generation != generation && published.changed().await.is_ok() {}
+        };
+        // Whatever it cannot reach has failed by then.
+        match tokio::time::timeout(self.settings.connect_timeout + SUCCESSOR_GRACE, taken_over).await {
+            Ok(()) => Ok(successor),
+            Err(_) => {
+                close(successor.client).await;
+                Err("no server can be reached with the new ones".to_owned())
+            }
+        }
     }
 
     /// Returns, with the reason, when the client has come to a dead end.

@@ -127,7 +127,7 @@ pub struct UpstreamDialer {
     identities: Arc<Identities>,
     /// Who the service is now, where that may change.
     service: Mutex<Option<Credential>>,
-    tls: Option<UpstreamTls>,
+    tls: Option<Arc<UpstreamTls>>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
     keys: Mutex<HashMap<KeyId, Arc<SaltedKeys>>>,
@@ -152,7 +152,7 @@ impl UpstreamDialer {
             monitor,
             identities,
             service: Mutex::default(),
-            tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?,
+            tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?.map(Arc::new),
             memory,
             max_message_bytes,
             keys: Mutex::default(),
@@ -167,6 +167,11 @@ impl UpstreamDialer {
         // Derived from the password of before.
         lock(&self.keys).clear();
         *lock(&self.service) = Some(credential);
+    }
+
+    /// How connections are encrypted, if they are.
+    pub fn tls(&self) -> Option<&Arc<UpstreamTls>> {
+        self.tls.as_ref()
     }
 
     async fn dial(&self, address: &Address) -> Result<Box<dyn Stream>, ConnectError> {

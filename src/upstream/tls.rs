@@ -1,31 +1,31 @@
 //! TLS toward the servers, as the connection string asks for it.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::pool::lock;
 use crate::config::uri::TlsOptions;
+use crate::tls::{FileError, files, provider};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file of the options cannot be read or holds no PEM of the kind.
-    #[error("{file}: {reason}", file = file.display())]
-    File {
-        /// Which one.
-        file: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Key and certificate do not fit, or the like.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// What we ask of rustls cannot be.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),
     /// The host is no name that a certificate can have.
@@ -36,8 +36,17 @@ pub enum TlsError {
     Handshake(#[source] std::io::Error),
 }
 
-/// TLS settings that were read and checked.
-pub struct UpstreamTls(TlsConnector);
+/// TLS settings that were read and checked, and can be read again: connections that are open keep those they began with.
+pub struct UpstreamTls {
+    options: TlsOptions,
+    current: Mutex<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    connector: TlsConnector,
+    expires: Option<SystemTime>,
+}
 
 impl UpstreamTls {
     /// Reads the files that the options name.
@@ -45,21 +54,27 @@ impl UpstreamTls {
     /// # Errors
     /// [`TlsError::File`] or [`TlsError::Settings`].
     pub fn new(options: &TlsOptions) -> Result<Self, TlsError> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-        let builder = if options.allow_invalid_certificates {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
-        } else {
-            builder.with_root_certificates(roots(options.ca_file.as_deref())?)
-        };
-        let config = match &options.cert_key_file {
-            Some(file) => {
-                let key = PrivateKeyDer::from_pem_file(file).map_err(|error| bad_file(file, &error))?;
-                builder.with_client_auth_cert(certificates(file)?, key)?
-            }
-            None => builder.with_no_client_auth(),
-        };
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+        Ok(Self { options: options.clone(), current: Mutex::new(read(options)?) })
+    }
+
+    /// Reads the files again, for connections that are made from now on.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; what was read before stays in force then.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let read = read(&self.options)?;
+        *lock(&self.current) = read;
+        Ok(())
+    }
+
+    /// The files that it is made of.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.options.ca_file.iter().chain(&self.options.cert_key_file).cloned().collect()
+    }
+
+    /// Until when our own certificate is good for something; `None` if we have none.
+    pub fn expires(&self) -> Option<SystemTime> {
+        lock(&self.current).expires
     }
 
     /// Turns a fresh socket into a TLS stream.
@@ -68,47 +83,63 @@ impl UpstreamTls {
     /// [`TlsError::Name`] or [`TlsError::Handshake`].
     pub async fn connect(&self, host: &str, stream: TcpStream) -> Result<TlsStream<TcpStream>, TlsError> {
         let name = ServerName::try_from(host.to_owned()).map_err(|_| TlsError::Name(host.to_owned()))?;
-        self.0.connect(name, stream).await.map_err(TlsError::Handshake)
+        let connector = lock(&self.current).connector.clone();
+        connector.connect(name, stream).await.map_err(TlsError::Handshake)
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    let Some(file) = ca_file else {
-        return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+fn read(options: &TlsOptions) -> Result<Current, TlsError> {
+    let provider = provider();
+    let roots = match &options.ca_file {
+        Some(file) => files::authorities(file)?,
+        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
     };
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(file)? {
-        store.add(certificate)?;
-    }
-    Ok(store)
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+    let builder = if options.allow_invalid_certificates {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Lenient { provider: provider.clone(), roots: None }))
+    } else if options.allow_invalid_hostnames {
+        let verifier = Lenient { provider: provider.clone(), roots: Some(roots) };
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+    } else {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
+        builder.with_webpki_verifier(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
+    };
+    let (config, expires) = match &options.cert_key_file {
+        Some(file) => {
+            let password = options.key_password.as_ref().map(|password| password.expose().as_bytes());
+            let own = files::identification(file, file, password, &provider)?;
+            (builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own.key))), Some(own.expires))
+        }
+        None => (builder.with_no_client_auth(), None),
+    };
+    Ok(Current { connector: TlsConnector::from(Arc::new(config)), expires })
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let certificates = read.map_err(|error| bad_file(file, &error))?;
-    if certificates.is_empty() {
-        return Err(TlsError::File { file: file.to_owned(), reason: "holds no certificate in PEM form".to_owned() });
-    }
-    Ok(certificates)
-}
-
-fn bad_file(file: &Path, error: &rustls::pki_types::pem::Error) -> TlsError {
-    TlsError::File { file: file.to_owned(), reason: error.to_string() }
-}
-
-/// `tlsAllowInvalidCertificates`: takes any certificate, though not any signature.
+/// For what the connection string allows by name: certificates of other hosts (`tlsAllowInvalidHostnames`), or any at all
+/// (`tlsAllowInvalidCertificates`). Not any signature.
 #[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
+struct Lenient {
+    provider: Arc<CryptoProvider>,
+    /// Who is to have signed them; `None` for whoever.
+    roots: Option<RootCertStore>,
+}
 
-impl ServerCertVerifier for AcceptAny {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        if let Some(roots) = &self.roots {
+            let certificate = ParsedCertificate::try_from(certificate)?;
+            let algorithms = self.provider.signature_verification_algorithms.all;
+            verify_server_cert_signed_by_trust_anchor(&certificate, roots, intermediates, now, algorithms)?;
+        }
         Ok(ServerCertVerified::assertion())
     }
 
@@ -118,7 +149,7 @@ impl ServerCertVerifier for AcceptAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -128,11 +159,11 @@ impl ServerCertVerifier for AcceptAny {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

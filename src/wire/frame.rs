@@ -18,6 +18,9 @@ pub enum FrameError {
         /// The largest length that is allowed, bytes.
         limit: usize,
     },
+    /// Somebody begins to speak TLS.
+    #[error("what came is TLS, and the listener speaks none")]
+    Tls,
 }
 
 /// One whole message: header and body as they arrived, in one buffer.

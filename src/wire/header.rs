@@ -83,21 +83,32 @@ impl MessageHeader {
     /// The length is checked as soon as its four bytes are there, so that a bad one is found before more is read.
     ///
     /// # Errors
-    /// [`FrameError::Length`] for a length below 16 or above `max_message_bytes`.
+    /// [`FrameError::Length`] for a length below 16 or above `max_message_bytes`, and [`FrameError::Tls`] for what would pass
+    /// for a large message, of which more never comes.
     pub fn parse(bytes: &[u8], max_message_bytes: usize) -> Result<Option<Self>, FrameError> {
         let Some((length, rest)) = split_i32(bytes) else { return Ok(None) };
         let length = match usize::try_from(length) {
             Ok(length) if (HEADER_LEN..=max_message_bytes).contains(&length) => length,
+            _ if begins_tls(bytes) => return Err(FrameError::Tls),
             _ => return Err(FrameError::Length { found: length, limit: max_message_bytes }),
         };
-        let header = (|| {
+        let header: Option<Self> = (|| {
             let (request_id, rest) = split_i32(rest)?;
             let (response_to, rest) = split_i32(rest)?;
             let (op_code, _) = split_i32(rest)?;
             Some(Self { length, request_id, response_to, op_code: OpCode::from_wire(op_code) })
         })();
-        Ok(header)
+        match header {
+            // No message of an unknown kind is that large; those of known ones are what they say.
+            Some(Self { op_code: OpCode::Other(_), .. }) if begins_tls(bytes) => Err(FrameError::Tls),
+            header => Ok(header),
+        }
     }
+}
+
+/// True for the record header of a TLS handshake. Read as a length it says 66,326 bytes at least.
+fn begins_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x16, 0x03, 0x01..=0x03, ..])
 }
 
 /// The little-endian `i32` at the start of `bytes`, and what follows it.

@@ -166,7 +166,7 @@ pub fn decompress(frame: &Frame, max_message_bytes: usize) -> Result<(Frame, Com
     let inside = message.len().saturating_sub(HEADER_LEN);
     match Frame::decode(&mut message, max_message_bytes) {
         Ok(Some(inner)) => Ok((inner, compressor)),
-        Ok(None) | Err(FrameError::Length { .. }) => Err(DecompressError::Data(inside)),
+        Ok(None) | Err(FrameError::Length { .. } | FrameError::Tls) => Err(DecompressError::Data(inside)),
     }
 }
 

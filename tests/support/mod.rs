@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod bystanders;
 pub mod canned;
+pub mod certificates;
 pub mod counts;
 pub mod echo;
 pub mod elections;

@@ -325,11 +325,28 @@ async fn each_silence_has_its_own_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_stream_has_taken_and_not_passed_on_is_a_rest() {
+    // As TLS does: it takes all, and holds what the system does not take.
+    let (ours, mut theirs) = tokio::io::duplex(100);
+    let mut socket =
+        ClientSocket::new(tokio::io::BufStream::with_capacity(10, 1000, ours), bounds(MemoryBudget::plenty()));
+    assert_eq!(socket.write_now(&[1; 90]).await.unwrap(), None);
+    assert_eq!(socket.write_now(&[2; 90]).await.unwrap(), Some(90));
+    let mut read = vec![0; 180];
+    let (written, all) = tokio::join!(socket.write_all(&[][..]), theirs.read_exact(&mut read));
+    written.unwrap();
+    assert_eq!((all.unwrap(), &read[90..]), (180, &[2; 90][..]));
+    // And who does not read is given up, with nothing left to hand over but what is held.
+    assert_eq!(socket.write_now(&[3; 150]).await.unwrap(), Some(150));
+    assert!(matches!(socket.write_all(&[][..]).await, Err(ReadEnd::Timeout(ClientClosed::Stalled))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_reads_nothing_or_next_to_nothing_is_given_up() {
     for taken_every_second in [0, 1, 1_900, 5_000] {
         let (ours, mut theirs) = tokio::io::duplex(100);
         let mut socket = ClientSocket::new(ours, bounds(MemoryBudget::plenty()));
-        assert_eq!(socket.write_now(&[1; 1000]).await.unwrap(), 100);
+        assert_eq!(socket.write_now(&[1; 1000]).await.unwrap(), Some(100));
         let began = Instant::now();
         let reader = async {
             loop {

@@ -1,0 +1,125 @@
+//! Certificates, keys and authorities of both legs: read again when their files change, and watched as they grow old.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::client::ClientTls;
+use crate::config::Address;
+use crate::reload::Reload;
+use crate::tasks::Tasks;
+use crate::telemetry::labels::Side;
+use crate::telemetry::metrics::Metrics;
+use crate::topology::monitor::Monitor;
+use crate::upstream::pool::lock;
+use crate::upstream::tls::UpstreamTls;
+
+/// Who renews certificates by hand needs a few working days.
+const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// So often it is said, as long as it is true.
+const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Those of all listeners and clusters.
+#[derive(Clone)]
+pub(super) struct Certificates {
+    reload: Reload,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+    /// When each of ours expires, by side and by whose it is.
+    expiries: Arc<Mutex<BTreeMap<(Side, String), SystemTime>>>,
+    /// Whose files could not be used when they were read last.
+    failing: Arc<Mutex<BTreeSet<(Side, String)>>>,
+}
+
+impl Certificates {
+    pub(super) fn new(reload: Reload, metrics: Arc<Metrics>, tasks: Tasks) -> Self {
+        Self { reload, metrics, tasks, expiries: Arc::default(), failing: Arc::default() }
+    }
+
+    /// What clients of a listener are shown.
+    pub(super) fn watch_listener(&self, listen: &Address, tls: &Arc<ClientTls>) {
+        let whose = format!("listener {listen}");
+        self.note(Side::Client, &whose, Some(tls.expires()));
+        let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
+        self.reload.watch(files, &self.tasks, move || {
+            let read = tls.reload().map(|()| Some(tls.expires()));
+            all.was_read(Side::Client, &whose, read);
+        });
+    }
+
+    /// What servers of a cluster are shown, and who is to have signed theirs.
+    pub(super) fn watch_cluster(&self, cluster: &str, tls: &Arc<UpstreamTls>, monitor: Monitor) {
+        let whose = format!("cluster {cluster}");
+        self.note(Side::Upstream, &whose, tls.expires());
+        let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
+        self.reload.watch(files, &self.tasks, move || {
+            let read = tls.reload().map(|()| tls.expires());
+            if all.was_read(Side::Upstream, &whose, read) {
+                monitor.renew();
+            }
+        });
+    }
+
+    /// Says from now on, day by day, which certificates expire soon.
+    pub(super) fn warn_in_time(&self) {
+        let all = self.clone();
+        self.tasks.spawn("certificates", async move {
+            loop {
+                tokio::select! {
+                    // Either it is over, or it is time to look again.
+                    () = all.tasks.cancelled() => return,
+                    () = tokio::time::sleep(WARN_EVERY) => {}
+                }
+                let expiries = lock(&all.expiries).clone();
+                expiries.into_iter().for_each(|((_, whose), expires)| warn(&whose, expires, SystemTime::now()));
+            }
+        });
+    }
+
+    /// Whether it could be read.
+    fn was_read(&self, side: Side, whose: &str, read: Result<Option<SystemTime>, impl std::fmt::Display>) -> bool {
+        let key = (side, whose.to_owned());
+        let mut failing = lock(&self.failing);
+        if read.is_ok() {
+            failing.remove(&key)
+        } else {
+            failing.insert(key)
+        };
+        // One success does not make up for another's failure.
+        self.metrics.config_loaded(failing.is_empty(), SystemTime::now());
+        drop(failing);
+        match read {
+            Ok(expires) => {
+                tracing::info!(whose, "TLS files were read again");
+                self.note(side, whose, expires);
+                true
+            }
+            Err(error) => {
+                tracing::error!(whose, %error, "TLS files cannot be used: those from before stay in force");
+                false
+            }
+        }
+    }
+
+    fn note(&self, side: Side, whose: &str, expires: Option<SystemTime>) {
+        let Some(expires) = expires else { return };
+        warn(whose, expires, SystemTime::now());
+        let mut expiries = lock(&self.expiries);
+        expiries.insert((side, whose.to_owned()), expires);
+        let first = expiries.iter().filter(|((of, _), _)| *of == side).map(|(_, expires)| *expires).min();
+        let seconds = first.and_then(|first| first.duration_since(UNIX_EPOCH).ok()).unwrap_or_default().as_secs();
+        self.metrics.tls_certificate_expiry[side].set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+}
+
+fn warn(whose: &str, expires: SystemTime, now: SystemTime) {
+    match expires.duration_since(now) {
+        Err(_) => tracing::warn!(whose, "our certificate has expired: nobody who checks it connects"),
+        Ok(left) if left < WARN_BEFORE => {
+            let days = left.as_secs() / (24 * 3600);
+            tracing::warn!(whose, days, "our certificate expires soon");
+        }
+        Ok(_) => {}
+    }
+}
