@@ -397,8 +397,8 @@ mod tests {
             "active": 0, "idle": 2, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 0,
             "limit": 10, "waitQueue": {"length": 0, "oldestMs": 0}, "breaker": "closed", "breakerReason": null,
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 0, "transactions": 0}, "tenants": [], "longHeld": {"count": 0, "items": []},
-            "error": null, "recommendations": [],
+            "pins": {"cursors": 0, "transactions": 0}, "tenants": [], "users": [],
+            "longHeld": {"count": 0, "items": []}, "error": null, "recommendations": [],
         });
         assert_eq!(stats["clusters"][0]["servers"], json!([expected]));
 

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::certificates::Certificates;
-use self::doors::{Doors, UsersOfFile};
+use self::doors::{Doors, UsersOfFiles};
 use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
@@ -126,7 +126,7 @@ impl App {
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
-        let users = UsersOfFile::read(&config.listeners, &identities).await?;
+        let users = UsersOfFiles::read(&config.listeners, &identities).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {

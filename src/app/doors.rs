@@ -1,7 +1,7 @@
 //! Where the clients of each listener log in: one place for each source of users, whichever listeners ask there.
 
-use std::collections::HashMap;
-use std::path::Path;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::auth::Identities;
@@ -16,30 +16,33 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::Cluster;
 use crate::upstream::users::UpstreamUsers;
 
-/// The users file, read before anything listens.
-pub(super) struct UsersOfFile {
-    users: Option<Arc<FileUsers>>,
+/// The users files, read before anything listens.
+pub(super) struct UsersOfFiles {
+    users: HashMap<PathBuf, Arc<FileUsers>>,
     decoys: Arc<Decoys>,
 }
 
-impl UsersOfFile {
-    /// Reads the file that `listeners` name, if any does.
+impl UsersOfFiles {
+    /// Reads the files that `listeners` name.
     ///
     /// # Errors
-    /// Every mistake in it.
+    /// Every mistake in them.
     pub(super) async fn read(listeners: &[ListenerConfig], identities: &Arc<Identities>) -> Result<Self, ConfigErrors> {
         let decoys = Arc::new(Decoys::new(rand::random()));
-        let users = match users_file(listeners) {
-            Some(file) => Some(FileUsers::load(file, decoys.clone(), identities.realm()).await?),
-            None => None,
-        };
-        Ok(Self { users, decoys })
+        let (mut users, mut errors) = (HashMap::new(), Vec::new());
+        for file in users_files(listeners) {
+            match FileUsers::load(file, decoys.clone(), identities.realm()).await {
+                Ok(read) => drop(users.insert(file.to_owned(), read)),
+                Err(ConfigErrors(more)) => errors.extend(more),
+            }
+        }
+        if errors.is_empty() { Ok(Self { users, decoys }) } else { Err(ConfigErrors(errors)) }
     }
 }
 
 /// Where clients log in.
 pub(super) struct Doors {
-    of_file: Option<Arc<LogIns>>,
+    of_files: HashMap<PathBuf, Arc<LogIns>>,
     /// By the name of the cluster.
     of_clusters: HashMap<String, Arc<LogIns>>,
     decoys: Arc<Decoys>,
@@ -49,18 +52,20 @@ pub(super) struct Doors {
 
 impl Doors {
     pub(super) fn new(
-        file: UsersOfFile,
+        files: UsersOfFiles,
         most_failed: Option<u32>,
         metrics: Arc<Metrics>,
         reload: &Reload,
         tasks: &Tasks,
     ) -> Self {
-        let UsersOfFile { users, decoys } = file;
-        let mut doors = Self { of_file: None, of_clusters: HashMap::new(), decoys, most_failed, metrics };
-        doors.of_file = users.map(|users| {
+        let UsersOfFiles { users, decoys } = files;
+        let (of_files, of_clusters) = (HashMap::new(), HashMap::new());
+        let mut doors = Self { of_files, of_clusters, decoys, most_failed, metrics };
+        for (file, users) in users {
             users.follow(reload, tasks);
-            doors.to(users)
-        });
+            let door = doors.to(users);
+            doors.of_files.insert(file, door);
+        }
         doors
     }
 
@@ -68,7 +73,7 @@ impl Doors {
     pub(super) fn of(&mut self, auth: &Auth, cluster: &Arc<Cluster>) -> Option<Arc<LogIns>> {
         match auth {
             Auth::None => None,
-            Auth::Users(_) => self.of_file.clone(),
+            Auth::Users(file) => self.of_files.get(file).cloned(),
             Auth::Upstream => {
                 let name = &cluster.config.name;
                 if let Some(known) = self.of_clusters.get(name) {
@@ -86,18 +91,20 @@ impl Doors {
     }
 }
 
-/// The configuration has made sure that there is one at most.
-fn users_file(listeners: &[ListenerConfig]) -> Option<&Path> {
-    listeners.iter().find_map(|listener| match &listener.auth {
+fn users_files(listeners: &[ListenerConfig]) -> BTreeSet<&Path> {
+    let named = listeners.iter().filter_map(|listener| match &listener.auth {
         Auth::Users(file) => Some(file.as_path()),
         Auth::None | Auth::Upstream => None,
-    })
+    });
+    named.collect()
 }
 
-/// Whether the users file of a configuration is one.
+/// Whether the users files of a configuration are some.
 ///
 /// # Errors
-/// Every mistake in it.
+/// Every mistake in them.
 pub fn check_users(config: &Config) -> Result<(), ConfigErrors> {
-    users_file(&config.listeners).map_or(Ok(()), file_users::check)
+    let wrong = users_files(&config.listeners).into_iter().filter_map(|file| file_users::check(file).err());
+    let errors: Vec<_> = wrong.flat_map(|errors| errors.0).collect();
+    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
 }

@@ -106,11 +106,13 @@ where
 {
     // Boxed, as it is done with long before the client is.
     let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, told_ends(&mut stream, ends))).await;
-    match header {
-        Ok(Ok(ends)) => Session::new(stream, ends, shared, place).run(desks).await,
-        Ok(Err(reason)) => reason,
-        Err(_) => ClientClosed::HandshakeTimeout,
-    }
+    let ends = match header {
+        Ok(Ok(ends)) => ends,
+        Ok(Err(reason)) => return reason,
+        Err(_) => return ClientClosed::HandshakeTimeout,
+    };
+    let Some(place) = place.of(ends.host()) else { return ClientClosed::MaxClientsPerAddress };
+    Session::new(stream, ends, shared, place).run(desks).await
 }
 
 /// The ends as a load balancer tells them.

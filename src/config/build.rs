@@ -135,7 +135,6 @@ impl Builder<'_> {
                 self.errors.push(file.error("is read with auth = \"users\" only".to_owned()));
             }
         }
-        listeners.of_one_mind(self.errors);
         self.looked_up = listeners.looked_up();
         listeners.apart(admin, self.errors)
     }

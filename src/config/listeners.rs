@@ -202,31 +202,6 @@ impl<'a> Listeners<'a> {
         self.clusters.iter().filter(move |name| !reached(name))
     }
 
-    /// Users of one name are one user in the whole program, so all listeners have to mean the same by it.
-    pub(super) fn of_one_mind(&self, errors: &mut Vec<ConfigError>) {
-        let mut with_users = self.built.iter().filter(|built| built.config.auth != Auth::None);
-        let Some(first) = with_users.next() else { return };
-        let shown = |auth: &Auth| match auth {
-            Auth::None => "\"none\"".to_owned(),
-            Auth::Users(file) => format!("\"users\" of {}", file.display()),
-            Auth::Upstream => "\"upstream\"".to_owned(),
-        };
-        let same = |built: &BuiltListener| {
-            let upstream_of_another =
-                first.config.auth == Auth::Upstream && built.config.cluster != first.config.cluster;
-            built.config.auth == first.config.auth && !upstream_of_another
-        };
-        for other in with_users.filter(|built| !same(built)) {
-            let problem = format!(
-                "its clients are {}, those of {} are {}: users come from one place, or from nowhere (auth = \"none\")",
-                shown(&other.config.auth),
-                first.at.value,
-                shown(&first.config.auth)
-            );
-            errors.push(other.at.error(problem));
-        }
-    }
-
     /// Where it was said of which cluster that clients are users of it.
     pub(super) fn looked_up(&self) -> Vec<(String, Found<()>)> {
         let mut all: Vec<(String, Found<()>)> = Vec::new();
@@ -392,13 +367,7 @@ mod tests {
         );
         let two_files = "[[listener]]\nlisten = \"127.0.0.1:1\"\nauth = \"users\"\nusers_file = \"u\"\n\
                          [[listener]]\nlisten = \"127.0.0.1:2\"\nauth = \"users\"\nusers_file = \"v\"\n";
-        assert_eq!(
-            mistakes(two_files),
-            [
-                "mongomux.toml:6: listener[2].listen: its clients are \"users\" of v, those of the listener at mongomux.toml:1 are \
-              \"users\" of u: users come from one place, or from nowhere (auth = \"none\")"
-            ]
-        );
+        assert_eq!(mistakes(two_files), [""; 0], "each listener may have users of its own");
     }
 
     #[test]
