@@ -14,7 +14,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-pub use identity::{Identities, Identity, Realm, UpstreamLogin, UserId, UserKeys, UserName};
+pub use identity::{Identities, Identity, LoggedIn, Realm, UpstreamLogin, UserId, UserKeys, UserName};
 pub use sasl::{AuthError, Conversation, Step};
 pub use scram::{ClientNonce, KeyDerivation, KeyId, Mechanism, SaltedKeys, ScramError};
 

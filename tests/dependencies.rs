@@ -37,7 +37,7 @@ const LICENCES: &[&str] = &[
 ];
 
 /// There in several versions, as others want them so. Each more is code twice, and twice as much to keep an eye on.
-const SEVERAL_VERSIONS: &[&str] = &["getrandom", "linux-raw-sys", "rand", "rand_core", "rustix", "syn"];
+const SEVERAL_VERSIONS: &[&str] = &["getrandom", "linux-raw-sys", "rand", "rand_core", "rustix", "syn", "synstructure"];
 
 /// Packages with a program that runs while they are built, each of which was looked at: they compile C that they bring along,
 /// ask the compiler what it can do, or copy files of their own. None of them fetches anything.
@@ -54,6 +54,7 @@ const BUILD_SCRIPTS: &[&str] = &[
     "icu_properties_data",
     "libc",
     "num-traits",
+    "oid-registry",
     "parking_lot_core",
     "portable-atomic",
     "proc-macro2",

@@ -254,7 +254,7 @@ async fn a_user_that_may_not_look_users_up_is_told_of() {
 async fn two_hundred_users_share_twenty_connections() {
     const USERS: usize = 200;
     const SOCKETS: usize = 10;
-    let mut rig = Rig::new("max_pool_size = 20\nwait_queue_timeout_ms = 120000").await;
+    let mut rig = Rig::new("max_pool_size = 20\nmax_connecting = 8\nwait_queue_timeout_ms = 120000").await;
     assert!(ok(&rig.root.command("admin", doc! { "setParameter": 1, "scramSHA256IterationCount": 5_000 }).await));
     for user in 0..USERS {
         // Nobody else may do anything there.

@@ -26,7 +26,7 @@ impl UserSource for One {
     }
 
     fn admit(&self, user: &UserName, _: &UserRecord, _: Proof) -> Result<Arc<Identity>, UsersUnavailable> {
-        Ok(self.1.admit(user, UpstreamLogin::Service, Instant::now()).expect("there is one"))
+        Ok(self.1.admit(user, self.0.clone(), UpstreamLogin::Service, Instant::now()).expect("there is one"))
     }
 
     fn takes_other_than_scram(&self) -> bool {

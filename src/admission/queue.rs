@@ -75,6 +75,17 @@ impl<T> WaitQueue<T> {
         if polls { self.pop_first(Lane::Await) } else { None }
     }
 
+    /// True when somebody may go of those whose lane may have one more.
+    pub fn may_go(&self, allowed: impl Fn(Lane) -> bool, pick: Pick<'_>) -> bool {
+        let plain = [
+            (Lane::Transaction, &self.transactions),
+            (Lane::Await, &self.long_polls),
+            (Lane::Background, &self.background),
+        ];
+        plain.iter().any(|(lane, line)| !line.is_empty() && allowed(*lane))
+            || allowed(Lane::Regular) && self.regular.iter().any(|line| line.oldest_of(pick).is_some())
+    }
+
     /// Of the levels of [`Lane::Regular`] and then of [`Lane::Background`], but for whom they have passed over too often.
     fn pop_other(&mut self, regular: bool, background: bool, pick: Pick<'_>) -> Option<(Ticket, Entry<T>)> {
         // All of them: the first may be one that may not go now.
@@ -330,6 +341,7 @@ mod tests {
                         let may_lock = index % 2 == 0;
                         let may = |claim: Claim| allowed(claim.lane) && (may_lock || !claim.locks || claim.lane != Lane::Regular);
                         let pick = Pick { may_lock, newest_first: false, tenants: &tenants };
+                        prop_assert_eq!(queue.may_go(allowed, pick), model.iter().any(|(ticket, _)| may(ticket.claim)));
                         let Some((ticket, entry)) = queue.pop(allowed, pick) else {
                             prop_assert!(!model.iter().any(|(ticket, _)| may(ticket.claim)), "somebody may go");
                             continue;

@@ -1,8 +1,9 @@
 //! Who clients are once they have logged in, and how each of them logs in upstream.
 //!
-//! A user that has logged in is an [`Identity`], however many sockets it has. What the proxy learnt at the log-in is kept in
-//! memory as long as one of them is open and [`RETENTION`] longer, as there may be cursors and transactions to clean up; it is
-//! wiped then.
+//! A user that has logged in is an [`Identity`], however many sockets it has, as long as what it proves itself by stays the same. What
+//! the proxy learnt at the log-in is kept in memory as long as one of them is open and [`RETENTION`] longer, as there may be cursors
+//! and transactions to clean up; it is wiped then. The user's number stays the same whatever becomes of that: what it has open on
+//! servers is its own when it comes back.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::scram::{KeyId, SaltedKeys};
+use super::users::UserRecord;
 use crate::config::uri::Credential;
 
 /// A user is forgotten this long after its last socket.
@@ -21,7 +23,10 @@ pub const RETENTION: Duration = Duration::from_secs(300);
 /// Users that are known at once.
 pub const MAX_IDENTITIES: usize = 20_000;
 
-/// The number of a user in this process, never used twice.
+/// Numbers that are remembered: as many users have ever logged in, mostly.
+const MAX_NUMBERS: usize = 10 * MAX_IDENTITIES;
+
+/// The number of a user in this process, whenever it logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct UserId(u32);
 
@@ -67,6 +72,8 @@ pub struct Identity {
     pub id: UserId,
     /// Its name.
     pub user: UserName,
+    /// Its name and database in one.
+    pub shown: String,
     /// Whose upstream connections carry its commands: its own, or [`UserId::SERVICE`].
     pub upstream: UserId,
     revoked: AtomicBool,
@@ -75,7 +82,7 @@ pub struct Identity {
 impl Identity {
     /// True once the user was dropped, or its password changed: whoever is logged in has to do so again.
     pub fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Relaxed)
+        self.revoked.load(Ordering::Acquire)
     }
 }
 
@@ -102,6 +109,8 @@ pub struct UserKeys {
 struct Entry {
     realm: u32,
     identity: Arc<Identity>,
+    /// What it has proven itself by.
+    record: Arc<UserRecord>,
     login: Arc<UpstreamLogin>,
     /// When it was last seen in use.
     used: Instant,
@@ -115,9 +124,11 @@ pub struct Identities(Mutex<Known>);
 struct Known {
     last_id: u32,
     last_realm: u32,
+    /// Those that are not revoked.
     by_id: HashMap<UserId, Entry>,
-    /// Those that are not revoked, by realm.
-    by_name: HashMap<(u32, UserName), UserId>,
+    /// By realm and name, and over whose connections they went.
+    numbers: HashMap<(u32, UserName), UserId>,
+    upstream: HashMap<UserId, UserId>,
 }
 
 /// The users of one source: those of another one may have the same names.
@@ -127,20 +138,42 @@ pub struct Realm {
     number: u32,
 }
 
+/// A user that is logged in.
+pub struct LoggedIn {
+    /// Who it is.
+    pub identity: Arc<Identity>,
+    /// What it has proven itself by.
+    pub record: Arc<UserRecord>,
+    /// With what it logs in upstream.
+    pub login: Arc<UpstreamLogin>,
+}
+
 impl Realm {
-    /// A user has logged in. What it logs in upstream with is what counts from now on for all its sockets.
+    /// A user has logged in, by what `record` says. What it logs in upstream with is what counts from now on for all its sockets.
+    /// Whoever has logged in as it by something else has to do so again.
     ///
     /// # Errors
     /// [`TooManyUsers`].
-    pub fn admit(&self, user: &UserName, login: UpstreamLogin, now: Instant) -> Result<Arc<Identity>, TooManyUsers> {
-        self.identities.admit(self.number, user, login, now)
+    pub fn admit(
+        &self,
+        user: &UserName,
+        record: Arc<UserRecord>,
+        login: UpstreamLogin,
+        now: Instant,
+    ) -> Result<Arc<Identity>, TooManyUsers> {
+        self.identities.admit((self.number, user.clone()), record, login, now)
     }
 
-    /// All of them that are not revoked, with what they log in upstream with.
-    pub fn all(&self) -> Vec<(Arc<Identity>, Arc<UpstreamLogin>)> {
+    /// All of them.
+    pub fn all(&self) -> Vec<LoggedIn> {
         let known = self.identities.known();
-        let current = known.by_id.values().filter(|it| it.realm == self.number && !it.identity.is_revoked());
-        current.map(|entry| (entry.identity.clone(), entry.login.clone())).collect()
+        let own = known.by_id.values().filter(|entry| entry.realm == self.number);
+        let logged_in = |Entry { identity, record, login, .. }: &Entry| LoggedIn {
+            identity: identity.clone(),
+            record: record.clone(),
+            login: login.clone(),
+        };
+        own.map(logged_in).collect()
     }
 
     /// As [`Identities::login_of`].
@@ -149,8 +182,8 @@ impl Realm {
     }
 
     /// As [`Identities::revoke`].
-    pub fn revoke(&self, id: UserId) {
-        self.identities.revoke(id);
+    pub fn revoke(&self, identity: &Identity) {
+        self.identities.revoke(identity);
     }
 }
 
@@ -172,74 +205,71 @@ impl Identities {
 
     fn admit(
         &self,
-        realm: u32,
-        user: &UserName,
+        name: (u32, UserName),
+        record: Arc<UserRecord>,
         login: UpstreamLogin,
         now: Instant,
     ) -> Result<Arc<Identity>, TooManyUsers> {
         let known = &mut *self.known();
-        let name = (realm, user.clone());
-        if let Some(entry) = known.by_name.get(&name).and_then(|id| known.by_id.get_mut(id)) {
-            let own = !matches!(login, UpstreamLogin::Service);
-            if own == (entry.identity.upstream != UserId::SERVICE) {
+        let id = known.number(&name);
+        let shares = matches!(login, UpstreamLogin::Service);
+        if let Some(entry) = known.by_id.get_mut(&id) {
+            if shares == (entry.identity.upstream == UserId::SERVICE) && entry.record.proves_as(&record) {
                 (entry.login, entry.used) = (Arc::new(login), now);
                 return Ok(entry.identity.clone());
             }
+            entry.identity.revoked.store(true, Ordering::Release);
+            known.by_id.remove(&id);
         }
         if known.by_id.len() >= MAX_IDENTITIES {
             return Err(TooManyUsers);
         }
-        known.last_id += 1;
-        let id = UserId(known.last_id);
-        let upstream = if matches!(login, UpstreamLogin::Service) { UserId::SERVICE } else { id };
-        let identity = Arc::new(Identity { id, user: user.clone(), upstream, revoked: AtomicBool::new(false) });
-        known.by_name.insert(name, id);
-        known.by_id.insert(id, Entry { realm, identity: identity.clone(), login: Arc::new(login), used: now });
+        let (realm, user) = name;
+        let (shown, upstream) = (user.to_string(), if shares { UserId::SERVICE } else { id });
+        known.upstream.insert(id, upstream);
+        let identity = Arc::new(Identity { id, user, shown, upstream, revoked: AtomicBool::new(false) });
+        known.by_id.insert(id, Entry { realm, identity: identity.clone(), record, login: Arc::new(login), used: now });
         Ok(identity)
     }
 
     /// How to log in upstream for a user. `None` for one that is not known any more, or was revoked.
     pub fn login_of(&self, id: UserId) -> Option<Arc<UpstreamLogin>> {
-        let known = self.known();
-        known.by_id.get(&id).filter(|entry| !entry.identity.is_revoked()).map(|entry| entry.login.clone())
+        self.known().by_id.get(&id).map(|entry| entry.login.clone())
     }
 
-    /// The user with that number.
+    /// The user with that number, as it is logged in now.
     pub fn of(&self, id: UserId) -> Option<Arc<Identity>> {
         self.known().by_id.get(&id).map(|entry| entry.identity.clone())
     }
 
-    /// The user was dropped, or its password changed: who is logged in as it has to do so again. Its keys are wiped.
-    pub fn revoke(&self, id: UserId) {
+    /// Over whose connections something is done for a user that may have gone. `None` where they would be its own, and there can be
+    /// none.
+    pub fn upstream_of(&self, id: UserId) -> Option<UserId> {
+        let known = self.known();
+        match known.upstream.get(&id) {
+            Some(&UserId::SERVICE) | None => Some(UserId::SERVICE),
+            Some(own) => known.by_id.contains_key(&id).then_some(*own),
+        }
+    }
+
+    /// The user was dropped, or its password changed: whoever is logged in as it by that has to do so again. Its keys are wiped.
+    pub fn revoke(&self, identity: &Identity) {
+        identity.revoked.store(true, Ordering::Release);
         let known = &mut *self.known();
-        let Some(entry) = known.by_id.get_mut(&id) else { return };
-        entry.identity.revoked.store(true, Ordering::Relaxed);
-        entry.login = Arc::new(UpstreamLogin::Service);
-        let name = (entry.realm, entry.identity.user.clone());
-        if known.by_name.get(&name) == Some(&id) {
-            known.by_name.remove(&name);
+        // Who has logged in since is somebody else.
+        if known.by_id.get(&identity.id).is_some_and(|entry| entry.identity.is_revoked()) {
+            known.by_id.remove(&identity.id);
         }
     }
 
     /// Forgets the users without a socket for [`RETENTION`]. To be called now and then.
     pub fn expire(&self, now: Instant) {
-        let known = &mut *self.known();
-        let mut forgotten = Vec::new();
-        known.by_id.retain(|id, entry| {
+        self.known().by_id.retain(|_, entry| {
             if Arc::strong_count(&entry.identity) > 1 {
                 entry.used = now;
             }
-            let keep = now.saturating_duration_since(entry.used) < RETENTION;
-            if !keep {
-                forgotten.push((*id, (entry.realm, entry.identity.user.clone())));
-            }
-            keep
+            now.saturating_duration_since(entry.used) < RETENTION
         });
-        for (id, name) in forgotten {
-            if known.by_name.get(&name) == Some(&id) {
-                known.by_name.remove(&name);
-            }
-        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -248,9 +278,25 @@ impl Identities {
     }
 }
 
+impl Known {
+    fn number(&mut self, name: &(u32, UserName)) -> UserId {
+        if let Some(id) = self.numbers.get(name) {
+            return *id;
+        }
+        self.last_id += 1;
+        let id = UserId(self.last_id);
+        if self.numbers.len() < MAX_NUMBERS {
+            self.numbers.insert(name.clone(), id);
+        }
+        id
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::scram::Mechanism;
+    use crate::auth::users::Verifier;
 
     fn user(name: &str) -> UserName {
         UserName { database: "admin".to_owned(), name: name.to_owned() }
@@ -260,50 +306,92 @@ mod tests {
         let credential = Credential {
             username: Some("a".to_owned()),
             source: "admin".to_owned(),
-            password: Some(String::from("pencil").into()),
+            password: Some("pencil".to_owned().into()),
             mechanism: None,
         };
         UpstreamLogin::Credential(Arc::new(credential))
     }
 
-    #[test]
-    fn a_user_is_one_identity_however_often_it_logs_in() {
-        let (all, now) = (Arc::new(Identities::default()), Instant::now());
-        let realm = all.realm();
-        let first = realm.admit(&user("a"), credential(), now).unwrap();
-        let again = realm.admit(&user("a"), credential(), now).unwrap();
-        let other = realm.admit(&user("b"), UpstreamLogin::Service, now).unwrap();
-        assert_eq!((first.id, first.upstream), (again.id, again.id));
-        assert_ne!(first.id, other.id);
-        assert_eq!(other.upstream, UserId::SERVICE);
-        assert!(matches!(*all.login_of(first.id).unwrap(), UpstreamLogin::Credential(_)));
-        assert!(all.login_of(UserId(77)).is_none());
-        let same_name = all.realm().admit(&user("a"), credential(), now).unwrap();
-        assert_ne!(same_name.id, first.id, "of another source");
-        assert_eq!(realm.all().len(), 2);
+    /// What is stored of a user with that salt.
+    fn record(salt: u8) -> Arc<UserRecord> {
+        let id = KeyId::new(Mechanism::Sha256, vec![salt; 28], 15_000);
+        let sha256 = Verifier { id, stored_key: vec![1; 32].into(), server_key: vec![2; 32].into() };
+        Arc::new(UserRecord { sha256: Some(sha256), ..UserRecord::default() })
+    }
+
+    struct Rig {
+        all: Arc<Identities>,
+        realm: Realm,
+        now: Instant,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let all = Arc::new(Identities::default());
+            Self { realm: all.realm(), all, now: Instant::now() }
+        }
+
+        fn admit(&self, name: &str, salt: u8) -> Arc<Identity> {
+            self.realm.admit(&user(name), record(salt), credential(), self.now).unwrap()
+        }
     }
 
     #[test]
-    fn a_revoked_user_is_another_one_when_it_comes_back() {
-        let (all, now) = (Arc::new(Identities::default()), Instant::now());
-        let realm = all.realm();
-        let first = realm.admit(&user("a"), credential(), now).unwrap();
-        all.revoke(first.id);
-        assert!(first.is_revoked() && all.login_of(first.id).is_none());
-        let again = realm.admit(&user("a"), credential(), now).unwrap();
-        assert!(again.id != first.id && !again.is_revoked());
-        assert_eq!(realm.all().len(), 1);
+    fn a_user_is_one_identity_however_often_it_logs_in() {
+        let rig = Rig::new();
+        let (first, again) = (rig.admit("a", 1), rig.admit("a", 1));
+        let other = rig.realm.admit(&user("b"), record(1), UpstreamLogin::Service, rig.now).unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        assert_ne!(first.id, other.id);
+        assert_eq!((first.upstream, other.upstream), (first.id, UserId::SERVICE));
+        assert!(matches!(*rig.all.login_of(first.id).unwrap(), UpstreamLogin::Credential(_)));
+        assert!(rig.all.login_of(UserId(77)).is_none());
+        let same_name = rig.all.realm().admit(&user("a"), record(1), credential(), rig.now).unwrap();
+        assert_ne!(same_name.id, first.id, "of another source");
+        assert_eq!(rig.realm.all().len(), 2);
+    }
+
+    #[test]
+    fn whoever_proves_itself_by_something_else_ends_who_was_there_before() {
+        let rig = Rig::new();
+        let first = rig.admit("a", 1);
+        let second = rig.admit("a", 2);
+        assert!(first.is_revoked() && !second.is_revoked());
+        assert_eq!(first.id, second.id, "what it has open is its own");
+        rig.all.revoke(&first);
+        assert!(!second.is_revoked() && rig.all.login_of(second.id).is_some(), "who came later is not meant");
+        let shares = rig.realm.admit(&user("a"), record(2), UpstreamLogin::Service, rig.now).unwrap();
+        assert!(second.is_revoked() && !shares.is_revoked());
+    }
+
+    #[test]
+    fn a_revoked_user_is_gone_and_may_come_back() {
+        let rig = Rig::new();
+        let first = rig.admit("a", 1);
+        rig.all.revoke(&first);
+        assert!(first.is_revoked() && rig.all.login_of(first.id).is_none() && rig.realm.all().is_empty());
+        assert_eq!(rig.all.upstream_of(first.id), None, "nothing can be done for it");
+        let again = rig.admit("a", 1);
+        assert!(again.id == first.id && !again.is_revoked());
+        assert_eq!(rig.all.upstream_of(again.id), Some(again.id));
     }
 
     #[test]
     fn who_has_gone_is_forgotten_after_a_while_and_nobody_else() {
-        let (all, start) = (Arc::new(Identities::default()), Instant::now());
-        let realm = all.realm();
-        let here = realm.admit(&user("a"), credential(), start).unwrap();
-        let gone = realm.admit(&user("b"), credential(), start).unwrap().id;
-        all.expire(start + RETENTION - Duration::from_millis(1));
-        assert!(all.login_of(gone).is_some());
-        all.expire(start + RETENTION);
-        assert!(all.login_of(gone).is_none() && all.login_of(here.id).is_some());
+        let rig = Rig::new();
+        let here = rig.admit("a", 1);
+        let gone = rig.admit("b", 1).id;
+        let shares = rig.realm.admit(&user("c"), record(1), UpstreamLogin::Service, rig.now).unwrap().id;
+        rig.all.expire(rig.now + RETENTION - Duration::from_millis(1));
+        assert!(rig.all.login_of(gone).is_some());
+        rig.all.expire(rig.now + RETENTION);
+        assert!(rig.all.login_of(gone).is_none() && rig.all.login_of(here.id).is_some());
+        assert_eq!(rig.all.upstream_of(gone), None);
+        assert_eq!(
+            rig.all.upstream_of(shares),
+            Some(UserId::SERVICE),
+            "who shared connections can be cleaned up after"
+        );
+        assert_eq!(rig.admit("b", 1).id, gone);
     }
 }

@@ -216,7 +216,7 @@ pub struct KeyId {
 }
 
 /// The expensive step as a value, to be run on a thread that may block.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyDerivation {
     id: KeyId,
     password: Secret,

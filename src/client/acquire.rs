@@ -54,6 +54,9 @@ pub(super) struct Wait {
 
 /// A server and a connection, if both are there now.
 pub(super) fn acquire_now(exchange: &mut Exchange, now: Instant) -> Result<Now, Refusal> {
+    if let Some(error) = exchange.revoked() {
+        return Err(Refusal::Reply(error));
+    }
     if !held::passes(exchange)? {
         return Ok(Now::Nothing);
     }

@@ -35,7 +35,7 @@ impl Caller<'_> {
         let tenant = match fairness.by {
             FairBy::None => Tenant::COMMON,
             FairBy::Application => tenant(self.application()),
-            FairBy::User => self.identity.map_or(Tenant::COMMON, |identity| tenant(&identity.user.to_string())),
+            FairBy::User => self.identity.map_or(Tenant::COMMON, |identity| tenant(&identity.shown)),
             FairBy::Database => tenant(database()),
             FairBy::Address => tenant(&self.ends.host().map(|host| host.to_string()).unwrap_or_default()),
         };

@@ -284,6 +284,10 @@ impl OpenCursor {
             return None;
         }
         let id = command.cursor_id(frame)?;
+        // Whoever asks for another one's cursor gets nothing, and takes nothing away.
+        if lock(&exchange.cluster.pins).has_of_another(&[id], command.session.user) {
+            return None;
+        }
         let collection = find(command.document(frame), b"collection").and_then(|element| element.as_str());
         // Without a collection there was no getMore for the server either, and killing it there changes nothing.
         let namespace = (command.database(frame).to_owned(), collection.unwrap_or_default().to_owned());

@@ -184,6 +184,10 @@ impl Exchange {
 
     /// `Some` when who has sent it has to log in again: there is no connection for it any more.
     pub(super) fn revoked(&self) -> Option<ErrorReply> {
+        // What a server may have carried out already is not to be answered as if it had not.
+        if self.resent {
+            return None;
+        }
         self.identity.as_ref().filter(|identity| identity.is_revoked()).map(|identity| log_in::revoked(&identity.user))
     }
 

@@ -236,7 +236,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 let mut pins = lock(&exchange.cluster.pins);
                 let pinned = pins.pin_transaction(transaction, address, Instant::now());
                 // Before its connection goes to anybody else.
-                pinned.map(|()| pins.keep_room(transaction, || Room::new(operation.server().pool.transaction_begun())))
+                pinned.map(|()| {
+                    pins.keep_room(transaction, || {
+                        Room::new(operation.server().pool.transaction_begun(exchange.claim.user))
+                    })
+                })
             };
             pinned.map_err(|error| {
                 Failed::Refused(Refusal::Reply(errors::too_many_pins("transaction", &error.to_string())))
@@ -312,6 +316,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         connection: &PooledConnection,
         error: &ReceiveError,
     ) -> Result<Attempt, Failed> {
+        if exchange.command.changes_users(&exchange.frame) {
+            exchange.cluster.user_changes.happened();
+        }
         let server = operation.server();
         self.broke(exchange, operation, connection, &error.to_string());
         if self.again(exchange, operation, Failure::NoReply) {

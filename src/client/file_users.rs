@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::auth::identity::UserName;
 use crate::auth::scram_server::Decoys;
 use crate::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
-use crate::auth::{Identity, Mechanism, Realm, UpstreamLogin};
+use crate::auth::{Identity, LoggedIn, Mechanism, Realm, UpstreamLogin};
 use crate::config::system::read_secret;
 use crate::config::uri::Credential;
 use crate::config::users_file::{self, EXTERNAL, FileUser};
@@ -90,13 +90,13 @@ impl FileUsers {
                 return;
             }
             // Under the lock under which users are admitted: nobody is admitted by what was read before once this is over.
-            for (identity, _) in self.identities.all() {
+            for LoggedIn { identity, .. } in self.identities.all() {
                 match (current.users.get(&identity.user), users.get(&identity.user)) {
                     (Some(old), Some(new)) if old.record.proves_as(&new.record) && old.goes_as(new) => {
                         self.renew(&identity, new);
                     }
                     _ => {
-                        self.identities.revoke(identity.id);
+                        self.identities.revoke(&identity);
                         revoked += 1;
                     }
                 }
@@ -110,7 +110,7 @@ impl FileUsers {
     fn renew(&self, identity: &Identity, user: &User) {
         if user.upstream.is_some() {
             // It is known already, so there is room for it.
-            drop(self.identities.admit(&identity.user, user.login(), Instant::now()));
+            drop(self.identities.admit(&identity.user, user.record.clone(), user.login(), Instant::now()));
         }
     }
 }
@@ -137,7 +137,7 @@ impl UserSource for FileUsers {
         let current = lock(&self.current);
         let known = current.users.get(user).filter(|known| known.record.proves_as(record));
         let known = known.ok_or_else(|| UsersUnavailable("the user has changed just now".to_owned()))?;
-        let admitted = self.identities.admit(user, known.login(), Instant::now());
+        let admitted = self.identities.admit(user, known.record.clone(), known.login(), Instant::now());
         admitted.map_err(|error| UsersUnavailable(error.to_string()))
     }
 

@@ -150,7 +150,7 @@ pub struct Cluster {
     /// Those who have logged in.
     pub identities: Arc<Identities>,
     /// Tells that users were changed through us.
-    pub user_changes: UserChanges,
+    pub user_changes: Arc<UserChanges>,
     bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
     /// Held while servers are made to agree with the topology.
@@ -190,7 +190,7 @@ impl Cluster {
             monitor,
             dialer,
             identities,
-            user_changes: UserChanges::default(),
+            user_changes: Arc::default(),
             bound: ClusterBound::new(config.max_upstream_connections),
             servers: Mutex::default(),
             reconciling: Mutex::default(),
@@ -486,7 +486,8 @@ impl Cluster {
         let metrics = self.metrics.server(&self.config.name, &address.to_string());
         let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
         let monitor = self.monitor.clone();
-        let identities = self.identities.clone();
+        let (identities, topology) = (self.identities.clone(), self.monitor.clone());
+        let changes = self.user_changes.clone();
         let pool = Pool::new(PoolParts {
             address: address.clone(),
             config: self.config.pool.clone(),
@@ -501,7 +502,18 @@ impl Cluster {
             greeted: Arc::new(move |address, greeting| {
                 monitor.heard(address, greeting.hello.clone(), greeting.round_trip_time);
             }),
-            refused: Arc::new(move |user, _| identities.revoke(user)),
+            refused: Arc::new(move |address, identity| {
+                // What was looked up is of no use any more, whatever has happened.
+                changes.happened();
+                // A secondary may not know yet of a new password.
+                let kind = topology.current().servers.get(address).map(|server| server.kind);
+                let has_last_word =
+                    matches!(kind, Some(ServerKind::RsPrimary | ServerKind::Standalone | ServerKind::Mongos));
+                if has_last_word {
+                    identities.revoke(identity);
+                }
+                has_last_word
+            }),
             tasks: self.tasks.clone(),
             server_metrics: metrics.clone(),
             metrics: self.metrics.clone(),

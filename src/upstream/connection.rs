@@ -261,14 +261,14 @@ impl Connection {
     }
 
     /// False when it cannot carry a command: it is in the middle of a message, it was interrupted, the server has closed
-    /// it, or has sent bytes that nobody asked for. Looks without waiting.
+    /// it, or has sent bytes that nobody asked for, or whoever is logged in has to do so anew. Looks without waiting.
     pub fn is_alive(&mut self) -> bool {
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         let look = std::future::poll_fn(|context| Pin::new(&mut self.stream).poll_read(context, &mut buffer));
         // Unconstrained: a task that has used up its budget would be told "pending" of a dead socket too.
         let silent = tokio::task::unconstrained(look).now_or_never().is_none();
-        silent && self.is_between_messages()
+        silent && self.is_between_messages() && !self.is_revoked()
     }
 
     /// Writes one whole message, which must carry the id that [`Connection::next_request_id`] gave last.

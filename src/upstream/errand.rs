@@ -73,6 +73,9 @@ impl Cluster {
     /// # Cancel safety
     /// A future that is dropped after it has sent closes its connection.
     pub async fn run(&self, errand: Errand, user: UserId, lane: Lane, command: &RawDocument) -> Option<RawDocumentBuf> {
+        if user != UserId::SERVICE && self.identities.of(user).is_none() {
+            return None;
+        }
         let selected_by = Instant::now() + self.config.server_selection_timeout;
         let operation = match errand {
             Errand::Server(address) => {
@@ -140,7 +143,10 @@ impl Cluster {
         self.in_background(permit, async move {
             // Before others, like an abort of a client: it frees locks. What was kept for the transaction is kept for it.
             // In its own session, as whose user it is.
-            let user = cluster.identities.of(id.session.user).map_or(UserId::SERVICE, |identity| identity.upstream);
+            let Some(user) = cluster.identities.upstream_of(id.session.user) else {
+                // Nobody can log in as it any more: the server ends it after a minute, and nothing is kept for it.
+                return;
+            };
             let reply = cluster.run(Errand::Server(server), user, Lane::Transaction, &abort_transaction(id)).await;
             if reply.is_none_or(|reply| reply.get_i32("code").is_ok_and(|code| code == MAX_TIME_MS_EXPIRED)) {
                 lock(&cluster.pins).reopen_transaction(id, room, Instant::now());

@@ -35,8 +35,8 @@ pub const MIN_WIRE_VERSION: i32 = 9;
 pub const DEFAULT_APP_NAME: &str = "mongomux";
 
 /// Derived keys that are kept, so that not every connection costs thousands of hash rounds. One credential needs one
-/// per mechanism and salt.
-const MAX_CACHED_KEYS: usize = 16;
+/// per mechanism and salt, and each user may have one.
+const MAX_CACHED_KEYS: usize = 1_024;
 
 /// Makes connections to a server.
 pub trait Dialer: Send + Sync {
@@ -82,6 +82,8 @@ pub enum ConnectError {
         user: String,
         /// What it said.
         error: AuthError,
+        /// Who has logged in with us as that user.
+        identity: Option<Arc<Identity>>,
     },
 }
 
@@ -94,16 +96,26 @@ impl ConnectError {
         }
     }
 
-    /// True when the server does not take the user, and will not take it the next time: dropped, or with another password.
-    pub fn is_refusal(&self) -> bool {
-        let Self::Auth { error, .. } = self else { return false };
-        match error {
-            // AuthenticationFailed, UserNotFound, MechanismUnavailable, Unauthorized
-            AuthError::Refused { code, .. } => matches!(code, 18 | 11 | 334 | 13),
+    /// A user of our clients that the server does not take, while it takes others: dropped, or with another password.
+    pub fn refused_user(&self) -> Option<&Arc<Identity>> {
+        let Self::Auth { error, identity, .. } = self else { return None };
+        let of_the_user = match error {
+            AuthError::Refused { code, .. } => !is_of_the_server(*code),
             AuthError::Scram(_) | AuthError::NotLoggedIn => true,
             AuthError::Protocol(_) => false,
-        }
+        };
+        identity.as_ref().filter(|_| of_the_user)
     }
+
+    /// True when there never was a socket, or the server has seen its end.
+    pub fn left_nothing(&self) -> bool {
+        matches!(self, Self::Dial(_)) || self.refused_user().is_some()
+    }
+}
+
+/// Codes that say nothing about who logs in: the server stops, is not what it was, cannot be reached, or has too much to do.
+fn is_of_the_server(code: i32) -> bool {
+    matches!(code, 6 | 7 | 89 | 91 | 189 | 262 | 462 | 9001 | 10107 | 10058 | 11600 | 11602 | 13435 | 13436)
 }
 
 /// Who logs in.
@@ -130,7 +142,8 @@ pub struct UpstreamDialer {
     tls: Option<Arc<UpstreamTls>>,
     memory: Arc<MemoryBudget>,
     max_message_bytes: usize,
-    keys: Mutex<HashMap<KeyId, Arc<SaltedKeys>>>,
+    /// What passwords became, each with what it became that from.
+    keys: Mutex<HashMap<KeyId, (KeyDerivation, Arc<SaltedKeys>)>>,
 }
 
 impl UpstreamDialer {
@@ -195,8 +208,13 @@ impl UpstreamDialer {
             let credential = lock(&self.service).clone().or_else(|| self.monitor.credential());
             return Ok((credential.map_or(Who::Nobody, Who::Credential), None));
         }
-        let gone = || ConnectError::Auth { user: format!("number {user}"), error: AuthError::NotLoggedIn };
-        let identity = self.identities.of(user).ok_or_else(gone)?;
+        let identity = self.identities.of(user);
+        let gone = || ConnectError::Auth {
+            user: identity.as_ref().map_or_else(|| format!("number {user}"), |identity| identity.shown.clone()),
+            error: AuthError::NotLoggedIn,
+            identity: identity.clone(),
+        };
+        let identity = identity.clone().ok_or_else(gone)?;
         let who = match self.identities.login_of(user).as_deref() {
             Some(UpstreamLogin::Credential(credential)) => Who::Credential((**credential).clone()),
             Some(UpstreamLogin::Keys(keys)) => Who::Keys(identity.clone(), keys.clone()),
@@ -207,15 +225,29 @@ impl UpstreamDialer {
 
     async fn establish(&self, address: &Address, user: UserId) -> Result<Connection, ConnectError> {
         let (who, identity) = self.who(user)?;
-        let login = Login::new(&who).map_err(|error| auth_error(&who, error.into()))?;
+        let of_user = |error: ConnectError| match error {
+            ConnectError::Auth { user, error, .. } => ConnectError::Auth { user, error, identity: identity.clone() },
+            other => other,
+        };
+        let login = Login::new(&who).map_err(|error| of_user(auth_error(&who, error.into())))?;
+        let in_the_clear = self.tls.is_none() && matches!(address, Address::Tcp { .. });
+        if in_the_clear && matches!(&who, Who::Credential(it) if it.mechanism == Some(Mechanism::Plain)) {
+            return Err(of_user(auth_error(&who, AuthError::Protocol("PLAIN would show the password: it needs TLS"))));
+        }
         let stream = self.dial(address).await?;
         let mut connection = Connection::new(stream, self.memory.clone(), self.max_message_bytes);
-        connection.identity = identity;
+        connection.identity = identity.clone();
         let hello = self.hello(login.as_ref());
         let (greeting, reply) = hello_exchange(&mut connection, &hello).await?;
         connection.greeting = greeting;
-        if let Some(login) = login {
-            self.log_in(&mut connection, login, &reply).await?;
+        if let Some(login) = login
+            && let Err(error) = self.log_in(&mut connection, login, &reply).await.map_err(of_user)
+        {
+            // The server is well: it is waited for until it has seen the end, so that the place is free then.
+            if error.refused_user().is_some() {
+                connection.close().await;
+            }
+            return Err(error);
         }
         // From now on only: what was said so far is never compressed.
         connection.compression = agreed(&self.compression, &reply);
@@ -295,17 +327,18 @@ impl UpstreamDialer {
     /// Thousands of hash rounds: on a thread that may block, and once per credential and salt.
     async fn derive(&self, derivation: KeyDerivation) -> Arc<SaltedKeys> {
         let cached = lock(&self.keys).get(derivation.id()).cloned();
-        if let Some(keys) = cached {
+        // Of the same password: another one, with the same salt, was a mistake that has been corrected.
+        if let Some((_, keys)) = cached.filter(|(of, _)| *of == derivation) {
             return keys;
         }
-        let id = derivation.id().clone();
+        let cached = derivation.clone();
         let keys = tokio::task::spawn_blocking(move || Arc::new(derivation.derive()));
         let keys = keys.await.expect("deriving a key does not panic, and blocking tasks are not aborted");
         let mut cache = lock(&self.keys);
         if cache.len() >= MAX_CACHED_KEYS {
             cache.clear();
         }
-        cache.insert(id, keys.clone());
+        cache.insert(cached.id().clone(), (cached, keys.clone()));
         keys
     }
 }
@@ -430,7 +463,7 @@ fn auth_error(who: &Who, error: AuthError) -> ConnectError {
         Who::Credential(credential) => credential.username.clone(),
         Who::Keys(identity, _) => Some(identity.user.to_string()),
     };
-    ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error }
+    ConnectError::Auth { user: user.unwrap_or_else(|| "(certificate)".to_owned()), error, identity: None }
 }
 
 fn error_text(reply: &RawDocument) -> String {

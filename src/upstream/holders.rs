@@ -39,6 +39,8 @@ pub struct Holding {
     pub open: u32,
     /// Being established.
     pub pending: u32,
+    /// Its transactions that are open on the server.
+    pub transactions: u32,
 }
 
 impl Holding {
@@ -50,27 +52,31 @@ impl Holding {
 
 /// The users that have connections, or are about to.
 #[derive(Debug, Default)]
-pub struct Holders(BTreeMap<UserId, Holding>);
+pub struct Holders {
+    of: BTreeMap<UserId, Holding>,
+    /// Users that a server has not taken a moment ago.
+    held_off: BTreeMap<UserId, Instant>,
+}
 
 impl Holders {
     /// What a user has.
     pub fn of(&self, user: UserId) -> Holding {
-        self.0.get(&user).copied().unwrap_or_default()
+        self.of.get(&user).copied().unwrap_or_default()
     }
 
     /// What each user has that has something.
     pub fn all(&self) -> impl Iterator<Item = (UserId, Holding)> {
-        self.0.iter().map(|(user, holding)| (*user, *holding))
+        self.of.iter().map(|(user, holding)| (*user, *holding))
     }
 
     /// The most that any user has open.
     pub fn most_open(&self) -> u32 {
-        self.0.values().map(|holding| holding.open).max().unwrap_or_default()
+        self.of.values().map(|holding| holding.open).max().unwrap_or_default()
     }
 
     /// One is being established.
     pub fn began(&mut self, user: UserId) {
-        self.0.entry(user).or_default().pending += 1;
+        self.of.entry(user).or_default().pending += 1;
     }
 
     /// What was being established is there.
@@ -91,11 +97,36 @@ impl Holders {
         self.change(user, |holding| holding.open -= 1);
     }
 
+    /// A transaction of that user is open from now on.
+    pub fn transaction_begun(&mut self, user: UserId) {
+        self.of.entry(user).or_default().transactions += 1;
+    }
+
+    /// One less is.
+    pub fn transaction_ended(&mut self, user: UserId) {
+        self.change(user, |holding| holding.transactions = holding.transactions.saturating_sub(1));
+    }
+
+    /// Nothing is established for that user until then.
+    pub fn hold_off(&mut self, user: UserId, until: Instant) {
+        self.held_off.insert(user, until);
+    }
+
+    /// True while nothing is.
+    pub fn is_held_off(&self, user: UserId) -> bool {
+        self.held_off.contains_key(&user)
+    }
+
+    /// Forgets who is not held off any more.
+    pub fn forget_held_off(&mut self, now: Instant) {
+        self.held_off.retain(|_, until| now < *until);
+    }
+
     fn change(&mut self, user: UserId, change: impl FnOnce(&mut Holding)) {
-        let holding = self.0.entry(user).or_default();
+        let holding = self.of.entry(user).or_default();
         change(holding);
         if *holding == Holding::default() {
-            self.0.remove(&user);
+            self.of.remove(&user);
         }
     }
 }

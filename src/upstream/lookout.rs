@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, Server};
 use super::maintain;
-use crate::admission::Lane;
 
 /// A write that nobody told us of is noticed after this on average. A ping costs a server some 30 µs.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -32,9 +31,7 @@ pub(super) async fn run(cluster: Arc<Cluster>) {
 /// by themselves.
 fn look(cluster: &Arc<Cluster>, server: Arc<Server>) {
     let Some(looking) = server.long_polls.start_looking() else { return };
-    let Ok(Some(mut connection)) = server.pool.try_check_out(Lane::Background, tokio::time::Instant::now()) else {
-        return;
-    };
+    let Some(mut connection) = server.pool.borrow_spare() else { return };
     let cluster = cluster.clone();
     cluster.tasks.clone().spawn("look for writes", async move {
         let generation = connection.generation;

@@ -30,6 +30,9 @@ use crate::wire::document::find;
 use crate::wire::op_msg::reply_document;
 use crate::wire::{Timestamp, encode};
 
+/// A user that a server has not taken is not tried again there before this: a secondary may not know yet what has changed.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// Idle and lifetime limits are looked at this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -79,7 +82,12 @@ pub async fn run(pool: Pool) {
         if shared.recheck.swap(false, Ordering::Relaxed) {
             start_recheck(&pool);
         }
-        let given = shared.state().turn_over(now);
+        let may_connect = may_dial(&shared, now);
+        let given = {
+            let mut state = shared.state();
+            state.set_may_connect(may_connect, now);
+            state.turn_over(now)
+        };
         shared.parts.server_metrics.connections_closed[ConnectionClosed::Turnover].inc_by(u64::from(given));
         if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
             // Asked again when the need is new, and now and then: two pools in need would ask each other without end.
@@ -256,7 +264,7 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
         };
         let outcome = match &attempt {
             // The server works: it is the user that it does not take.
-            Err(error) if user != UserId::SERVICE && error.is_refusal() => Outcome::Success,
+            Err(error) if error.refused_user().is_some() => Outcome::Success,
             Ok(_) => Outcome::Success,
             Err(error) => Outcome::Failure(error.failure()),
         };
@@ -277,17 +285,16 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
                 connected(&mut place, connection, purpose);
             }
             Err(error) => {
-                if user != UserId::SERVICE && error.is_refusal() {
-                    tracing::info!(server = %parts.address, %error, "a user is not taken any more");
-                    (parts.refused)(user, &error.to_string());
-                    pool.revoke(user);
+                if let Some(identity) = error.refused_user() {
+                    tracing::info!(server = %parts.address, %error, "a user is not taken");
+                    pool.hold_off(user, Instant::now() + REFUSED_PAUSE);
+                    if (parts.refused)(&parts.address, identity) {
+                        pool.revoke(user);
+                    }
                 } else if purpose != Purpose::Recheck {
                     connect_failed(&pool, &error);
                 }
-                match error {
-                    ConnectError::Dial(_) => drop(place),
-                    _ => place.outlast_socket().await,
-                }
+                if error.left_nothing() { drop(place) } else { place.outlast_socket().await }
             }
         }
     });
@@ -355,6 +362,10 @@ fn sweep(pool: &Pool, now: Instant) {
     // So that the minimum is warm indeed. A look at an idle socket only asks the runtime, not the kernel.
     retire(shared, 0, u32::MAX, ConnectionClosed::Error, |connection, _| !connection.is_alive());
     retire(shared, 0, u32::MAX, ConnectionClosed::Revoked, |connection, _| connection.is_revoked());
+    // Nobody asked for those of users to be kept warm.
+    retire(shared, 0, u32::MAX, ConnectionClosed::Idle, |connection, now| {
+        connection.user() != UserId::SERVICE && now.duration_since(connection.last_used) >= config.max_idle_time
+    });
     retire(shared, config.min_pool_size, u32::MAX, ConnectionClosed::Idle, |connection, now| {
         now.duration_since(connection.last_used) >= config.max_idle_time
     });
@@ -378,7 +389,7 @@ fn sweep(pool: &Pool, now: Instant) {
 
 /// True when it is too old, or was logged in with a credential of before.
 fn is_over(connection: &Connection, now: Instant) -> bool {
-    now >= connection.expires || connection.in_use().is_to_be_replaced()
+    now >= connection.expires || (connection.in_use().is_to_be_replaced() && connection.user() == UserId::SERVICE)
 }
 
 fn retire(

@@ -24,7 +24,7 @@ use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolS
 use super::shortage::Shortage;
 use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane};
-use crate::auth::UserId;
+use crate::auth::{Identity, UserId};
 use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::{ConnectionClosed, Label};
@@ -109,8 +109,8 @@ pub struct UserSnapshot {
 /// Hears what a server says when a connection to it is established.
 pub type Greeted = dyn Fn(&Address, &Greeting) + Send + Sync;
 
-/// Hears which user a server does not take any more, and why.
-pub type LogInRefused = dyn Fn(UserId, &str) + Send + Sync;
+/// Hears which user a server does not take; true when that is the end of its log-in with us.
+pub type LogInRefused = dyn Fn(&Address, &Arc<Identity>) -> bool + Send + Sync;
 
 /// What a pool is made of.
 pub struct PoolParts {
@@ -299,10 +299,10 @@ impl Pool {
         self.0.two_at_most && self.0.state().is_cramped()
     }
 
-    /// A transaction begins on the server.
-    pub fn transaction_begun(&self) -> OpenTransaction {
-        self.0.state().transaction_begun();
-        OpenTransaction(self.clone())
+    /// A transaction begins on the server, of that user.
+    pub fn transaction_begun(&self, user: UserId) -> OpenTransaction {
+        self.0.state().transaction_begun(user);
+        OpenTransaction(self.clone(), user)
     }
 
     /// Lets check-outs pass; the server is known to be up.
@@ -373,7 +373,7 @@ impl Pool {
         self.0.state().generation() == generation
     }
 
-    /// Has all connections that are open replaced, one by one, each once there is another one that has logged in.
+    /// Has all connections of the service replaced, one by one, each once there is another one that has logged in.
     pub fn renew(&self) {
         lock(&self.0.open).iter().for_each(|connection| connection.in_use.replace());
     }
@@ -382,11 +382,16 @@ impl Pool {
     pub fn revoke(&self, user: UserId) {
         let (evicted, ended) = {
             let mut state = self.0.state();
-            let ended = state.retire(0, u32::MAX, |connection| connection.user() == user);
+            let ended = state.retire(0, u32::MAX, |connection| connection.user() == user && connection.is_revoked());
             (state.evict_user(user), ended)
         };
         self.0.parts.server_metrics.connections_closed[ConnectionClosed::Revoked].inc_by(u64::from(ended));
         self.wake(evicted);
+    }
+
+    /// No connection is established for that user until then.
+    pub(super) fn hold_off(&self, user: UserId, until: Instant) {
+        self.0.state().hold_off(user, until);
     }
 
     /// Evicts who waits, so that they are routed anew; connections stay.
@@ -559,6 +564,15 @@ impl Pool {
         None
     }
 
+    /// As [`Pool::borrow_available`], within the share of what the proxy does for itself.
+    pub(super) fn borrow_spare(&self) -> Option<PooledConnection> {
+        let allowed = {
+            let state = self.0.state();
+            state.status() == PoolStatus::Ready && state.may_borrow()
+        };
+        if allowed { self.borrow_available() } else { None }
+    }
+
     /// Takes an available connection that is alive for the pool's own use: a probe or a ping.
     pub(super) fn borrow_available(&self) -> Option<PooledConnection> {
         loop {
@@ -638,11 +652,11 @@ pub(super) fn unavailable(status: PoolStatus) -> CheckOutError {
 
 /// A transaction that is open on the server of a pool: one of its connections is kept for such ones, as far as there are
 /// several. Dropping it says that the transaction has ended.
-pub struct OpenTransaction(Pool);
+pub struct OpenTransaction(Pool, UserId);
 
 impl Drop for OpenTransaction {
     fn drop(&mut self) {
-        let woken = self.0.0.state().transaction_ended(Instant::now());
+        let woken = self.0.0.state().transaction_ended(self.1, Instant::now());
         woken.into_iter().for_each(Waker::wake);
     }
 }

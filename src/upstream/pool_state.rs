@@ -137,8 +137,10 @@ pub struct PoolState<C, W> {
     queue: UserQueues<W>,
     /// Of available, in use and pending, by user.
     holders: Holders,
-    /// Of `closing`, those that made room for another user.
+    /// Given up for another user, whose connection has not been begun.
     turned_over: u32,
+    /// A server that can be reached, as far as is known: nothing is given up for what cannot be had.
+    may_connect: bool,
     connect_time: Mean,
     /// Places are left here, and a bound over all pools is in the way of taking one.
     is_held_up: bool,
@@ -156,6 +158,15 @@ pub struct PoolState<C, W> {
     open_transactions: u32,
     /// See [`PoolState::limit`]; `max_in_flight` unless it was set.
     limit: u32,
+}
+
+/// What commands may begin that go on with no transaction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OwnShare {
+    /// Any of them.
+    pub(super) others: bool,
+    /// Those that may have to wait for its locks.
+    pub(super) locks: bool,
 }
 
 /// Between two looks at the queue, in numbers of its places.
@@ -185,6 +196,7 @@ impl<C: Owned, W> PoolState<C, W> {
             queue: UserQueues::default(),
             holders: Holders::default(),
             turned_over: 0,
+            may_connect: true,
             connect_time: Mean::default(),
             is_held_up: false,
             handed: Vec::new(),
@@ -256,6 +268,11 @@ impl<C: Owned, W> PoolState<C, W> {
         }
     }
 
+    /// Connections in use by lane.
+    pub(super) fn lanes_in_use(&self) -> InUse {
+        self.in_use
+    }
+
     /// What each tenant has.
     pub fn tenants(&self) -> &TenantTable {
         &self.tenants
@@ -303,10 +320,27 @@ impl<C: Owned, W> PoolState<C, W> {
     }
 
     fn may_begin(&self, claim: Claim) -> bool {
-        let shares = self.shares();
+        let (shares, own) = (self.shares(), self.own_share(claim.user));
         shares.allow(claim.lane, &self.in_use)
+            && (claim.lane == Lane::Transaction || own.others)
             && (claim.lane != Lane::Regular
-                || (!claim.locks || shares.allow_locks()) && self.tenants.has_room(claim.tenant))
+                || (!claim.locks || shares.allow_locks() && own.locks) && self.tenants.has_room(claim.tenant))
+    }
+
+    /// What a user with a bound of its own may do while it has a transaction open: as of the whole pool, of its own connections one
+    /// is for that.
+    pub(super) fn own_share(&self, user: UserId) -> OwnShare {
+        let bound = self.bounds.max_user_connections.filter(|_| user != UserId::SERVICE);
+        let Some(most) = bound.filter(|_| self.open_transactions > 0) else {
+            return OwnShare { others: true, locks: true };
+        };
+        let holding = self.holders.of(user);
+        if holding.transactions == 0 {
+            return OwnShare { others: true, locks: true };
+        }
+        let idle = self.available.iter().filter(|connection| connection.user() == user).count();
+        let in_use = holding.open - count(idle);
+        OwnShare { others: most == 1 || in_use + 1 < most, locks: most > 1 }
     }
 
     /// What there is to share now.
@@ -322,6 +356,11 @@ impl<C: Owned, W> PoolState<C, W> {
         let connection = self.available.pop()?;
         self.begin(Lane::Background.into(), Duration::ZERO);
         Some(connection)
+    }
+
+    /// True while the share of the proxy's own work lets it have one more.
+    pub fn may_borrow(&self) -> bool {
+        self.shares().allow(Lane::Background, &self.in_use)
     }
 
     /// Joins the queue. Returns who is to be woken: those who have waited too long in a queue that stands.
@@ -364,13 +403,15 @@ impl<C: Owned, W> PoolState<C, W> {
         Ok(self.hand_over(now))
     }
 
-    /// A transaction is open on the server from now on, until [`PoolState::transaction_ended`].
-    pub fn transaction_begun(&mut self) {
+    /// A transaction of that user is open on the server from now on, until [`PoolState::transaction_ended`].
+    pub fn transaction_begun(&mut self, user: UserId) {
         self.open_transactions += 1;
+        self.holders.transaction_begun(user);
     }
 
     /// One less is open. Returns who is to be woken: what was kept for it is for all.
-    pub fn transaction_ended(&mut self, now: Instant) -> Woken<W> {
+    pub fn transaction_ended(&mut self, user: UserId, now: Instant) -> Woken<W> {
+        self.holders.transaction_ended(user);
         debug_assert!(self.open_transactions > 0, "it was counted when it began");
         self.open_transactions = self.open_transactions.saturating_sub(1);
         self.hand_over(now)
@@ -573,7 +614,7 @@ impl<C: Owned, W> PoolState<C, W> {
         if self.status != PoolStatus::Ready {
             return None;
         }
-        if let Some((user, _)) = self.neediest() {
+        if let Some((user, _)) = self.neediest(false) {
             return Some(user);
         }
         let counts = self.counts();
@@ -584,7 +625,21 @@ impl<C: Owned, W> PoolState<C, W> {
     /// True when a place can only be had from another user, and not as many are on their way as can be used at once.
     pub(super) fn may_turn_over(&self) -> bool {
         let no_place = self.is_held_up || self.is_full();
-        self.status == PoolStatus::Ready && no_place && self.turned_over < self.bounds.max_connecting
+        self.status == PoolStatus::Ready
+            && self.may_connect
+            && no_place
+            && self.turned_over < self.bounds.max_connecting
+    }
+
+    /// Says whether connections can be established now.
+    pub fn set_may_connect(&mut self, may_connect: bool, now: Instant) {
+        self.may_connect = may_connect;
+        self.holders.forget_held_off(now);
+    }
+
+    /// Nothing is established for that user until then.
+    pub fn hold_off(&mut self, user: UserId, until: Instant) {
+        self.holders.hold_off(user, until);
     }
 
     /// Says whether a bound over all pools is in the way of taking a place.
@@ -608,6 +663,7 @@ impl<C: Owned, W> PoolState<C, W> {
 
     fn reserve_place(&mut self, user: UserId) -> u64 {
         self.pending += 1;
+        self.turned_over = self.turned_over.saturating_sub(1);
         self.holders.began(user);
         debug_assert!(self.counts().total() <= self.bounds.max_pool_size);
         self.generation
@@ -644,8 +700,11 @@ impl<C: Owned, W> PoolState<C, W> {
     /// A closing connection is gone: its place is free.
     pub fn closed(&mut self) {
         self.closing -= 1;
-        // Whichever they are: what was given up is nothing to wait for longer than for all that is closing.
-        self.turned_over = self.turned_over.min(self.closing);
+        if self.is_held_up {
+            // The place is for whoever is first in line, who may be another pool; who needs one here asks again.
+            self.is_held_up = false;
+            self.turned_over = self.turned_over.saturating_sub(1);
+        }
     }
 
     /// True while the maintenance task has something to close.
@@ -752,7 +811,6 @@ impl<C: Owned, W> PoolState<C, W> {
     /// longest, transactions first.
     fn next_to_go(&mut self, newest_first: bool) -> Option<(Ticket, Entry<W>)> {
         let (shares, in_use) = (self.shares(), self.in_use);
-        let pick = Pick { may_lock: shares.allow_locks(), newest_first, tenants: &self.tenants };
         let mut users = SmallVec::<[UserId; 4]>::new();
         for connection in self.available.iter().rev() {
             let user = connection.user();
@@ -768,7 +826,11 @@ impl<C: Owned, W> PoolState<C, W> {
         };
         for only_transactions in turns {
             for user in &users {
-                let allowed = |lane| (lane == Lane::Transaction || !only_transactions) && shares.allow(lane, &in_use);
+                let own = self.own_share(*user);
+                let pick = Pick { may_lock: shares.allow_locks() && own.locks, newest_first, tenants: &self.tenants };
+                let allowed = |lane| {
+                    (lane == Lane::Transaction || !only_transactions && own.others) && shares.allow(lane, &in_use)
+                };
                 if let Some(next) = self.queue.pop(*user, allowed, pick) {
                     return Some(next);
                 }
@@ -1040,11 +1102,11 @@ mod tests {
                     }
                     13 => drop(pool.retire(bounds.min_pool_size, 3, |connection| connection.0 % 2 == 0)),
                     15 => {
-                        pool.transaction_begun();
+                        pool.transaction_begun(UserId::SERVICE);
                         open += 1;
                     }
                     16 if open > 0 => {
-                        pool.transaction_ended(now);
+                        pool.transaction_ended(UserId::SERVICE, now);
                         open -= 1;
                     }
                     18 => {

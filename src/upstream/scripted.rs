@@ -353,7 +353,10 @@ impl Setup {
             }),
             refused: Arc::new({
                 let identities = self.server.identities.clone();
-                move |user, _| identities.revoke(user)
+                move |_, identity| {
+                    identities.revoke(identity);
+                    true
+                }
             }),
             tasks: tasks.clone(),
             server_metrics: server_metrics.clone(),

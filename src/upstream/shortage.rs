@@ -142,11 +142,11 @@ mod tests {
         assert_eq!(Shortage::of_claim(&full, tenant, false), Shortage::Pool, "all the others have the rest");
 
         let mut one = pool(1, 1, 1);
-        one.transaction_begun();
+        one.transaction_begun(UserId::SERVICE);
         assert_eq!(one.check_out(WRITE), CheckOut::Wait);
         assert_eq!(Shortage::of_claim(&one, WRITE, false), Shortage::Transaction);
         let mut kept = used(pool(3, 3, 3), READ, 2);
-        kept.transaction_begun();
+        kept.transaction_begun(UserId::SERVICE);
         assert_eq!(kept.check_out(READ), CheckOut::Wait);
         assert_eq!(Shortage::of_claim(&kept, READ, false), Shortage::Pool, "in a larger one there was room beside it");
         assert_eq!(Shortage::of_claim(&kept, Lane::Await.into(), false), Shortage::Other, "its lane's share");

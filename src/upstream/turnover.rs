@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::holders::Owned;
+use super::holders::{Holding, Owned};
 use super::pool_state::PoolState;
+use crate::admission::fair_line::Pick;
 use crate::admission::{Lane, WaitQueue};
 use crate::auth::UserId;
 
@@ -35,25 +36,43 @@ impl<C: Owned, W> PoolState<C, W> {
         connect.saturating_mul(SLICE_PER_CONNECT).clamp(SLICE, LONGEST_SLICE)
     }
 
-    /// The user that a further connection is for, and whether one of its transactions waits for it.
-    pub(super) fn neediest(&self) -> Option<(UserId, bool)> {
+    /// The user that a further connection is for, and whether one of its transactions waits for it. With `able`, only where somebody
+    /// could use it at once: what is taken from somebody else must not lie idle.
+    pub(super) fn neediest(&self, able: bool) -> Option<(UserId, bool)> {
         let (counts, shares) = (self.counts(), self.shares());
         let kept_back = shares.open_transactions > 0 && shares.reach < shares.limit;
-        let in_need = |(user, queue): &(UserId, &WaitQueue<W>)| {
-            let holding = self.holders().of(*user);
-            let most = if has_transaction(queue) { shares.most } else { shares.limit };
+        let need = |(user, queue): (UserId, &WaitQueue<W>)| {
+            let holding = self.holders().of(user);
+            let transaction = has_transaction(queue);
+            let most = if transaction { shares.most } else { shares.limit };
             // Those who wait beside an available one may not have any, unless for that there are too few.
-            let too_few = !self.has_available(*user) || kept_back;
-            too_few
+            let too_few = !self.has_available(user) || kept_back;
+            let bound = self.bounds().max_user_connections.filter(|_| user != UserId::SERVICE);
+            let in_need = too_few
                 && queue.len() > holding.pending as usize
                 && counts.in_use < most
-                && self.bounds().max_user_connections.is_none_or(|max| holding.total() < max)
+                && bound.is_none_or(|most| holding.total() < most)
+                && !self.holders().is_held_off(user);
+            let may_go = in_need && self.may_go(user, queue);
+            let only_own = queue.lane_len(Lane::Background) == queue.len();
+            let order = (!transaction, !may_go, only_own, holding.total(), queue.oldest());
+            (in_need && (may_go || !able)).then_some((order, (user, transaction)))
         };
-        let order = |(user, queue): &(UserId, &WaitQueue<W>)| {
-            (!has_transaction(queue), self.holders().of(*user).total(), queue.oldest())
-        };
-        let (user, queue) = self.queue().users().filter(in_need).min_by_key(order)?;
-        Some((user, has_transaction(queue)))
+        self.queue().users().filter_map(need).min_by_key(|(order, _)| *order).map(|(_, needy)| needy)
+    }
+
+    /// True when somebody of that user could go if there was a connection.
+    fn may_go(&self, user: UserId, queue: &WaitQueue<W>) -> bool {
+        let (shares, own, in_use) = (self.shares(), self.own_share(user), self.lanes_in_use());
+        let may_lock = shares.allow_locks() && own.locks;
+        let pick = Pick { may_lock, newest_first: false, tenants: self.tenants() };
+        queue.may_go(|lane| (lane == Lane::Transaction || own.others) && shares.allow(lane, &in_use), pick)
+    }
+
+    /// How long a user keeps a connection that it does not use: longer where it is the last one for what it has open.
+    fn grace(&self, connection: &C) -> Duration {
+        let Holding { open, transactions, .. } = self.holders().of(connection.user());
+        if transactions > 0 && open == 1 { self.slice() } else { IDLE_GRACE }
     }
 
     /// True when the connection that has just come back, the last one of the available, is to be closed for a user in need.
@@ -67,7 +86,7 @@ impl<C: Owned, W> PoolState<C, W> {
         if !turn_is_over && self.queue().lane_len(Lane::Transaction) == 0 || !self.may_turn_over() {
             return false;
         }
-        let Some((user, urgent)) = self.neediest().filter(|(user, _)| *user != owner) else { return false };
+        let Some((user, urgent)) = self.neediest(true).filter(|(user, _)| *user != owner) else { return false };
         let own = self.queue().of(owner);
         // As urgent on both sides is as good as on none.
         let urgent = urgent && !own.is_some_and(has_transaction);
@@ -90,18 +109,20 @@ impl<C: Owned, W> PoolState<C, W> {
         if self.queue().is_empty() || !self.may_turn_over() {
             return None;
         }
-        let (user, urgent) = self.neediest()?;
+        let (user, urgent) = self.neediest(true)?;
         let others = self.available().iter().enumerate().filter(|(_, connection)| connection.user() != user);
         let slice = self.slice();
         let given = others.filter(|(_, connection)| {
             let for_so_long = |since: Instant| now.saturating_duration_since(since);
             urgent
-                || for_so_long(connection.last_used()) >= IDLE_GRACE
-                || for_so_long(connection.established()) >= slice
+                || for_so_long(connection.last_used()) >= self.grace(connection)
+                || for_so_long(connection.established()) >= slice && self.grace(connection) == IDLE_GRACE
         });
-        // Of those who have most, the one that was used longest ago.
+        // Of those who have most, the one that was used longest ago; last what an open transaction may need next.
         let order = |(_, connection): &(usize, &C)| {
-            (self.holders().of(connection.user()).open, std::cmp::Reverse(connection.last_used()))
+            let holding = self.holders().of(connection.user());
+            let spare = holding.open > 1 || holding.transactions == 0;
+            (spare, holding.open, std::cmp::Reverse(connection.last_used()))
         };
         given.max_by_key(order).map(|(index, _)| index)
     }
@@ -110,7 +131,7 @@ impl<C: Owned, W> PoolState<C, W> {
     pub(super) fn awaits_turnover(&self) -> bool {
         !self.available().is_empty()
             && self.may_turn_over()
-            && self.neediest().is_some_and(|(user, _)| self.available().iter().any(|it| it.user() != user))
+            && self.neediest(true).is_some_and(|(user, _)| self.available().iter().any(|it| it.user() != user))
     }
 }
 
@@ -127,7 +148,6 @@ mod tests {
     use super::*;
     use crate::admission::{Claim, Ticket};
     use crate::config::QueueDiscipline;
-    use crate::upstream::holders::Holding;
     use crate::upstream::pool_state::{CheckOut, PoolBounds, Waiting};
 
     const MS: Duration = Duration::from_millis(1);
@@ -365,6 +385,92 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_taken_for_whoever_could_not_use_it() {
+        let mut model = Model::new(bounds(2));
+        let (idle, busy) = (model.get(of(1)), model.get(of(2)));
+        model.pool.transaction_begun(UserId::numbered(1));
+        model.back(idle);
+        // One of both is kept for the transaction, so that nobody but that may go.
+        let barred = [model.wait(of(2)), model.wait(of(3))];
+        for _ in 0..20 {
+            model.pass(SLICE);
+        }
+        assert_eq!([1, 2, 3].map(|user| model.open(user)), [1, 1, 0]);
+        assert!(!model.pool.awaits_turnover());
+        model.pool.transaction_ended(UserId::numbered(1), model.now);
+        model.pass(MS);
+        assert!(model.take(barred[1]).is_some(), "it has none at all");
+        model.back(busy);
+        assert!(model.take(barred[0]).is_some());
+    }
+
+    #[test]
+    fn the_last_connection_of_an_open_transaction_goes_last() {
+        let mut model = Model::new(bounds(2));
+        let (first, second) = (model.get(of(1)), model.get(of(2)));
+        model.pool.transaction_begun(UserId::numbered(1));
+        model.back(first);
+        model.pass(MS);
+        model.back(second);
+        model.pass(IDLE_GRACE);
+        let _third = model.get(of(3));
+        assert_eq!([1, 2, 3].map(|user| model.open(user)), [1, 0, 1]);
+    }
+
+    #[test]
+    fn a_transaction_can_go_on_within_its_users_own_bound() {
+        for most in [1, 2] {
+            let mut model = Model::new(PoolBounds { max_user_connections: Some(most), ..bounds(5) });
+            let first = model.get(of(1));
+            model.pool.transaction_begun(UserId::numbered(1));
+            model.back(first);
+            let write = Claim { locks: true, ..of(1) };
+            if most == 1 {
+                assert_eq!(
+                    model.pool.check_out(write),
+                    CheckOut::Wait,
+                    "it might wait for the transaction, and keep it waiting"
+                );
+                let read = model.get(of(1));
+                model.back(read);
+            } else {
+                let _write = model.get(write);
+                let another = model.wait(of(1));
+                assert!(model.take(another).is_none(), "the other one is for the transaction");
+            }
+            let statement = model.get(Claim { lane: Lane::Transaction, ..of(1) });
+            model.back(statement);
+            let _other_user = model.get(Claim { locks: true, ..of(2) });
+        }
+    }
+
+    #[test]
+    fn a_user_that_is_held_off_takes_nothing_from_others() {
+        let mut model = Model::new(bounds(1));
+        let idle = model.get(of(1));
+        model.back(idle);
+        model.pool.hold_off(UserId::numbered(2), model.now + 10 * SLICE);
+        let ticket = model.wait(of(2));
+        model.pass(9 * SLICE);
+        assert_eq!(model.open(1), 1);
+        model.pass(SLICE);
+        model.pool.set_may_connect(true, model.now);
+        model.maintain();
+        assert!(model.take(ticket).is_some());
+    }
+
+    #[test]
+    fn nothing_is_given_up_for_what_cannot_be_had() {
+        let mut model = Model::new(bounds(1));
+        let idle = model.get(of(1));
+        model.back(idle);
+        model.pool.set_may_connect(false, model.now);
+        let _ticket = model.wait(of(2));
+        model.pass(10 * SLICE);
+        assert_eq!(model.open(1), 1);
+    }
+
+    #[test]
     fn the_waiters_of_one_user_are_evicted_and_nobody_else() {
         let mut model = Model::new(bounds(1));
         let _busy = model.get(of(1));
@@ -449,8 +555,8 @@ mod tests {
                 tickets = left;
                 let counts = model.pool.counts();
                 prop_assert!(counts.total() <= max);
-                for (user, Holding { open, pending: connecting }) in model.pool.holders().all() {
-                    prop_assert!(open + connecting <= own, "{user} has {open} and {connecting}");
+                for (user, Holding { open, pending: connecting, .. }) in model.pool.holders().all() {
+                    prop_assert!(user == UserId::SERVICE || open + connecting <= own, "{user} has {open} and {connecting}");
                     let idle = model.pool.available().iter().filter(|it| it.user() == user).count();
                     let busy = used.iter().filter(|it| it.user == user).count();
                     prop_assert_eq!(open as usize, idle + busy);

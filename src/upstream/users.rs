@@ -5,11 +5,13 @@
 //! rights and audit stay MongoDB's, and nobody's password is ever known here.
 //!
 //! What was looked up is good for `user_refresh_ms`; after each such time all who are logged in are looked up again, and those who
-//! were dropped or have another password have to log in anew. Where it is the proxy that carries such a change out, at once.
+//! were dropped or have another password have to log in anew. Where it is the proxy that carries such a change out, at once. What
+//! is known by then decides about a proof, not what was known when the log-in began.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -24,7 +26,7 @@ use super::pool::lock;
 use crate::admission::Lane;
 use crate::auth::scram::{KeyId, Mechanism, SaltedKeys};
 use crate::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
-use crate::auth::{Identity, Realm, UpstreamLogin, UserId, UserKeys, UserName};
+use crate::auth::{Identity, LoggedIn, Realm, UpstreamLogin, UserId, UserKeys, UserName};
 
 /// Users that are remembered, those that do not exist included.
 const MAX_REMEMBERED: usize = 10_000;
@@ -34,6 +36,12 @@ const MAX_LOOKING_UP: usize = 4;
 
 /// Users asked for in one command.
 const BATCH: usize = 100;
+
+/// While nobody can be asked, what was looked up so many times `user_refresh_ms` ago still counts.
+const STALE_REFRESHES: u32 = 4;
+
+/// What could not be looked at again is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Says that users were changed through us, to those who remember what they were.
 #[derive(Debug, Default)]
@@ -62,8 +70,13 @@ pub struct UpstreamUsers {
     looking_up: Semaphore,
 }
 
-/// What is known about one user. Locked while it is looked up, so that a storm of log-ins asks once.
-type Slot = tokio::sync::Mutex<Option<Known>>;
+/// What is known about one user.
+#[derive(Default)]
+struct Slot {
+    /// Held while it is looked up, so that a storm of log-ins asks once.
+    looking: tokio::sync::Mutex<()>,
+    known: Mutex<Option<Known>>,
+}
 
 #[derive(Clone)]
 struct Known {
@@ -85,14 +98,16 @@ impl UpstreamUsers {
         let follows = users.clone();
         cluster.tasks.spawn("follow users", async move {
             let interval = follows.cluster.config.user_refresh;
+            let mut next = interval;
             loop {
                 // Nothing is lost when an arm loses: the notice is kept, and all are looked up anyway.
                 tokio::select! {
-                    () = tokio::time::sleep(interval) => {}
+                    () = tokio::time::sleep(next) => {}
                     () = follows.cluster.user_changes.told.notified() => {}
                     () = follows.cluster.tasks.cancelled() => return,
                 }
-                follows.look_again().await;
+                follows.forget_old();
+                next = if follows.look_again().await { interval } else { RETRY.min(interval) };
             }
         });
         users
@@ -100,23 +115,28 @@ impl UpstreamUsers {
 
     async fn look_up(&self, user: &UserName) -> Result<Option<Arc<UserRecord>>, UsersUnavailable> {
         let slot = self.slot(user);
-        let mut known = slot.lock().await;
+        let _one_at_a_time = slot.looking.lock().await;
         let (now, changes) = (Instant::now(), self.cluster.user_changes.count());
-        if let Some(known) = &*known
+        let refresh = self.cluster.config.user_refresh;
+        let known = lock(&slot.known).clone();
+        if let Some(known) = &known
             && known.changes == changes
-            && now.duration_since(known.since) < self.cluster.config.user_refresh
+            && now.duration_since(known.since) < refresh
         {
             return Ok(known.record.clone());
         }
         let _one_of_few = self.looking_up.acquire().await;
-        match self.ask(std::slice::from_ref(user)).await {
+        match self.ask(std::slice::from_ref(user), Errand::Reading).await {
             Ok(mut found) => {
                 let record = found.remove(user).map(Arc::new);
-                *known = Some(Known { record: record.clone(), since: now, changes });
+                *lock(&slot.known) = Some(Known { record: record.clone(), since: now, changes });
                 Ok(record)
             }
-            // Old knowledge is better than none: the server has the last word when it comes to log in there.
-            Err(error) => known.as_ref().map(|known| known.record.clone()).ok_or(error),
+            // Old knowledge is better than none for a while: log-ins go on through an election.
+            Err(error) => {
+                let stale = known.filter(|known| now.duration_since(known.since) < refresh * STALE_REFRESHES);
+                stale.map(|known| known.record).ok_or(error)
+            }
         }
     }
 
@@ -132,41 +152,40 @@ impl UpstreamUsers {
         remembered.entry(user.clone()).or_default().clone()
     }
 
-    /// Looks all up who are logged in. Those who are gone, or have another password, have to log in anew.
-    async fn look_again(&self) {
-        let of_keys = |(identity, login): (Arc<Identity>, Arc<UpstreamLogin>)| match &*login {
-            UpstreamLogin::Keys(keys) => Some((identity, keys.id.clone())),
-            UpstreamLogin::Service | UpstreamLogin::Credential(_) => None,
-        };
-        let all: Vec<(Arc<Identity>, KeyId)> = self.realm.all().into_iter().filter_map(of_keys).collect();
-        for some in all.chunks(BATCH) {
-            let names: Vec<UserName> = some.iter().map(|(identity, _)| identity.user.clone()).collect();
-            // What cannot be told now is asked again the next time.
-            let Ok(found) = self.ask(&names).await else { return };
-            for (identity, id) in some {
-                let stored = found.get(&identity.user).and_then(|record| record.verifier(id.mechanism()));
-                if stored.is_none_or(|stored| stored.id != *id) && self.has_still(identity, id) {
+    /// Forgets what counts no more.
+    fn forget_old(&self) {
+        let (now, most) = (Instant::now(), self.cluster.config.user_refresh * STALE_REFRESHES);
+        lock(&self.remembered).retain(|_, slot| {
+            let counts = lock(&slot.known).as_ref().is_some_and(|known| now.duration_since(known.since) < most);
+            counts || Arc::strong_count(slot) > 1
+        });
+    }
+
+    /// Looks all up who are logged in. Those who are gone, or have another password, have to log in anew. False when somebody
+    /// could not be looked up.
+    async fn look_again(&self) -> bool {
+        for some in self.realm.all().chunks(BATCH) {
+            let names: Vec<UserName> = some.iter().map(|logged_in| logged_in.identity.user.clone()).collect();
+            // A secondary may not know yet what has changed.
+            let Ok(found) = self.ask(&names, Errand::Primary).await else { return false };
+            for LoggedIn { identity, record, .. } in some {
+                if !found.get(&identity.user).is_some_and(|stored| stored.proves_as(record)) {
                     tracing::info!(user = %identity.user, "dropped, or has another password: has to log in again");
-                    self.cluster.revoke(identity.id);
+                    self.cluster.revoke(identity);
                 }
             }
         }
+        true
     }
 
-    /// False when the user has logged in with the new password meanwhile.
-    fn has_still(&self, identity: &Identity, id: &KeyId) -> bool {
-        let login = self.realm.login_of(identity.id);
-        login.is_some_and(|login| matches!(&*login, UpstreamLogin::Keys(keys) if keys.id == *id))
-    }
-
-    async fn ask(&self, users: &[UserName]) -> Result<HashMap<UserName, UserRecord>, UsersUnavailable> {
+    async fn ask(&self, users: &[UserName], errand: Errand) -> Result<HashMap<UserName, UserRecord>, UsersUnavailable> {
         let names: RawArrayBuf =
             users.iter().map(|user| rawdoc! { "user": user.name.as_str(), "db": user.database.as_str() }).collect();
         let command = rawdoc! {
             "usersInfo": names, "showCredentials": true, "$db": "admin",
             "$readPreference": { "mode": "primaryPreferred" },
         };
-        let reply = self.cluster.run(Errand::Reading, UserId::SERVICE, Lane::Regular, &command).await;
+        let reply = self.cluster.run(errand, UserId::SERVICE, Lane::Regular, &command).await;
         let Some(reply) = reply else {
             let why = self.cluster.problem(&self.cluster.topology());
             return Err(UsersUnavailable(format!("users cannot be looked up: {why}")));
@@ -196,11 +215,17 @@ impl UserSource for UpstreamUsers {
         let Proof::Scram { id, client_key } = proof else {
             return Err(UsersUnavailable("without SCRAM there is nothing to log in upstream with".to_owned()));
         };
-        let stored = record.verifier(id.mechanism()).filter(|stored| stored.id == id);
-        let stored = stored.ok_or_else(|| UsersUnavailable("the password has just changed".to_owned()))?;
+        let changed = || UsersUnavailable("the user has changed just now".to_owned());
+        let stored = record.verifier(id.mechanism()).filter(|stored| stored.id == id).ok_or_else(changed)?;
+        let slot = self.slot(user);
+        // What is known now decides, and nobody may look the user up anew before it is admitted by that.
+        let known = lock(&slot.known);
+        let current = known.as_ref().filter(|known| known.changes == self.cluster.user_changes.count());
+        let current = current.and_then(|known| known.record.clone()).filter(|now| now.proves_as(record));
+        let current = current.ok_or_else(changed)?;
         let keys = Arc::new(SaltedKeys::new(client_key, stored.server_key.clone()));
-        let admitted = self.realm.admit(user, UpstreamLogin::Keys(UserKeys { id, keys }), Instant::now());
-        admitted.map_err(|error| UsersUnavailable(error.to_string()))
+        let login = UpstreamLogin::Keys(UserKeys { id, keys });
+        self.realm.admit(user, current, login, Instant::now()).map_err(|error| UsersUnavailable(error.to_string()))
     }
 
     fn takes_other_than_scram(&self) -> bool {
@@ -210,9 +235,9 @@ impl UserSource for UpstreamUsers {
 
 impl Cluster {
     /// A user was dropped, or has another password: whoever is logged in as it has to do so again, and its connections end.
-    pub fn revoke(&self, user: UserId) {
-        self.identities.revoke(user);
-        self.servers().iter().for_each(|server| server.pool.revoke(user));
+    pub fn revoke(&self, identity: &Identity) {
+        self.identities.revoke(identity);
+        self.servers().iter().for_each(|server| server.pool.revoke(identity.id));
     }
 }
 

@@ -52,7 +52,7 @@ impl Caller {
             let start = if i32::from_le_bytes(header[12..].try_into().unwrap()) == raw::OP_MSG { 5 } else { 20 };
             Some(Document::from_reader(&body[start..]).unwrap())
         };
-        timeout(Duration::from_secs(20), read).await.expect("an answer, or the end")
+        timeout(Duration::from_secs(120), read).await.expect("an answer, or the end")
     }
 
     /// Sends a command and reads its answer.

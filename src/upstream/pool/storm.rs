@@ -87,7 +87,7 @@ async fn client(pool: Pool, mut random: SmallRng, number: i32) {
         let Ok(mut connection) = outcome else { continue };
         let id = number * 1_000 + round;
         // From now on, until the last reply or until something breaks.
-        let _transaction = random.random_bool(0.3).then(|| pool.transaction_begun());
+        let _transaction = random.random_bool(0.3).then(|| pool.transaction_begun(UserId::SERVICE));
         let take = millis(&mut random, 200);
         let padding = if random.random_bool(0.1) { 50_000 } else { 0 };
         match random.random_range(0..12) {

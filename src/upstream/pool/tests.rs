@@ -165,7 +165,7 @@ async fn a_check_out_dropped_after_any_number_of_polls_loses_nothing() {
 async fn a_connection_is_kept_for_an_open_transaction_and_for_all_once_it_has_ended() {
     let rig = Setup::new(0, 3).start();
     let mut held = rig.check_out_many(3).await;
-    let transaction = rig.pool.transaction_begun();
+    let transaction = rig.pool.transaction_begun(crate::auth::UserId::SERVICE);
     let mut writes = pin!(wait(&rig, Lane::Regular));
     let mut statement = pin!(wait(&rig, Lane::Transaction));
     assert!(poll!(&mut writes).is_pending() && poll!(&mut statement).is_pending());
@@ -195,7 +195,7 @@ async fn beside_a_transaction_a_single_connection_carries_what_waits_for_no_lock
         setup.bound = ClusterBound::new(bound);
         let rig = setup.start();
         drop(rig.check_out().await.unwrap());
-        let transaction = rig.pool.transaction_begun();
+        let transaction = rig.pool.transaction_begun(crate::auth::UserId::SERVICE);
         let (pool, deadline) = (rig.pool.clone(), Instant::now() + ms(10_000));
         let mut waits = Box::pin(async move { pool.check_out(write, deadline).await });
         assert!(poll!(&mut waits).is_pending(), "{max}");
