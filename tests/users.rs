@@ -210,7 +210,9 @@ async fn a_new_password_counts_at_once_where_the_proxy_carries_it_out() {
     let mut again = logged_in(rig.proxy.address(), "admin.writer", "another").await;
     assert!(ok(&again.command("test", doc! { "find": "c" }).await));
 
-    // Who was logged in goes on as on a server: somebody has proven to know the new password. Not so a user that is dropped.
+    // Who had logged in by the old one has to do so again, and so has a user that is dropped.
+    let answer = writer.command("test", doc! { "find": "c" }).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
     let mut other = rig.through("other").await;
     assert!(ok(&other.command("test", doc! { "find": "c" }).await));
     assert!(ok(&root.command("admin", doc! { "dropUser": "other" }).await));
@@ -221,6 +223,113 @@ async fn a_new_password_counts_at_once_where_the_proxy_carries_it_out() {
     assert_eq!(other.answer().await, None, "the socket is closed");
     let refused = Caller::to(rig.proxy.address()).await.log_in("admin.other", PASSWORD, USUAL).await;
     assert_eq!(refused.last().unwrap().get_i32("code").ok(), Some(18), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_user_that_is_made_anew_is_somebody_else() {
+    let mut rig = Rig::new("user_refresh_ms = 1000").await;
+    let mut old = rig.through("other").await;
+    assert!(ok(&old.command("test", doc! { "find": "c" }).await));
+    assert!(ok(&rig.root.command("admin", doc! { "dropUser": "other" }).await));
+    create(&mut rig.root, "other", &["root"]).await;
+    // The same name and password: nothing but what the server stores tells them apart.
+    let proxy = rig.proxy.address().clone();
+    eventually("what is new is known", async || {
+        let mut new = Caller::to(&proxy).await;
+        let answers = new.log_in("admin.other", PASSWORD, USUAL).await;
+        answers.last().unwrap().get_bool("done").ok() == Some(true)
+            && ok(&new.command("admin", doc! { "serverStatus": 1 }).await)
+    })
+    .await;
+    let answer = old.command("admin", doc! { "serverStatus": 1 }).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    assert!(answer.get_str("errmsg").unwrap().contains("log in again"), "{answer}");
+}
+
+/// A proxy whose clients are users of a file, before the server of `rig`.
+async fn with_file(rig: &Rig, users: &str) -> (Proxy, tempfile::TempDir) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("users.toml");
+    std::fs::write(&file, users).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "upstream = \"mongodb://root:{PASSWORD}@{}/?directConnection=true\"\nauth = \"users\"\nlisten = \"127.0.0.1:0\"\n\
+         users_file = {file:?}\n",
+        rig.server.members()[0].address()
+    );
+    (configured(&text).await, directory)
+}
+
+/// Where the server cannot tell them apart, the proxy does.
+#[tokio::test]
+async fn users_of_a_file_that_share_a_credential_do_not_share_what_they_open() {
+    let rig = Rig::new("").await;
+    let users = "[[user]]\nname = \"a\"\npassword = \"a\"\n[[user]]\nname = \"b\"\npassword = \"b\"\n";
+    let (proxy, _directory) = with_file(&rig, users).await;
+    let mut a = logged_in(proxy.address(), "admin.a", "a").await;
+    let mut b = logged_in(proxy.address(), "admin.b", "b").await;
+    let documents: Vec<Document> = (0..10).map(|id| doc! { "_id": id }).collect();
+    assert!(ok(&a.command("test", doc! { "insert": "c", "documents": documents }).await));
+    let found = a.command("test", doc! { "find": "c", "batchSize": 2 }).await;
+    let cursor = found.get_document("cursor").unwrap().get_i64("id").unwrap();
+    for command in [doc! { "getMore": cursor, "collection": "c" }, doc! { "killCursors": "c", "cursors": [cursor] }] {
+        let answer = b.command("test", command).await;
+        assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    }
+    assert!(ok(&a.command("test", doc! { "getMore": cursor, "collection": "c" }).await));
+
+    let session = doc! { "id": bson::Uuid::from_bytes([9; 16]) };
+    let insert = |id: i32| {
+        doc! {
+            "insert": "c", "documents": [{ "_id": id }], "lsid": session.clone(), "txnNumber": 1_i64, "autocommit": false,
+        }
+    };
+    let mut begin = insert(100);
+    begin.insert("startTransaction", true);
+    assert!(ok(&a.command("test", begin.clone()).await));
+    for command in [insert(101), begin] {
+        let answer = b.command("test", command).await;
+        assert_eq!(answer.get_i32("code").ok(), Some(251), "{answer}");
+    }
+    let commit = doc! { "commitTransaction": 1, "lsid": session.clone(), "txnNumber": 1_i64, "autocommit": false };
+    let answer = b.command("admin", commit.clone()).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(251), "{answer}");
+    assert!(ok(&a.command("admin", commit).await));
+    let count = a.command("test", doc! { "count": "c", "query": { "_id": { "$gte": 100 } } }).await;
+    assert_eq!(count.get_i32("n").ok(), Some(1), "{count}");
+}
+
+#[tokio::test]
+async fn users_of_a_file_may_go_as_users_of_their_own_and_a_wrong_one_disturbs_nobody() {
+    let rig = Rig::new("").await;
+    let own = |user: &str, password: &str| {
+        format!(
+            "[[user]]\nname = \"{user}\"\npassword = \"local\"\nupstream = {{ username = \"{user}\", password = \"{password}\" }}\n"
+        )
+    };
+    let users = |password: &str| own("reader", PASSWORD) + &own("writer", password);
+    let (proxy, directory) = with_file(&rig, &users("mistyped")).await;
+    let mut reader = logged_in(proxy.address(), "admin.reader", "local").await;
+    let mut writer = logged_in(proxy.address(), "admin.writer", "local").await;
+    let insert = doc! { "insert": "c", "documents": [{ "a": 1 }] };
+    let answer = reader.command("test", insert.clone()).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    let answer = writer.command("test", insert.clone()).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    assert_eq!(writer.answer().await, None, "it has to log in again");
+    assert!(ok(&reader.command("test", doc! { "find": "c" }).await));
+    assert_eq!(proxy.clusters()[0].not_ready(), None);
+    assert_eq!(proxy.clusters()[0].refusal(), "", "no breaker opens");
+
+    std::fs::write(directory.path().join("users.toml"), users(PASSWORD)).unwrap();
+    proxy.reload();
+    let address = proxy.address().clone();
+    eventually("the corrected password", async || {
+        let mut writer = logged_in(&address, "admin.writer", "local").await;
+        ok(&writer.command("test", insert.clone()).await)
+    })
+    .await;
 }
 
 #[tokio::test]

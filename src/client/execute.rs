@@ -29,7 +29,7 @@ use crate::reply::{
     answer_state_change, inspect, retry,
 };
 use crate::routing::pins::Room;
-use crate::telemetry::labels::{self, ShedReason, Side};
+use crate::telemetry::labels::{self, ClientClosed, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::in_use::Work;
 use crate::upstream::pool::lock;
@@ -447,6 +447,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Tells the client what became of its command, if it waits for it.
     pub(super) async fn refused(&mut self, exchange: &Exchange, refusal: Refusal) -> Result<(), ReadEnd> {
         let metrics = &self.shared.metrics;
+        // Whoever was told to log in again can do that on a new socket only.
+        let ends = matches!(refusal, Refusal::Reply(_)) && exchange.revoked().is_some();
         let (error, outcome) = match refusal {
             Refusal::Left => {
                 metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
@@ -473,12 +475,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         };
         self.observe(exchange.label, exchange.started, exchange.upstream);
         match error {
-            Some(error) => self.error(&exchange.command, &exchange.frame, exchange.reply_to, &error, outcome).await,
-            None => {
-                self.shared.metrics.commands[(exchange.label, outcome)].inc();
-                Ok(())
-            }
+            Some(error) => self.error(&exchange.command, &exchange.frame, exchange.reply_to, &error, outcome).await?,
+            None => self.shared.metrics.commands[(exchange.label, outcome)].inc(),
         }
+        if ends { Err(ReadEnd::Closed(ClientClosed::Revoked)) } else { Ok(()) }
     }
 }
 
