@@ -29,6 +29,7 @@ use crate::config::{
 };
 use crate::reload::Reload;
 use crate::tasks::Tasks;
+use crate::telemetry::labels::CertificateSide;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
 use crate::upstream::handshake::UpstreamDialer;
@@ -75,6 +76,9 @@ pub enum StartError {
     /// The file with the admin port's tokens.
     #[error("admin_token_file: {0}")]
     AdminTokens(ConfigError),
+    /// The TLS files of the admin port.
+    #[error("admin port: {0}")]
+    AdminTls(ClientTlsError),
     /// The TLS files of a connection string.
     #[error("cluster `{cluster}`: {error}")]
     Tls {
@@ -136,6 +140,8 @@ impl App {
             bound.push((listener, socket, tls.map(Arc::new)));
         }
         let tokens = admin_tokens(&config.admin_access)?;
+        let admin_tls = config.admin_tls.as_ref().map(ClientTls::new).transpose().map_err(StartError::AdminTls)?;
+        let admin_tls = admin_tls.map(Arc::new);
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
@@ -180,7 +186,8 @@ impl App {
             let encrypted = tls.is_some();
             tracing::info!(%cluster, %databases, proxied, encrypted, address = %socket.address(), "listening");
             if let Some(tls) = &tls {
-                certificates.watch_listener(socket.address(), tls);
+                let whose = format!("listener {}", socket.address());
+                certificates.watch_listener(CertificateSide::Client, whose, tls);
             }
             let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
             ruled.warn_of_unknown_commands();
@@ -191,13 +198,16 @@ impl App {
         let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
         forget_users(identities, &tasks);
-        if let (AdminAccess::Tokens(file), Some(tokens)) = (&config.admin_access, &tokens) {
+        if let (AdminAccess::Proven { tokens: Some(file), .. }, Some(tokens)) = (&config.admin_access, &tokens) {
             follow_tokens(file.clone(), tokens.clone(), &reload, &tasks);
         }
-        let probes_only = config.admin_access == AdminAccess::ProbesOnly;
-        tracing::info!(address = %admin_address, access = ?config.admin_access, "admin port");
-        let access = Access::new(admin_address.clone(), probes_only, tokens);
-        tasks.spawn("admin", admin::serve(admin_listener, admin, access, tasks.clone()));
+        if let Some(tls) = &admin_tls {
+            certificates.watch_listener(CertificateSide::Admin, "admin port".to_owned(), tls);
+        }
+        let encrypted = admin_tls.is_some();
+        tracing::info!(address = %admin_address, access = ?config.admin_access, encrypted, "admin port");
+        let access = admin_access(&config.admin_access, admin_address.clone(), tokens);
+        tasks.spawn("admin", admin::serve(admin_listener, admin, access, admin_tls, tasks.clone()));
         certificates.warn_in_time();
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
@@ -325,7 +335,7 @@ fn forget_users(identities: Arc<Identities>, tasks: &Tasks) {
 
 /// The tokens of the admin port, where it has some.
 fn admin_tokens(access: &AdminAccess) -> Result<Option<Arc<AdminTokens>>, StartError> {
-    let AdminAccess::Tokens(file) = access else { return Ok(None) };
+    let AdminAccess::Proven { tokens: Some(file), .. } = access else { return Ok(None) };
     let text = read_secret(file).map_err(StartError::AdminTokens)?;
     let tokens = AdminTokens::parse(&text);
     tokens.map(|tokens| Some(Arc::new(tokens))).map_err(|error| StartError::AdminTokens(not_tokens(file, &error)))
@@ -333,6 +343,14 @@ fn admin_tokens(access: &AdminAccess) -> Result<Option<Arc<AdminTokens>>, StartE
 
 fn not_tokens(file: &Path, error: &dyn std::fmt::Display) -> ConfigError {
     ConfigError { place: file.display().to_string(), key: String::new(), problem: error.to_string() }
+}
+
+fn admin_access(config: &AdminAccess, address: Address, tokens: Option<Arc<AdminTokens>>) -> Access {
+    let access = Access::new(address, *config == AdminAccess::ProbesOnly, tokens);
+    match config {
+        AdminAccess::Proven { certificates: true, .. } => access.with_certificates(),
+        AdminAccess::Proven { .. } | AdminAccess::Loopback | AdminAccess::ProbesOnly => access,
+    }
 }
 
 /// Reads the tokens again when their file has changed.

@@ -1,4 +1,4 @@
-//! TLS toward clients: what a listener shows them, what it asks of them, and the handshake.
+//! TLS toward clients, and toward those who call the admin port: what a listener shows them, what it asks of them, and the handshake.
 //!
 //! Keys and authorities are read again without anybody noticing: a handshake uses what is in force when it begins, and open
 //! sockets keep what theirs was made with. With new files no old ticket is accepted.
@@ -56,7 +56,7 @@ pub enum ClientTlsError {
 
 /// Why a client is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub enum HandshakeError {
     /// It went, or its socket broke.
     #[error("the client left: {0}")]
     Left(io::Error),
@@ -68,7 +68,7 @@ pub(super) enum HandshakeError {
     Refused(rustls::Error),
 }
 
-/// TLS of one listener.
+/// TLS of one listener, or of the admin port.
 pub struct ClientTls {
     settings: ListenerTls,
     current: Mutex<Current>,
@@ -111,7 +111,10 @@ impl ClientTls {
 
     /// Shakes hands with a client; what it has told of itself, as far as it was verified. Who lets a record wait for its end
     /// for `stall_timeout` is gone later on.
-    pub(super) async fn accept(
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub async fn accept(
         &self,
         stream: TcpStream,
         stall_timeout: Duration,
