@@ -1,6 +1,7 @@
 //! Certificates, keys and authorities of both legs and of the admin port: read again when their files change, and watched as they grow old.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -27,13 +28,11 @@ pub(super) struct Certificates {
     tasks: Tasks,
     /// When each of ours expires, by side and by whose it is.
     expiries: Arc<Mutex<BTreeMap<(CertificateSide, String), SystemTime>>>,
-    /// Whose files could not be used when they were read last.
-    failing: Arc<Mutex<BTreeSet<(CertificateSide, String)>>>,
 }
 
 impl Certificates {
     pub(super) fn new(reload: Reload, metrics: Arc<Metrics>, tasks: Tasks) -> Self {
-        Self { reload, metrics, tasks, expiries: Arc::default(), failing: Arc::default() }
+        Self { reload, metrics, tasks, expiries: Arc::default() }
     }
 
     /// What clients of a listener are shown, or callers of the admin port.
@@ -42,7 +41,7 @@ impl Certificates {
         let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
         self.reload.watch(files, &self.tasks, move || {
             let read = tls.reload().map(|()| Some(tls.expires()));
-            all.was_read(side, &whose, read);
+            ready(all.was_read(side, &whose, read))
         });
     }
 
@@ -53,9 +52,11 @@ impl Certificates {
         let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
         self.reload.watch(files, &self.tasks, move || {
             let read = tls.reload().map(|()| tls.expires());
-            if all.was_read(CertificateSide::Upstream, &whose, read) {
+            let success = all.was_read(CertificateSide::Upstream, &whose, read);
+            if success {
                 monitor.renew();
             }
+            ready(success)
         });
     }
 
@@ -82,16 +83,6 @@ impl Certificates {
         whose: &str,
         read: Result<Option<SystemTime>, impl std::fmt::Display>,
     ) -> bool {
-        let key = (side, whose.to_owned());
-        let mut failing = lock(&self.failing);
-        if read.is_ok() {
-            failing.remove(&key)
-        } else {
-            failing.insert(key)
-        };
-        // One success does not make up for another's failure.
-        self.metrics.config_loaded(failing.is_empty(), SystemTime::now());
-        drop(failing);
         match read {
             Ok(expires) => {
                 tracing::info!(whose, "TLS files were read again");

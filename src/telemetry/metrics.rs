@@ -195,7 +195,7 @@ impl Metrics {
                 "Unix time at which the first of our certificates of that side expires; 0 without one.",
             ),
             config_reload_success: table
-                .gauge("config_reload_success", "1 if the last attempt to load the configuration succeeded."),
+                .gauge("config_reload_success", "1 if the last reading of each file of the configuration succeeded."),
             config_reload_timestamp_seconds: table.float_gauge(
                 "config_reload_timestamp_seconds",
                 "Unix time at which the configuration in force was loaded.",
