@@ -1,4 +1,5 @@
-//! What TLS costs: processor time of a command with TLS on either leg, on both and on neither; and how long clients that all
+//! What TLS costs: processor time of a command with TLS on either leg, on both and on neither, with small documents and with
+//! large ones; and how long clients that all
 //! connect at once take to be served, what that costs, and how much memory each of them holds then.
 //!
 //! `cargo bench --bench tls`. Needs a `mongod` as the tests do, and `openssl` for a key of RSA. `MONGOMUX_STORM` (2,000 clients),
@@ -34,6 +35,9 @@ use tokio::time::{Instant, sleep};
 
 const DATABASE: &str = "bench";
 const DOCUMENTS: i32 = 1_000;
+
+/// Collections, with the bytes of a document's text, and how many of the commands are sent: they all take about as long.
+const SIZES: [(&str, usize, usize); 2] = [("small", 80, 1), ("large", 16 * 1024, 2)];
 
 /// Clients that send commands.
 const CLIENTS: usize = 64;
@@ -88,8 +92,10 @@ async fn measure() -> Vec<String> {
     let options = DeploymentOptions { arguments, ..DeploymentOptions::for_tests(0) };
     let deployment = Deployment::start(options).await.unwrap();
     let mut server = support::client(&deployment.members()[0]).await;
-    let documents: Vec<Document> = (0..DOCUMENTS).map(|id| doc! { "_id": id, "text": "x".repeat(80) }).collect();
-    server.command(DATABASE, doc! { "insert": "things", "documents": documents }).await.unwrap();
+    for (collection, bytes, _) in SIZES {
+        let documents: Vec<Document> = (0..DOCUMENTS).map(|id| doc! { "_id": id, "text": "x".repeat(bytes) }).collect();
+        server.command(DATABASE, doc! { "insert": collection, "documents": documents }).await.unwrap();
+    }
     let setting = Setting { program: support::bench::build().unwrap(), deployment, authority };
     let mut wrong = commands(&setting, &certificate).await;
     wrong.extend(storms(&setting, &certificate).await);
@@ -108,26 +114,44 @@ async fn commands(all: &Setting, certificate: &Path) -> Vec<String> {
     for target in &targets {
         clients.push(join_all((0..CLIENTS).map(|_| target.greeted())).await);
     }
+    let mut wrong = Vec::new();
+    for (collection, bytes, share) in SIZES {
+        wrong.extend(of_size(&targets, &mut clients, collection, bytes, (rounds, count / share)).await);
+    }
+    wrong
+}
+
+async fn of_size(
+    targets: &[Target],
+    clients: &mut [Vec<WireClient>],
+    collection: &str,
+    bytes: usize,
+    (rounds, count): (usize, usize),
+) -> Vec<String> {
     let mut costs = vec![Vec::new(); targets.len()];
     // The first round is a warm-up.
     for round in 0..=rounds {
-        for ((target, clients), costs) in targets.iter().zip(&mut clients).zip(&mut costs) {
+        for ((target, clients), costs) in targets.iter().zip(&mut *clients).zip(&mut costs) {
             let before = target.process.cpu().unwrap();
-            join_all(clients.iter_mut().map(|client| finds(client, count / CLIENTS))).await;
+            join_all(clients.iter_mut().map(|client| finds(client, collection, count / CLIENTS))).await;
             let spent = target.process.cpu().unwrap() - before;
             if round > 0 {
                 costs.push(spent / u32::try_from(count).unwrap());
             }
         }
     }
-    println!("| find of 100 B, {CLIENTS} clients | CPU per command, us (median of {rounds}) | of plain |");
+    println!("\n| find of {bytes} B, {CLIENTS} clients | CPU per command, us (median of {rounds}) | of plain |");
     println!("| --- | --- | --- |");
     let medians: Vec<f64> = costs.into_iter().map(|it| support::bench::quantile(it, 0.5).as_secs_f64() * 1e6).collect();
     for (target, median) in targets.iter().zip(&medians) {
         println!("| {} | {median:.1} | {:.2} |", target.name, median / medians[0]);
     }
     let ratio = medians[3] / medians[0];
-    if ratio > MOST { vec![format!("TLS on both legs costs {ratio:.2} times as much as none")] } else { Vec::new() }
+    if ratio > MOST {
+        vec![format!("TLS on both legs costs {ratio:.2} times as much as none for {bytes} bytes")]
+    } else {
+        Vec::new()
+    }
 }
 
 async fn storms(all: &Setting, certificate: &Path) -> Vec<String> {
@@ -154,14 +178,14 @@ async fn storms(all: &Setting, certificate: &Path) -> Vec<String> {
         }
         // What the first ones make is there for all, a ticket among it.
         for _ in 0..4 {
-            finds(&mut target.greeted().await, 2).await;
+            finds(&mut target.greeted().await, "small", 2).await;
         }
         sleep(REST).await;
         let (cpu, kib) = (target.process.cpu().unwrap(), target.process.resident_kib().unwrap());
         let began = Instant::now();
         let served = stream::iter(0..storm).map(|_| async {
             let mut client = target.greeted().await;
-            finds(&mut client, 1).await;
+            finds(&mut client, "small", 1).await;
             client
         });
         let clients: Vec<WireClient> = served.buffer_unordered(AT_ONCE).collect().await;
@@ -212,10 +236,10 @@ impl Target {
 }
 
 /// So many finds of one document each, one after the other.
-async fn finds(client: &mut WireClient, count: usize) {
+async fn finds(client: &mut WireClient, collection: &str, count: usize) {
     for _ in 0..count {
         let id = rand::random_range(0..DOCUMENTS);
-        let find = doc! { "find": "things", "filter": { "_id": id }, "limit": 1 };
+        let find = doc! { "find": collection, "filter": { "_id": id }, "limit": 1 };
         let found = client.command(DATABASE, find).await.unwrap();
         assert!(matches!(&support::first_batch(&found)[..], [it] if it.get_i32("_id").unwrap() == id), "{found}");
     }

@@ -45,7 +45,7 @@ use crate::telemetry::{Metrics, logs};
 use crate::upstream::Cluster;
 
 pub use access::{Access, AdminTokens};
-use access::{Denied, Who};
+use access::{Caller, Denied, Who};
 pub use history::SAMPLE_INTERVAL;
 use order::ModeOrder;
 pub use rules::Ruled;
@@ -164,10 +164,6 @@ impl Admin {
     }
 }
 
-/// Who asks: an address, or `unix socket`.
-#[derive(Debug, Clone)]
-struct Caller(Arc<str>);
-
 /// All routes.
 fn router(admin: Arc<Admin>, access: Arc<Access>) -> Router {
     let open = Router::new()
@@ -253,7 +249,8 @@ struct Ordered(String);
 /// Lets on who may ask.
 async fn guard(access: Arc<Access>, request: Request, next: Next) -> Response {
     let has_body = !request.body().is_end_stream();
-    match access.admit(request.method(), request.headers(), has_body) {
+    let certificate = request.extensions().get::<Caller>().and_then(|caller| caller.certificate.as_ref());
+    match access.admit(request.method(), request.headers(), certificate, has_body) {
         Ok(who) => {
             let mut response = next.run(request).await;
             response.extensions_mut().insert(who);
@@ -276,7 +273,7 @@ async fn audit(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let caller = request.extensions().get::<Caller>().cloned();
-    let caller = caller.as_ref().map_or("unknown", |Caller(caller)| caller);
+    let caller = caller.as_ref().map_or("unknown", |caller| &caller.from);
     let action: String = request.uri().path().chars().take(MAX_ACTION_CHARS).collect();
     let response = next.run(request).await;
     let by = response.extensions().get::<Who>().map_or_else(|| "nobody that was admitted".to_owned(), Who::to_string);
@@ -327,7 +324,8 @@ mod tests {
         body: String,
     ) -> (StatusCode, HeaderMap, String) {
         let order = method == Method::POST;
-        let mut request = Request::builder().method(method).uri(path).extension(Caller("test".into()));
+        let mut request =
+            Request::builder().method(method).uri(path).extension(Caller { from: "test".into(), certificate: None });
         if order {
             request = request.header(access::ORDER_HEADER, "1").header("content-type", "application/json");
         }

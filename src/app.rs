@@ -2,8 +2,10 @@
 
 mod certificates;
 mod doors;
+mod files;
 pub mod user_add;
 
+use std::future::ready;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,29 +16,28 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::certificates::Certificates;
-use self::doors::{Doors, UsersOfFiles};
+use self::doors::Doors;
+use self::files::{Files, FilesOfCluster};
 use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
 use crate::client::facade::{self, Offer};
 use crate::client::shared::Activity;
-use crate::client::{
-    BindError, BoundSocket, ClientShared, ClientTls, ClientTlsError, Clusters, Places, RulesInForce, listener,
-};
+use crate::client::{BindError, BoundSocket, ClientShared, ClientTls, Clusters, Places, RulesInForce, listener};
 use crate::config::system::read_secret;
 use crate::config::{
     Address, AdminAccess, ClientConfig, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerConfig, MemoryShares,
 };
 use crate::reload::Reload;
 use crate::tasks::Tasks;
+use crate::telemetry::labels::CertificateSide;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::{Monitor, MonitorSettings};
 use crate::upstream::handshake::UpstreamDialer;
 use crate::upstream::pool::lock;
-use crate::upstream::rotation::{self, CredentialError};
-use crate::upstream::tls::TlsError;
+use crate::upstream::rotation;
 use crate::upstream::{Cluster, Liveness};
-pub use doors::check_users;
+pub use files::check;
 
 /// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
 /// server from a slow one.
@@ -61,36 +62,9 @@ pub enum StartError {
     /// An address is taken, or not ours.
     #[error(transparent)]
     Listen(#[from] BindError),
-    /// The file with a credential.
-    #[error("cluster `{cluster}`: {error}")]
-    Credential {
-        /// Whose.
-        cluster: String,
-        /// What is wrong.
-        error: CredentialError,
-    },
-    /// The users file.
+    /// Files that the configuration names, and everything that is wrong with them.
     #[error(transparent)]
-    Users(#[from] ConfigErrors),
-    /// The file with the admin port's tokens.
-    #[error("admin_token_file: {0}")]
-    AdminTokens(ConfigError),
-    /// The TLS files of a connection string.
-    #[error("cluster `{cluster}`: {error}")]
-    Tls {
-        /// Whose.
-        cluster: String,
-        /// What is wrong.
-        error: TlsError,
-    },
-    /// The TLS files of a listener.
-    #[error("listener {listen}: {error}")]
-    ClientTls {
-        /// Where it would listen.
-        listen: Address,
-        /// What is wrong.
-        error: ClientTlsError,
-    },
+    Files(#[from] ConfigErrors),
 }
 
 /// How a drain ended.
@@ -125,20 +99,19 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
-        let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
-        let users = UsersOfFiles::read(&config.listeners, &identities).await?;
+        let identities = Arc::new(Identities::default());
+        let Files { users, listeners: listeners_tls, clusters: of_clusters, admin_tls, admin_tokens } =
+            Files::read(&config, &identities).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
-        for listener in config.listeners {
-            let tls = listener.tls.as_ref().map(ClientTls::new).transpose();
-            let tls = tls.map_err(|error| StartError::ClientTls { listen: listener.listen.clone(), error })?;
+        for (listener, tls) in config.listeners.into_iter().zip(listeners_tls) {
             let socket = BoundSocket::bind(&listener.listen, liveness).await?;
-            bound.push((listener, socket, tls.map(Arc::new)));
+            bound.push((listener, socket, tls));
         }
-        let tokens = admin_tokens(&config.admin_access)?;
         let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
+        let reload = Reload::new(metrics.clone());
         let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
         let activity = Arc::new(Activity::default());
         let limits = Arc::new(config.client.clone());
@@ -147,7 +120,7 @@ impl App {
         let addresses = bound.iter().map(|(_, socket, _)| socket.address().clone()).collect();
         let certificates = Certificates::new(reload.clone(), metrics.clone(), tasks.clone());
         let mut clusters = Vec::new();
-        for cluster in config.clusters {
+        for (cluster, files) in config.clusters.into_iter().zip(of_clusters) {
             let surroundings = Surroundings {
                 client: &config.client,
                 identities: identities.clone(),
@@ -157,7 +130,7 @@ impl App {
                 reload: &reload,
                 certificates: &certificates,
             };
-            clusters.push(start_cluster(cluster, surroundings)?);
+            clusters.push(start_cluster(cluster, files, surroundings));
         }
         let mut doors = Doors::new(users, config.client.failed_log_ins, metrics.clone(), &reload, &tasks);
         let service_id = ObjectId::new();
@@ -180,7 +153,8 @@ impl App {
             let encrypted = tls.is_some();
             tracing::info!(%cluster, %databases, proxied, encrypted, address = %socket.address(), "listening");
             if let Some(tls) = &tls {
-                certificates.watch_listener(socket.address(), tls);
+                let whose = format!("listener {}", socket.address());
+                certificates.watch_listener(CertificateSide::Client, whose, tls);
             }
             let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
             ruled.warn_of_unknown_commands();
@@ -191,13 +165,16 @@ impl App {
         let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
         forget_users(identities, &tasks);
-        if let (AdminAccess::Tokens(file), Some(tokens)) = (&config.admin_access, &tokens) {
+        if let (AdminAccess::Proven { tokens: Some(file), .. }, Some(tokens)) = (&config.admin_access, &admin_tokens) {
             follow_tokens(file.clone(), tokens.clone(), &reload, &tasks);
         }
-        let probes_only = config.admin_access == AdminAccess::ProbesOnly;
-        tracing::info!(address = %admin_address, access = ?config.admin_access, "admin port");
-        let access = Access::new(admin_address.clone(), probes_only, tokens);
-        tasks.spawn("admin", admin::serve(admin_listener, admin, access, tasks.clone()));
+        if let Some(tls) = &admin_tls {
+            certificates.watch_listener(CertificateSide::Admin, "admin port".to_owned(), tls);
+        }
+        let encrypted = admin_tls.is_some();
+        tracing::info!(address = %admin_address, access = ?config.admin_access, encrypted, "admin port");
+        let access = admin_access(&config.admin_access, admin_address.clone(), admin_tokens);
+        tasks.spawn("admin", admin::serve(admin_listener, admin, access, admin_tls, tasks.clone()));
         certificates.warn_in_time();
         admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
         let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
@@ -323,28 +300,36 @@ fn forget_users(identities: Arc<Identities>, tasks: &Tasks) {
     });
 }
 
-/// The tokens of the admin port, where it has some.
-fn admin_tokens(access: &AdminAccess) -> Result<Option<Arc<AdminTokens>>, StartError> {
-    let AdminAccess::Tokens(file) = access else { return Ok(None) };
-    let text = read_secret(file).map_err(StartError::AdminTokens)?;
-    let tokens = AdminTokens::parse(&text);
-    tokens.map(|tokens| Some(Arc::new(tokens))).map_err(|error| StartError::AdminTokens(not_tokens(file, &error)))
-}
-
 fn not_tokens(file: &Path, error: &dyn std::fmt::Display) -> ConfigError {
     ConfigError { place: file.display().to_string(), key: String::new(), problem: error.to_string() }
 }
 
+fn admin_access(config: &AdminAccess, address: Address, tokens: Option<Arc<AdminTokens>>) -> Access {
+    let access = Access::new(address, *config == AdminAccess::ProbesOnly, tokens);
+    match config {
+        AdminAccess::Proven { certificates: true, .. } => access.with_certificates(),
+        AdminAccess::Proven { .. } | AdminAccess::Loopback | AdminAccess::ProbesOnly => access,
+    }
+}
+
 /// Reads the tokens again when their file has changed.
 fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks: &Tasks) {
-    reload.watch(vec![file.clone()], tasks, move || {
+    let watched = vec![file.clone()];
+    let read_again = move || {
         let replaced =
             read_secret(&file).and_then(|text| tokens.replace(&text).map_err(|error| not_tokens(&file, &error)));
         match replaced {
-            Ok(count) => tracing::info!(file = %file.display(), count, "tokens of the admin port were read again"),
-            Err(error) => tracing::warn!(%error, "tokens of the admin port stay as they were"),
+            Ok(count) => {
+                tracing::info!(file = %file.display(), count, "tokens of the admin port were read again");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "tokens of the admin port stay as they were");
+                false
+            }
         }
-    });
+    };
+    reload.watch(watched, tasks, move || ready(read_again()));
 }
 
 /// What all clusters share.
@@ -358,12 +343,10 @@ struct Surroundings<'a> {
     certificates: &'a Certificates,
 }
 
-fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> Result<Arc<Cluster>, StartError> {
+fn start_cluster(mut config: ClusterConfig, files: FilesOfCluster, surroundings: Surroundings<'_>) -> Arc<Cluster> {
     let Surroundings { client, identities, memory, tasks, metrics, reload, certificates } = surroundings;
-    let name = config.name.clone();
-    if let (Some(file), Some(credential)) = (&config.credential_file, &mut config.upstream.credential) {
-        let read = rotation::read(file, credential);
-        *credential = read.map_err(|error| StartError::Credential { cluster: name.clone(), error })?;
+    if let Some(credential) = files.credential {
+        config.upstream.credential = Some(credential);
     }
     for warning in &config.upstream.warnings {
         tracing::warn!(cluster = %config.name, warning);
@@ -376,8 +359,8 @@ fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> R
     };
     let monitor = Monitor::start(&config.upstream, settings, tasks);
     let (told, memory_of_it) = (identities.clone(), memory.clone());
-    let dialer = UpstreamDialer::new(&config.upstream, monitor.clone(), told, memory_of_it, client.max_message_bytes);
-    let dialer = Arc::new(dialer.map_err(|error| StartError::Tls { cluster: name, error })?);
+    let most = client.max_message_bytes;
+    let dialer = Arc::new(UpstreamDialer::new(&config.upstream, files.tls, monitor.clone(), told, memory_of_it, most));
     if let Some(tls) = dialer.tls() {
         certificates.watch_cluster(&config.name, tls, monitor.clone());
     }
@@ -387,7 +370,7 @@ fn start_cluster(mut config: ClusterConfig, surroundings: Surroundings<'_>) -> R
     if let Some((file, credential)) = followed {
         rotation::follow(file, credential, dialer, cluster.clone(), reload, tasks);
     }
-    Ok(cluster)
+    cluster
 }
 
 /// The clusters that a listener leads to.

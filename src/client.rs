@@ -34,7 +34,7 @@ pub mod shared;
 pub mod socket;
 mod spare;
 pub mod tls;
-mod tls_socket;
+pub mod tls_socket;
 pub mod transactions;
 
 pub use bound::{BindError, BoundSocket};

@@ -54,6 +54,8 @@ pub struct Config {
     pub admin: Address,
     /// Who may ask for what there.
     pub admin_access: AdminAccess,
+    /// How its sockets are encrypted, if they are.
+    pub admin_tls: Option<ListenerTls>,
     /// Limits of the client side, shared by all clusters.
     pub client: ClientConfig,
     /// All buffered messages together, bytes.
@@ -73,8 +75,13 @@ pub struct Config {
 pub enum AdminAccess {
     /// Whoever is on this machine, where the port listens nowhere else.
     Loopback,
-    /// Whoever knows a token of this file.
-    Tokens(PathBuf),
+    /// Whoever shows that it may: there are tokens, certificates or both.
+    Proven {
+        /// Whoever knows a token of this file.
+        tokens: Option<PathBuf>,
+        /// Whoever has a certificate that an authority of the port's TLS has signed.
+        certificates: bool,
+    },
     /// Nobody gets more than that.
     ProbesOnly,
 }

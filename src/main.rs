@@ -2,7 +2,6 @@
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use mongomux::app::{self, App, Drained, StartError, user_add};
 use mongomux::cli::{Cli, Command, RunArgs, SandboxArgs, UserAddArgs, UserCommand};
@@ -28,7 +27,7 @@ fn main() -> ExitCode {
             Ok(config) => on_threads(config.worker_threads, run(config)),
             Err(code) => code,
         },
-        Command::Check(args) => check(args),
+        Command::Check(args) => on_threads(1, check(args)),
         Command::User(UserCommand::Add(args)) => add_user(&args),
         Command::Sandbox(args) => on_threads(1, sandbox(args)),
     }
@@ -72,10 +71,9 @@ async fn run(config: Config) -> ExitCode {
     let app = match App::start(config).await {
         Ok(app) => app,
         // As `check` says it.
-        Err(StartError::Users(errors)) => return fail(BAD_CONFIGURATION, &errors),
-        Err(error) => return fail(FAILED, &error),
+        Err(StartError::Files(errors)) => return fail(BAD_CONFIGURATION, &errors),
+        Err(error @ StartError::Listen(_)) => return fail(FAILED, &error),
     };
-    app.metrics().config_loaded(true, SystemTime::now());
     loop {
         tokio::select! {
             _ = hangup.recv() => app.reload(),
@@ -96,10 +94,10 @@ async fn run(config: Config) -> ExitCode {
     }
 }
 
-fn check(args: RunArgs) -> ExitCode {
+async fn check(args: RunArgs) -> ExitCode {
     match load(args) {
         Ok(config) => {
-            if let Err(errors) = app::check_users(&config) {
+            if let Err(errors) = app::check(&config).await {
                 return fail(BAD_CONFIGURATION, &errors);
             }
             say(&mut std::io::stdout(), &format!("the configuration is valid\n{config}"));

@@ -2,40 +2,67 @@
 //!
 //! They are looked at every few seconds, by what the path leads to: secrets are often mounted as links that are switched all
 //! at once, which a watch on the file itself would miss. A SIGHUP has them all read at once, changed or not.
+//!
+//! One metric tells of all of them: it is good when the last reading of each was a success.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
 use crate::tasks::Tasks;
+use crate::telemetry::Metrics;
 
 /// A change is seen this late at most.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Tells who watches files to read them now. Clones share it.
-#[derive(Debug, Clone)]
-pub struct Reload(watch::Sender<u64>);
+/// Tells who watches files to read them now, and keeps account of how that ended. Clones share it.
+#[derive(Clone)]
+pub struct Reload {
+    asked: watch::Sender<u64>,
+    readings: Arc<Readings>,
+}
 
-impl Default for Reload {
-    fn default() -> Self {
-        Self(watch::Sender::new(0))
-    }
+/// How the last reading of each ended. Those of the start were successes: the program would not run otherwise.
+struct Readings {
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    watches: usize,
+    /// By number of the watch.
+    failing: BTreeSet<usize>,
 }
 
 impl Reload {
-    /// All files are to be read now.
-    pub fn now(&self) {
-        self.0.send_modify(|count| *count += 1);
+    /// Nothing is watched yet, and all has been read.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.config_loaded(true, SystemTime::now());
+        Self { asked: watch::Sender::new(0), readings: Arc::new(Readings { metrics, state: Mutex::default() }) }
     }
 
-    /// Calls `read` whenever one of `files` has changed, and when all are to be read. It says itself what went wrong, and keeps
-    /// what it had then.
-    pub fn watch(&self, files: Vec<PathBuf>, tasks: &Tasks, mut read: impl FnMut() + Send + 'static) {
+    /// All files are to be read now.
+    pub fn now(&self) {
+        self.asked.send_modify(|count| *count += 1);
+    }
+
+    /// Calls `read` whenever one of `files` has changed, and when all are to be read; never again before it has ended. It says
+    /// itself what went wrong, keeps what it had then, and returns whether it was a success.
+    pub fn watch<R: Future<Output = bool> + Send>(
+        &self,
+        files: Vec<PathBuf>,
+        tasks: &Tasks,
+        mut read: impl FnMut() -> R + Send + 'static,
+    ) {
         if files.is_empty() {
             return;
         }
-        let (mut asked, tasks_of_it) = (self.0.subscribe(), tasks.clone());
+        let (mut asked, tasks_of_it) = (self.asked.subscribe(), tasks.clone());
+        let (readings, number) = (self.readings.clone(), self.readings.number());
         let mut seen = look(&files);
         tasks.spawn("watch files", async move {
             loop {
@@ -48,10 +75,33 @@ impl Reload {
                 let now = look(&files);
                 if told || now != seen {
                     seen = now;
-                    read();
+                    tokio::select! {
+                        success = read() => readings.ended(number, success),
+                        // What it would have read is of no use any more.
+                        () = tasks_of_it.cancelled() => return,
+                    }
                 }
             }
         });
+    }
+}
+
+impl Readings {
+    fn number(&self) -> usize {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.watches += 1;
+        state.watches
+    }
+
+    /// One success does not make up for another's failure.
+    fn ended(&self, number: usize, success: bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if success {
+            state.failing.remove(&number);
+        } else {
+            state.failing.insert(number);
+        }
+        self.metrics.config_loaded(state.failing.is_empty(), SystemTime::now());
     }
 }
 
@@ -70,17 +120,20 @@ fn look_at(file: &Path) -> Option<(u64, Option<SystemTime>, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use tokio::sync::mpsc;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn files_are_read_again_when_they_change_or_appear_and_when_told() {
-        let (directory, tasks, reload) = (tempfile::tempdir().unwrap(), Tasks::new(), Reload::default());
+        let (directory, tasks, reload) = (tempfile::tempdir().unwrap(), Tasks::new(), Reload::new(Metrics::new()));
         let files: Vec<PathBuf> = ["a", "b"].iter().map(|name| directory.path().join(name)).collect();
         std::fs::write(&files[0], "one").unwrap();
         let (told, mut reads) = mpsc::channel(8);
-        reload.watch(files.clone(), &tasks, move || told.try_send(()).unwrap());
+        reload.watch(files.clone(), &tasks, move || ready(told.try_send(()).is_ok()));
         tokio::time::sleep(10 * LOOK_INTERVAL).await;
         assert!(reads.try_recv().is_err(), "nothing has changed");
         std::fs::write(&files[0], "three").unwrap();
@@ -97,6 +150,40 @@ mod tests {
         reload.now();
         reads.recv().await.unwrap();
         assert_eq!(before.elapsed(), Duration::ZERO, "at once");
+        tasks.cancel();
+        assert_eq!(tasks.join_all(Duration::from_secs(1)).await, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_is_well_when_the_last_reading_of_each_was_a_success() {
+        let (tasks, metrics) = (Tasks::new(), Metrics::new());
+        let reload = Reload::new(metrics.clone());
+        let well = || metrics.render().contains("mongomux_config_reload_success 1\n");
+        assert!(well(), "what it starts with was read");
+        let successes: [Arc<AtomicBool>; 2] = std::array::from_fn(|_| Arc::default());
+        let (told, mut reads) = mpsc::channel(8);
+        for success in &successes {
+            let (success, told) = (success.clone(), told.clone());
+            reload.watch(vec!["/nowhere".into()], &tasks, move || {
+                let (success, told) = (success.clone(), told.clone());
+                async move {
+                    told.send(()).await.unwrap();
+                    success.load(Ordering::Relaxed)
+                }
+            });
+        }
+        for (first, second) in [(true, true), (false, true), (true, false), (false, false), (false, true), (true, true)]
+        {
+            successes[0].store(first, Ordering::Relaxed);
+            successes[1].store(second, Ordering::Relaxed);
+            reload.now();
+            for _ in &successes {
+                reads.recv().await.unwrap();
+            }
+            // Time goes on only when both have noted it.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(well(), first && second, "{first} {second}");
+        }
         tasks.cancel();
         assert_eq!(tasks.join_all(Duration::from_secs(1)).await, 0);
     }

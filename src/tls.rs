@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub use files::FileError;
+pub use files::{FileError, FileErrors};
 
 /// The one implementation of the algorithms: named wherever a setting is made, as there is no default for the process.
 pub fn provider() -> Arc<CryptoProvider> {

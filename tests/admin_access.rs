@@ -126,7 +126,7 @@ async fn a_port_that_others_reach_says_who_may_use_it_or_is_not_opened() {
     ] {
         write(&file, text, mode);
         let (code, log, _) = exposed(&["--admin-token-file", file.to_str().unwrap()]).ended().await;
-        assert!(code == 1 && log.contains("admin_token_file") && log.contains(told), "{code}: {log}");
+        assert!(code == 2 && log.contains("admin_token_file") && log.contains(told), "{code}: {log}");
     }
     let both = ["--admin-token-file", file.to_str().unwrap(), "--admin-probes-only"];
     assert_eq!(exposed(&both).ended().await.0, 2);

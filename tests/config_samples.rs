@@ -84,6 +84,7 @@ fn the_full_sample_says_the_defaults_of_every_key() {
         "profile",
         "admin",
         "admin_probes_only",
+        "admin_tls",
         "listen",
         "compressors",
         "proxy_protocol",

@@ -10,10 +10,13 @@ use mongodb::Client;
 use mongomux::app::Drained;
 use mongomux::config::Address;
 use mongomux::sandbox::wire_client::WireClient;
+use support::certificates::{Authority, TlsClient, Wish};
 use support::hold::eventually;
 use support::proxy::{Proxy, configured};
 use support::{connect, raw};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 async fn offered(address: &Address) -> Vec<Bson> {
     let mut client = WireClient::connect(address).await.unwrap();
@@ -150,6 +153,31 @@ async fn who_does_not_say_whose_connection_it_is_is_closed_and_counted() {
     let mut client = WireClient::connect(proxy.address()).await.unwrap();
     client.send_raw(&header(0x20, 0, &[])).await.unwrap();
     client.hello("the next one").await.unwrap();
+}
+
+#[tokio::test]
+async fn the_header_comes_before_the_handshake() {
+    let deployment = support::standalone().await;
+    let authority = Authority::new();
+    let own = authority.sign("own.pem", &Wish::default());
+    let settings = format!("tls = true\ntls_certificate_key_file = \"{}\"", own.display());
+    let proxy = behind_a_balancer(&deployment.uri(), &settings).await;
+    let ipv4 = [&[192, 0, 2, 7, 10, 0, 0, 1][..], &4711_u16.to_be_bytes(), &27017_u16.to_be_bytes()].concat();
+    let tls = TlsConnector::from(TlsClient::new(&authority).config());
+    let name = || "127.0.0.1".try_into().unwrap();
+    let mut stream = TcpStream::connect(proxy.address().to_string()).await.unwrap();
+    stream.write_all(&header(0x21, 0x11, &ipv4)).await.unwrap();
+    let mut client = WireClient::over(tls.connect(name(), stream).await.unwrap());
+    client.hello("balanced").await.unwrap();
+    assert_eq!(whats_my_uri(&mut client).await, "192.0.2.7:4711");
+    client.command("db", doc! { "count": "c" }).await.unwrap();
+    // Neither is taken for the other.
+    TlsClient::new(&authority).connect(proxy.address()).await.unwrap_err();
+    eventually("a header is missing", async || closed(&proxy, "proxy_header") == 1.0).await;
+    let mut plain = raw::connect(proxy.address()).await;
+    let hello = raw::command(doc! { "hello": 1, "$db": "admin" });
+    plain.write_all(&[header(0x21, 0x11, &ipv4), hello].concat()).await.unwrap();
+    eventually("TLS is missing", async || closed(&proxy, "tls") == 1.0).await;
 }
 
 #[tokio::test]

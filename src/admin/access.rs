@@ -1,7 +1,7 @@
 //! Who may ask for what on the admin port.
 //!
-//! Probes and metrics are for everybody. The rest is for this machine, or for whoever knows a token; and never for a page in a
-//! browser that comes from elsewhere, however it got there: with the address of this port under a name of its own, or with a
+//! Probes and metrics are for everybody. The rest is for this machine, or for whoever knows a token or has a certificate that the
+//! handshake has verified; and never for a page in a browser that comes from elsewhere, however it got there: with the address of this port under a name of its own, or with a
 //! request that browsers send without asking. No I/O here.
 
 use std::fmt;
@@ -32,17 +32,30 @@ pub struct Access {
     address: Address,
     /// Nobody gets more than probes and metrics.
     probes_only: bool,
-    /// Where there are some, one of them is needed.
+    /// Where there are some, one of them is needed, or a certificate.
     tokens: Option<Arc<AdminTokens>>,
+    /// A certificate is needed, or a token.
+    certificates: bool,
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// An address, or `unix socket`.
+    pub from: Arc<str>,
+    /// The subject of the certificate that it has shown, which was verified.
+    pub certificate: Option<Arc<str>>,
 }
 
 /// Who asks, as far as it was looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     /// Whoever is on this machine.
     Local,
     /// Who knows the token of that number, counted from 1.
     Token(usize),
+    /// Who has a certificate of that subject.
+    Certificate(Arc<str>),
 }
 
 impl fmt::Display for Who {
@@ -50,6 +63,7 @@ impl fmt::Display for Who {
         match self {
             Self::Local => f.write_str("this machine"),
             Self::Token(number) => write!(f, "token {number}"),
+            Self::Certificate(subject) => write!(f, "certificate {subject}"),
         }
     }
 }
@@ -70,32 +84,35 @@ const fn forbidden(why: &'static str) -> Denied {
 impl Access {
     /// Of a port at `address`.
     pub fn new(address: Address, probes_only: bool, tokens: Option<Arc<AdminTokens>>) -> Self {
-        // A configuration that says otherwise is not accepted.
-        let probes_only = probes_only || (tokens.is_none() && !address.is_loopback());
-        Self { address, probes_only, tokens }
+        Self { address, probes_only, tokens, certificates: false }
     }
 
-    /// Decides about a request for more than probes and metrics. `has_body` says that something follows its head.
+    /// Asks for a certificate as well, of which a caller needs one or the other.
+    pub fn with_certificates(self) -> Self {
+        Self { certificates: true, ..self }
+    }
+
+    /// Decides about a request for more than probes and metrics. `certificate` is the subject of that which the caller has
+    /// shown, and `has_body` says that something follows the request's head.
     ///
     /// # Errors
     /// [`Denied`].
-    pub fn admit(&self, method: &Method, headers: &HeaderMap, has_body: bool) -> Result<Who, Denied> {
-        if self.probes_only {
+    pub fn admit(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        certificate: Option<&Arc<str>>,
+        has_body: bool,
+    ) -> Result<Who, Denied> {
+        // What others reach without having to prove anything; a configuration that means more by it is not accepted.
+        let open_to_all = self.tokens.is_none() && !self.certificates && !self.address.is_loopback();
+        if self.probes_only || open_to_all {
             return Err(forbidden(
-                "here only /livez, /readyz and /metrics are served: for the rest set admin_token_file, or let the admin port \
-                 listen on a loopback address or a unix socket",
+                "here only /livez, /readyz and /metrics are served: for the rest set admin_token_file or admin_tls_ca_file, or \
+                 let the admin port listen on a loopback address or a unix socket",
             ));
         }
-        let who = match &self.tokens {
-            Some(tokens) => Who::Token(tokens.number_of(bearer(headers)).ok_or(Denied {
-                status: StatusCode::UNAUTHORIZED,
-                why: "this needs a token of admin_token_file, in a header: Authorization: Bearer TOKEN",
-            })?),
-            None if self.is_called_by_our_name(headers) => Who::Local,
-            None => {
-                return Err(forbidden("the Host header names another host: call this port by a loopback address"));
-            }
-        };
+        let who = self.who(headers, certificate)?;
         if !is_same_site(headers) {
             return Err(forbidden("requests from pages of other sites are refused"));
         }
@@ -111,6 +128,24 @@ impl Access {
             }
         }
         Ok(who)
+    }
+
+    fn who(&self, headers: &HeaderMap, certificate: Option<&Arc<str>>) -> Result<Who, Denied> {
+        if let Some(subject) = certificate.filter(|_| self.certificates) {
+            return Ok(Who::Certificate(subject.clone()));
+        }
+        match &self.tokens {
+            Some(tokens) => tokens.number_of(bearer(headers)).map(Who::Token).ok_or(Denied {
+                status: StatusCode::UNAUTHORIZED,
+                why: "this needs a token of admin_token_file, in a header: Authorization: Bearer TOKEN, or where \
+                      admin_tls_ca_file is set a certificate",
+            }),
+            None if self.certificates => {
+                Err(forbidden("this needs a certificate of one of admin_tls_ca_file's authorities"))
+            }
+            None if self.is_called_by_our_name(headers) => Ok(Who::Local),
+            None => Err(forbidden("the Host header names another host: call this port by a loopback address")),
+        }
     }
 
     /// A page whose own name was made to mean this port calls it by that name. Over a unix socket no page comes.
@@ -257,11 +292,11 @@ mod tests {
     }
 
     fn get(access: &Access, named: &[(&'static str, &str)]) -> Result<Who, u16> {
-        access.admit(&Method::GET, &headers(named), false).map_err(|denied| denied.status.as_u16())
+        access.admit(&Method::GET, &headers(named), None, false).map_err(|denied| denied.status.as_u16())
     }
 
     fn post(access: &Access, named: &[(&'static str, &str)], has_body: bool) -> Result<Who, u16> {
-        access.admit(&Method::POST, &headers(named), has_body).map_err(|denied| denied.status.as_u16())
+        access.admit(&Method::POST, &headers(named), None, has_body).map_err(|denied| denied.status.as_u16())
     }
 
     #[test]
@@ -274,6 +309,35 @@ mod tests {
         assert_eq!(get(&access("0.0.0.0:9627", None), &[("host", "localhost")]), Err(403));
         let probes = Access::new("127.0.0.1:1".parse().unwrap(), true, None);
         assert_eq!(get(&probes, &[("host", "localhost")]), Err(403));
+    }
+
+    #[test]
+    fn a_certificate_counts_as_a_token_where_it_is_asked_for() {
+        let subject: Arc<str> = "CN=somebody".into();
+        let with = |access: &Access, certificate: Option<&Arc<str>>, named: &[(&'static str, &str)]| {
+            let admitted = access.admit(&Method::GET, &headers(named), certificate, false);
+            admitted.map_err(|denied| denied.status.as_u16())
+        };
+        let (shown, token) = (Who::Certificate(subject.clone()), ("authorization", &*format!("Bearer {OLD}")));
+        for address in ["0.0.0.0:1", "127.0.0.1:1"] {
+            let asked = access(address, None).with_certificates();
+            assert_eq!(with(&asked, Some(&subject), &[("host", "proxy.example")]), Ok(shown.clone()));
+            assert_eq!(with(&asked, None, &[("host", "localhost")]), Err(403));
+            assert_eq!(with(&asked, None, &[token]), Err(403), "there are no tokens");
+            let both = access(address, Some(OLD)).with_certificates();
+            assert_eq!(with(&both, Some(&subject), &[]), Ok(shown.clone()));
+            assert_eq!(with(&both, None, &[token]), Ok(Who::Token(1)));
+            assert_eq!(with(&both, None, &[]), Err(401));
+            let page = [("host", "proxy.example"), ("origin", "https://evil.example")];
+            assert_eq!(with(&both, Some(&subject), &page), Err(403), "a browser shows it to whoever asks");
+            let order = both.admit(&Method::POST, &headers(&[]), Some(&subject), false);
+            assert_eq!(order.map_err(|denied| denied.status.as_u16()), Err(403));
+        }
+        assert_eq!(with(&access("0.0.0.0:1", None), Some(&subject), &[]), Err(403), "nobody asked for it");
+        assert_eq!(with(&access("0.0.0.0:1", Some(OLD)), Some(&subject), &[]), Err(401));
+        let probes = Access::new("0.0.0.0:1".parse().unwrap(), true, None).with_certificates();
+        assert_eq!(with(&probes, Some(&subject), &[]), Err(403));
+        assert_eq!(shown.to_string(), "certificate CN=somebody");
     }
 
     #[test]

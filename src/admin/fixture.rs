@@ -42,7 +42,7 @@ impl Fixture {
         let (tasks, metrics, memory) = (Tasks::new(), Metrics::new(), MemoryBudget::plenty());
         let monitor = Monitor::start(&config.upstream, SETTINGS, &tasks);
         let dialer =
-            UpstreamDialer::new(&config.upstream, monitor.clone(), Arc::default(), memory.clone(), 1 << 20).unwrap();
+            UpstreamDialer::new(&config.upstream, None, monitor.clone(), Arc::default(), memory.clone(), 1 << 20);
         let cluster = Cluster::new(
             config,
             monitor,

@@ -1,14 +1,14 @@
-//! Certificates, keys and authorities of both legs: read again when their files change, and watched as they grow old.
+//! Certificates, keys and authorities of both legs and of the admin port: read again when their files change, and watched as they grow old.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::client::ClientTls;
-use crate::config::Address;
 use crate::reload::Reload;
 use crate::tasks::Tasks;
-use crate::telemetry::labels::Side;
+use crate::telemetry::labels::CertificateSide;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::Monitor;
 use crate::upstream::pool::lock;
@@ -20,44 +20,43 @@ const WARN_BEFORE: Duration = Duration::from_secs(14 * 24 * 3600);
 /// So often it is said, as long as it is true.
 const WARN_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// Those of all listeners and clusters.
+/// Those of all listeners and clusters, and of the admin port.
 #[derive(Clone)]
 pub(super) struct Certificates {
     reload: Reload,
     metrics: Arc<Metrics>,
     tasks: Tasks,
     /// When each of ours expires, by side and by whose it is.
-    expiries: Arc<Mutex<BTreeMap<(Side, String), SystemTime>>>,
-    /// Whose files could not be used when they were read last.
-    failing: Arc<Mutex<BTreeSet<(Side, String)>>>,
+    expiries: Arc<Mutex<BTreeMap<(CertificateSide, String), SystemTime>>>,
 }
 
 impl Certificates {
     pub(super) fn new(reload: Reload, metrics: Arc<Metrics>, tasks: Tasks) -> Self {
-        Self { reload, metrics, tasks, expiries: Arc::default(), failing: Arc::default() }
+        Self { reload, metrics, tasks, expiries: Arc::default() }
     }
 
-    /// What clients of a listener are shown.
-    pub(super) fn watch_listener(&self, listen: &Address, tls: &Arc<ClientTls>) {
-        let whose = format!("listener {listen}");
-        self.note(Side::Client, &whose, Some(tls.expires()));
+    /// What clients of a listener are shown, or callers of the admin port.
+    pub(super) fn watch_listener(&self, side: CertificateSide, whose: String, tls: &Arc<ClientTls>) {
+        self.note(side, &whose, Some(tls.expires()));
         let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
         self.reload.watch(files, &self.tasks, move || {
             let read = tls.reload().map(|()| Some(tls.expires()));
-            all.was_read(Side::Client, &whose, read);
+            ready(all.was_read(side, &whose, read))
         });
     }
 
     /// What servers of a cluster are shown, and who is to have signed theirs.
     pub(super) fn watch_cluster(&self, cluster: &str, tls: &Arc<UpstreamTls>, monitor: Monitor) {
         let whose = format!("cluster {cluster}");
-        self.note(Side::Upstream, &whose, tls.expires());
+        self.note(CertificateSide::Upstream, &whose, tls.expires());
         let (all, files, tls) = (self.clone(), tls.files(), tls.clone());
         self.reload.watch(files, &self.tasks, move || {
             let read = tls.reload().map(|()| tls.expires());
-            if all.was_read(Side::Upstream, &whose, read) {
+            let success = all.was_read(CertificateSide::Upstream, &whose, read);
+            if success {
                 monitor.renew();
             }
+            ready(success)
         });
     }
 
@@ -78,17 +77,12 @@ impl Certificates {
     }
 
     /// Whether it could be read.
-    fn was_read(&self, side: Side, whose: &str, read: Result<Option<SystemTime>, impl std::fmt::Display>) -> bool {
-        let key = (side, whose.to_owned());
-        let mut failing = lock(&self.failing);
-        if read.is_ok() {
-            failing.remove(&key)
-        } else {
-            failing.insert(key)
-        };
-        // One success does not make up for another's failure.
-        self.metrics.config_loaded(failing.is_empty(), SystemTime::now());
-        drop(failing);
+    fn was_read(
+        &self,
+        side: CertificateSide,
+        whose: &str,
+        read: Result<Option<SystemTime>, impl std::fmt::Display>,
+    ) -> bool {
         match read {
             Ok(expires) => {
                 tracing::info!(whose, "TLS files were read again");
@@ -102,7 +96,7 @@ impl Certificates {
         }
     }
 
-    fn note(&self, side: Side, whose: &str, expires: Option<SystemTime>) {
+    fn note(&self, side: CertificateSide, whose: &str, expires: Option<SystemTime>) {
         let Some(expires) = expires else { return };
         warn(whose, expires, SystemTime::now());
         let mut expiries = lock(&self.expiries);

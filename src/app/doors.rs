@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::auth::Identities;
 use crate::auth::scram_server::Decoys;
 use crate::auth::users::UserSource;
-use crate::client::file_users::{self, FileUsers};
+use crate::client::file_users::FileUsers;
 use crate::client::log_in::LogIns;
-use crate::config::{Auth, Config, ConfigErrors, ListenerConfig};
+use crate::config::{Auth, ConfigErrors, ListenerConfig};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -97,14 +97,4 @@ fn users_files(listeners: &[ListenerConfig]) -> BTreeSet<&Path> {
         Auth::None | Auth::Upstream => None,
     });
     named.collect()
-}
-
-/// Whether the users files of a configuration are some.
-///
-/// # Errors
-/// Every mistake in them.
-pub fn check_users(config: &Config) -> Result<(), ConfigErrors> {
-    let wrong = users_files(&config.listeners).into_iter().filter_map(|file| file_users::check(file).err());
-    let errors: Vec<_> = wrong.flat_map(|errors| errors.0).collect();
-    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
 }

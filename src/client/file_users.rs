@@ -27,14 +27,7 @@ pub struct FileUsers {
     path: PathBuf,
     decoys: Arc<Decoys>,
     identities: Realm,
-    current: Mutex<Current>,
-}
-
-struct Current {
-    users: HashMap<UserName, User>,
-    /// Of the reading that they come from: one that takes longer than the next comes too late.
-    reading: u64,
-    last_reading: u64,
+    current: Mutex<Users>,
 }
 
 #[derive(Clone)]
@@ -53,45 +46,41 @@ impl FileUsers {
     pub async fn load(path: &Path, decoys: Arc<Decoys>, identities: Realm) -> Result<Arc<Self>, ConfigErrors> {
         let users = read_elsewhere(path, &decoys).await?;
         tracing::info!(file = %path.display(), users = users.len(), "read the users file");
-        let current = Mutex::new(Current { users, reading: 0, last_reading: 0 });
-        Ok(Arc::new(Self { path: path.to_owned(), decoys, identities, current }))
+        Ok(Arc::new(Self { path: path.to_owned(), decoys, identities, current: Mutex::new(users) }))
     }
 
     /// Reads the file again whenever it changes. A broken one changes nothing, and is told of.
     pub fn follow(self: &Arc<Self>, reload: &Reload, tasks: &Tasks) {
-        let (users, tasks_of_it) = (self.clone(), tasks.clone());
+        let users = self.clone();
         reload.watch(vec![self.path.clone()], tasks, move || {
             let users = users.clone();
-            tasks_of_it.spawn("read users", async move { users.read_again().await });
+            async move { users.read_again().await }
         });
     }
 
-    async fn read_again(&self) {
-        let reading = {
-            let mut current = lock(&self.current);
-            current.last_reading += 1;
-            current.last_reading
-        };
+    /// Whether it could be read.
+    async fn read_again(&self) -> bool {
         match read_elsewhere(&self.path, &self.decoys).await {
-            Ok(users) => self.replace(users, reading),
+            Ok(users) => {
+                self.replace(users);
+                true
+            }
             Err(errors) => {
                 for error in &errors.0 {
                     tracing::error!(%error, "the users file is not read: the users stay as they were");
                 }
+                false
             }
         }
     }
 
-    fn replace(&self, users: Users, reading: u64) {
+    fn replace(&self, users: Users) {
         let (mut revoked, count) = (0_usize, users.len());
         {
             let mut current = lock(&self.current);
-            if reading <= current.reading {
-                return;
-            }
             // Under the lock under which users are admitted: nobody is admitted by what was read before once this is over.
             for LoggedIn { identity, .. } in self.identities.all() {
-                match (current.users.get(&identity.user), users.get(&identity.user)) {
+                match (current.get(&identity.user), users.get(&identity.user)) {
                     (Some(old), Some(new)) if old.record.proves_as(&new.record) && old.goes_as(new) => {
                         self.renew(&identity, new);
                     }
@@ -101,7 +90,7 @@ impl FileUsers {
                     }
                 }
             }
-            (current.users, current.reading) = (users, reading);
+            *current = users;
         }
         tracing::info!(file = %self.path.display(), users = count, revoked, "read the users file again");
     }
@@ -129,13 +118,13 @@ impl User {
 
 impl UserSource for FileUsers {
     fn find<'a>(&'a self, user: &'a UserName) -> Boxed<'a, Result<Option<Arc<UserRecord>>, UsersUnavailable>> {
-        let found = lock(&self.current).users.get(user).map(|user| user.record.clone());
+        let found = lock(&self.current).get(user).map(|user| user.record.clone());
         Box::pin(std::future::ready(Ok(found)))
     }
 
     fn admit(&self, user: &UserName, record: &UserRecord, _: Proof) -> Result<Arc<Identity>, UsersUnavailable> {
         let current = lock(&self.current);
-        let known = current.users.get(user).filter(|known| known.record.proves_as(record));
+        let known = current.get(user).filter(|known| known.record.proves_as(record));
         let known = known.ok_or_else(|| UsersUnavailable("the user has changed just now".to_owned()))?;
         let admitted = self.identities.admit(user, known.record.clone(), known.login(), Instant::now());
         admitted.map_err(|error| UsersUnavailable(error.to_string()))
@@ -165,14 +154,6 @@ fn read(path: &Path, decoys: &Decoys) -> Result<Users, ConfigErrors> {
     drop(text);
     let users = users.into_iter().filter_map(|user| made_of(user, decoys, &mut errors)).collect();
     if errors.is_empty() { Ok(users) } else { Err(ConfigErrors(errors)) }
-}
-
-/// Checks a users file as [`FileUsers::load`] does.
-///
-/// # Errors
-/// Every mistake in it.
-pub fn check(path: &Path) -> Result<(), ConfigErrors> {
-    read(path, &Decoys::new(rand::random())).map(drop)
 }
 
 fn made_of(user: FileUser, decoys: &Decoys, errors: &mut Vec<ConfigError>) -> Option<(UserName, User)> {
@@ -207,6 +188,7 @@ mod tests {
 
     use super::*;
     use crate::auth::Identities;
+    use crate::telemetry::Metrics;
 
     fn write(path: &Path, text: &str) {
         std::fs::write(path, text).unwrap();
@@ -269,7 +251,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("users.toml");
         write(&path, &of("a", "x"));
-        let (users, reload, tasks) = (users(&path).await, Reload::default(), Tasks::new());
+        let (users, reload, tasks) = (users(&path).await, Reload::new(Metrics::new()), Tasks::new());
         users.follow(&reload, &tasks);
         write(&path, &of("longer", "x"));
         reload.now();
@@ -294,11 +276,12 @@ mod tests {
                                [[user]]\nname = \"b\"\nverifiers = [\"{good}\",\n\"{good}\"]\n"
             ),
         );
-        let told = check(&path).unwrap_err().to_string();
+        let check = || read(&path, &Decoys::new([1; 32])).map(drop).unwrap_err().to_string();
+        let told = check();
         assert!(told.contains(":4: user[1].verifiers: expected SCRAM-SHA-256$"), "{told}");
         assert!(told.contains(":9: user[2].verifiers: there are two for SCRAM-SHA-1"), "{told}");
         assert!(!told.contains("hush") && !told.contains(&good), "{told}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(check(&path).unwrap_err().to_string().contains("chmod 600"));
+        assert!(check().contains("chmod 600"));
     }
 }

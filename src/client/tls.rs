@@ -1,4 +1,4 @@
-//! TLS toward clients: what a listener shows them, what it asks of them, and the handshake.
+//! TLS toward clients, and toward those who call the admin port: what a listener shows them, what it asks of them, and the handshake.
 //!
 //! Keys and authorities are read again without anybody noticing: a handshake uses what is in force when it begins, and open
 //! sockets keep what theirs was made with. With new files no old ticket is accepted.
@@ -25,7 +25,7 @@ use tokio_rustls::LazyConfigAcceptor;
 use super::tls_socket::{Records, TlsSocket};
 use crate::config::{ClientCertificates, ListenerTls, TlsVersion};
 use crate::tasks::compute;
-use crate::tls::{FileError, files, provider, subject};
+use crate::tls::{FileError, FileErrors, files, provider, subject};
 use crate::upstream::pool::lock;
 
 /// Encrypted bytes that a socket may keep while its client does not take them: one record. Nobody charges them to the memory
@@ -46,9 +46,9 @@ pub struct PeerCertificate {
 /// Why there is no TLS for clients.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientTlsError {
-    /// A file is not what it should be.
+    /// Files are not what they should be.
     #[error(transparent)]
-    File(#[from] FileError),
+    Files(#[from] FileErrors),
     /// What we ask of rustls cannot be.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),
@@ -56,7 +56,7 @@ pub enum ClientTlsError {
 
 /// Why a client is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HandshakeError {
+pub enum HandshakeError {
     /// It went, or its socket broke.
     #[error("the client left: {0}")]
     Left(io::Error),
@@ -68,7 +68,7 @@ pub(super) enum HandshakeError {
     Refused(rustls::Error),
 }
 
-/// TLS of one listener.
+/// TLS of one listener, or of the admin port.
 pub struct ClientTls {
     settings: ListenerTls,
     current: Mutex<Current>,
@@ -111,7 +111,10 @@ impl ClientTls {
 
     /// Shakes hands with a client; what it has told of itself, as far as it was verified. Who lets a record wait for its end
     /// for `stall_timeout` is gone later on.
-    pub(super) async fn accept(
+    ///
+    /// # Errors
+    /// [`HandshakeError`].
+    pub async fn accept(
         &self,
         stream: TcpStream,
         stall_timeout: Duration,
@@ -153,14 +156,15 @@ impl From<io::Error> for HandshakeError {
 
 fn read(settings: &ListenerTls) -> Result<Current, ClientTlsError> {
     let provider = provider();
-    let own = files::identification(&settings.certificate_key_file, &settings.key_file, None, &provider)?;
+    let own = files::identification(&settings.certificate_key_file, &settings.key_file, None, &provider);
+    let (own, verifier) = files::both(own, verifier(&settings.client_certificates, provider.clone()))?;
     let versions = match settings.min_version {
         TlsVersion::V1_2 => DEFAULT_VERSIONS,
         TlsVersion::V1_3 => &[&rustls::version::TLS13],
     };
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions)?;
+    let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(versions)?;
     let resolver = Arc::new(SingleCertAndKey::from(own.key));
-    let mut config = match verifier(&settings.client_certificates, provider)? {
+    let mut config = match verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier).with_cert_resolver(resolver),
         None => builder.with_no_client_auth().with_cert_resolver(resolver),
     };
@@ -177,13 +181,14 @@ fn read(settings: &ListenerTls) -> Result<Current, ClientTlsError> {
 fn verifier(
     settings: &ClientCertificates,
     provider: Arc<CryptoProvider>,
-) -> Result<Option<Arc<dyn ClientCertVerifier>>, ClientTlsError> {
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, FileErrors> {
     let ClientCertificates::Asked { ca_file, crl_file, required } = settings else { return Ok(None) };
-    let roots = Arc::new(files::authorities(ca_file)?);
-    let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider);
-    if let Some(file) = crl_file {
+    let lists = crl_file.as_ref().map(|file| files::revocations(file)).transpose();
+    let (roots, lists) = files::both(files::authorities(ca_file), lists)?;
+    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    if let Some(lists) = lists {
         // As mongod does: of the client's own certificate, and a list that is out of date says nothing.
-        builder = builder.with_crls(files::revocations(file)?).only_check_end_entity_revocation();
+        builder = builder.with_crls(lists).only_check_end_entity_revocation();
         builder = builder.enforce_revocation_expiration();
     }
     if !required {

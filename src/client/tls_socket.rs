@@ -107,7 +107,7 @@ impl fmt::Display for RecordStalled {
 impl std::error::Error for RecordStalled {}
 
 /// A client's socket.
-pub(super) struct TlsSocket {
+pub struct TlsSocket {
     stream: TlsStream<Records<TcpStream>>,
     stall_timeout: Duration,
     /// Runs while a record is not there to its end and there is nothing else to read.

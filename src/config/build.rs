@@ -19,9 +19,9 @@ use super::shares::MemoryShares;
 use super::uri::{self, Upstream, UriOverrides};
 use super::vain;
 use super::{
-    Address, AdminAccess, BackoffConfig, BreakerConfig, ClientConfig, ClusterConfig, Config, ConfigError,
-    CredentialFile, FairBy, FairnessConfig, ListenerConfig, PoolConfig, Presentation, Profile, QueueDiscipline, Retry,
-    Sources, Warning,
+    Address, AdminAccess, BackoffConfig, BreakerConfig, ClientCertificates, ClientConfig, ClusterConfig, Config,
+    ConfigError, CredentialFile, FairBy, FairnessConfig, ListenerConfig, ListenerTls, PoolConfig, Presentation,
+    Profile, QueueDiscipline, Retry, Sources, Warning,
 };
 use crate::telemetry::logs::redact;
 
@@ -43,17 +43,28 @@ pub(super) fn build(
     file: FileConfig,
     errors: &mut Vec<ConfigError>,
 ) -> (Option<Config>, Vec<Warning>) {
-    let FileConfig { profile, admin, admin_token_file, admin_probes_only, program, single, clusters, listeners } = file;
+    let FileConfig {
+        profile,
+        admin,
+        admin_token_file,
+        admin_probes_only,
+        admin_tls,
+        program,
+        single,
+        clusters,
+        listeners,
+    } = file;
     let profile = sources.profile.or(profile).unwrap_or_default();
     let mut builder =
         Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new(), looked_up: Vec::new() };
     let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
     let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
-    let access = builder.admin_access(&admin, admin_token_file, admin_probes_only);
+    let tls = admin_tls.built_for_admin(&admin.value, builder.errors);
+    let access = builder.admin_access(&admin, tls.as_ref(), admin_token_file, admin_probes_only);
     let listeners = builder.listeners(&clusters, listeners, &admin);
     let clusters = builder.clusters(clusters);
     builder.can_look_up(clusters.as_deref().unwrap_or_default());
-    let config = builder.program(clusters, listeners, (admin.value, access), &program);
+    let config = builder.program(clusters, listeners, (admin.value, access, tls), &program);
     (config, builder.warnings)
 }
 
@@ -350,35 +361,53 @@ impl Builder<'_> {
     fn admin_access(
         &mut self,
         admin: &Found<Address>,
+        tls: Option<&ListenerTls>,
         tokens: Option<Found<PathBuf>>,
         probes_only: Option<Found<bool>>,
     ) -> AdminAccess {
         let tokens = self.sources.admin_token_file.clone().or(tokens.map(|found| found.value));
+        let certificates = tls.is_some_and(|tls| tls.client_certificates != ClientCertificates::None);
         let asked = probes_only.filter(|found| found.value);
         let probes_only = self.sources.admin_probes_only || asked.is_some();
-        match tokens {
-            Some(_) if probes_only => {
-                let at = asked.unwrap_or_else(|| Found::of(FLAGS, "admin_probes_only", true));
-                self.errors.push(at.error("found beside admin_token_file, whose tokens would open nothing".to_owned()));
-            }
-            Some(file) => return AdminAccess::Tokens(file),
-            None if !probes_only && !admin.value.is_loopback() => self.errors.push(admin.error(format!(
-                "found `{}`, which other machines may reach: expected a loopback address, a unix socket, admin_token_file = \
-                 \"FILE\" for whoever knows a token, or admin_probes_only = true, where everybody gets probes and metrics and \
-                 nobody more (--admin-token-file, --admin-probes-only)",
-                admin.value
-            ))),
-            None if !probes_only => return AdminAccess::Loopback,
-            None => {}
+        if tokens.is_some() && tls.is_none() && !admin.value.is_loopback() {
+            self.warnings.push(Warning(format!(
+                "{}: {}: tokens travel in the clear to `{}`, where others may read and use them: set admin_tls = true, or let \
+                 TLS end right before the port",
+                admin.place, admin.key, admin.value
+            )));
         }
-        AdminAccess::ProbesOnly
+        if tokens.is_some() || certificates {
+            if probes_only {
+                let key = if tokens.is_some() {
+                    "admin_token_file, whose tokens"
+                } else {
+                    "admin_tls_ca_file, whose certificates"
+                };
+                let at = asked.unwrap_or_else(|| Found::of(FLAGS, "admin_probes_only", true));
+                self.errors.push(at.error(format!("found beside {key} would open nothing")));
+            }
+            return AdminAccess::Proven { tokens, certificates };
+        }
+        if probes_only {
+            return AdminAccess::ProbesOnly;
+        }
+        if !admin.value.is_loopback() {
+            self.errors.push(admin.error(format!(
+                "found `{}`, which other machines may reach: expected a loopback address, a unix socket, admin_token_file = \
+                 \"FILE\" for whoever knows a token, admin_tls_ca_file = \"FILE\" for whoever has a certificate, or \
+                 admin_probes_only = true, where everybody gets probes and metrics and nobody more (--admin-token-file, \
+                 --admin-probes-only)",
+                admin.value
+            )));
+        }
+        AdminAccess::Loopback
     }
 
     fn program(
         &mut self,
         mut clusters: Option<Vec<ClusterConfig>>,
         listeners: Vec<ListenerConfig>,
-        (admin, admin_access): (Address, AdminAccess),
+        (admin, admin_access, admin_tls): (Address, AdminAccess, Option<ListenerTls>),
         file: &Values,
     ) -> Option<Config> {
         let none = Values::new();
@@ -408,6 +437,7 @@ impl Builder<'_> {
             listeners,
             admin,
             admin_access,
+            admin_tls,
             client: ClientConfig {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
                 max_clients_per_address: layers
@@ -744,7 +774,7 @@ mod tests {
         let told = mistakes(&file(open));
         assert!(told.len() == 1 && told[0].starts_with("mongomux.toml:1: admin: found `0.0.0.0:1`"), "{told:?}");
         let access = |sources: &Sources| loaded(sources).0.admin_access;
-        let tokens = AdminAccess::Tokens("/tokens".into());
+        let tokens = AdminAccess::Proven { tokens: Some("/tokens".into()), certificates: false };
         assert_eq!(access(&file("")), AdminAccess::Loopback);
         assert_eq!(access(&file("admin = \"unix:/a\"")), AdminAccess::Loopback);
         assert_eq!(access(&file("admin_token_file = \"/tokens\"")), tokens);

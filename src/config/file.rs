@@ -26,6 +26,7 @@ pub(super) struct FileConfig {
     pub(super) admin: Option<Found<Address>>,
     pub(super) admin_token_file: Option<Found<PathBuf>>,
     pub(super) admin_probes_only: Option<Found<bool>>,
+    pub(super) admin_tls: FileTls,
     pub(super) program: Values,
     /// Keys at top level; meaningful when there are no `[[cluster]]` tables.
     pub(super) single: FileCluster,
@@ -157,6 +158,7 @@ impl Reader<'_> {
                 }
                 "cluster" => file.clusters = self.clusters(value),
                 "listener" => file.listeners = self.listeners(value),
+                _ if tls::ADMIN_KEYS.contains(&name) => self.admin_tls_key(name, value, &mut file.admin_tls),
                 _ => {
                     if let Some(limit) = limit_named(limits::PROGRAM, name) {
                         self.limit(limit, name, value, &mut file.program);
@@ -387,7 +389,7 @@ impl Reader<'_> {
         span: Range<usize>,
         known: impl Iterator<Item = &'static str>,
     ) {
-        if !prefix.is_empty() && (PROGRAM_KEYS.contains(&name) || limit_named(limits::PROGRAM, name).is_some()) {
+        if !prefix.is_empty() && program_keys().any(|key| key == name) {
             let problem = "holds for the whole program: it stands at the top of the file, before all tables".to_owned();
             return self.refuse(span, &format!("{prefix}{name}"), problem);
         }
@@ -399,10 +401,13 @@ impl Reader<'_> {
 /// The keys that may stand where `prefix` does: at the top of the file those of the program as well.
 fn cluster_keys(prefix: &str) -> impl Iterator<Item = &'static str> {
     let top = prefix.is_empty();
-    let program = limits::PROGRAM.iter().map(|limit| limit.key).chain(PROGRAM_KEYS.iter().copied());
     let of_tables = if top { None } else { Some("name") };
     let of_cluster = limits::CLUSTER.iter().map(|limit| limit.key).chain(CLUSTER_KEYS.iter().copied());
-    of_cluster.chain(listener_keys()).chain(of_tables).chain(program.filter(move |_| top))
+    of_cluster.chain(listener_keys()).chain(of_tables).chain(program_keys().filter(move |_| top))
+}
+
+fn program_keys() -> impl Iterator<Item = &'static str> {
+    limits::PROGRAM.iter().map(|limit| limit.key).chain(PROGRAM_KEYS.iter().chain(tls::ADMIN_KEYS).copied())
 }
 
 fn listener_keys() -> impl Iterator<Item = &'static str> {

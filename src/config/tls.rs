@@ -1,4 +1,5 @@
-//! How a listener encrypts: the `tls*` keys beside `listen`, in the words of mongod's `net.tls`. The files are not opened here.
+//! How a listener encrypts: the `tls*` keys beside `listen`, in the words of mongod's `net.tls`, and those of the admin port, which
+//! are the same with `admin_` before them. The files are not opened here.
 
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use super::file::FileListener;
 use super::reader::{Found, Reader};
 use super::{Address, ConfigError};
 
-/// The keys.
+/// The keys of a listener.
 pub(super) const KEYS: &[&str] = &[
     "tls",
     "tls_certificate_key_file",
@@ -20,7 +21,21 @@ pub(super) const KEYS: &[&str] = &[
     "tls_min_version",
 ];
 
-/// How a listener encrypts.
+/// What stands before the keys of the admin port.
+const ADMIN: &str = "admin_";
+
+/// The keys of the admin port. Whether callers have certificates is not among them: probes never have one, and who has none may
+/// know a token.
+pub(super) const ADMIN_KEYS: &[&str] = &[
+    "admin_tls",
+    "admin_tls_certificate_key_file",
+    "admin_tls_key_file",
+    "admin_tls_ca_file",
+    "admin_tls_crl_file",
+    "admin_tls_min_version",
+];
+
+/// How a listener or the admin port encrypts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     /// PEM file with our certificate and those that vouch for it.
@@ -79,9 +94,11 @@ impl ListenerTls {
     }
 }
 
-/// What the file says of one listener.
+/// What the file says of one listener, or of the admin port.
 #[derive(Debug, Default)]
 pub(super) struct FileTls {
+    /// What stands before its keys.
+    prefix: &'static str,
     on: Option<Found<bool>>,
     certificate_key_file: Option<Found<PathBuf>>,
     key_file: Option<Found<PathBuf>>,
@@ -92,6 +109,12 @@ pub(super) struct FileTls {
 }
 
 impl Reader<'_> {
+    /// One of [`ADMIN_KEYS`].
+    pub(super) fn admin_tls_key(&mut self, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) {
+        out.prefix = ADMIN;
+        self.tls_key(name, name.strip_prefix(ADMIN).unwrap_or(name), value, out);
+    }
+
     /// One of [`KEYS`].
     pub(super) fn tls_key(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) {
         match name {
@@ -133,12 +156,23 @@ impl FileTls {
         self.on.iter().map(Found::place_only).chain(self.details())
     }
 
-    /// What is in force for the TCP addresses of a listener.
+    /// What is in force for the TCP addresses of a listener. With authorities certificates of clients are required, as by
+    /// mongod, unless it was said otherwise.
     pub(super) fn built(&self, listen: &[Address], errors: &mut Vec<ConfigError>) -> Option<ListenerTls> {
+        self.built_with(listen, Wanted::Required, errors)
+    }
+
+    /// What is in force for the admin port. Probes and metrics need no certificate, so the handshake must not either.
+    pub(super) fn built_for_admin(&self, admin: &Address, errors: &mut Vec<ConfigError>) -> Option<ListenerTls> {
+        self.built_with(std::slice::from_ref(admin), Wanted::Optional, errors)
+    }
+
+    fn built_with(&self, listen: &[Address], usual: Wanted, errors: &mut Vec<ConfigError>) -> Option<ListenerTls> {
+        let prefix = self.prefix;
         let Some(on) = &self.on else {
             // Whoever names a certificate thinks that it is used.
-            errors
-                .extend(self.details().map(|key| key.error("does nothing without `tls = true` beside it".to_owned())));
+            let problem = format!("does nothing without `{prefix}tls = true` beside it");
+            errors.extend(self.details().map(|key| key.error(problem.clone())));
             return None;
         };
         if !on.value {
@@ -147,9 +181,10 @@ impl FileTls {
         if !listen.iter().any(|address| matches!(address, Address::Tcp { .. })) {
             errors.push(on.error("unix sockets are never encrypted, and there is no other address here".to_owned()));
         }
-        let client_certificates = self.client_certificates(errors);
+        let client_certificates = self.client_certificates(usual, errors);
         let Some(certificate) = &self.certificate_key_file else {
-            errors.push(on.error("needs tls_certificate_key_file, the PEM file of certificate and key".to_owned()));
+            let problem = format!("needs {prefix}tls_certificate_key_file, the PEM file of certificate and key");
+            errors.push(on.error(problem));
             return None;
         };
         Some(ListenerTls {
@@ -160,14 +195,14 @@ impl FileTls {
         })
     }
 
-    /// With authorities they are required, as by mongod, unless it was said otherwise.
-    fn client_certificates(&self, errors: &mut Vec<ConfigError>) -> Option<ClientCertificates> {
+    /// `usual` holds with authorities where nothing was said.
+    fn client_certificates(&self, usual: Wanted, errors: &mut Vec<ConfigError>) -> Option<ClientCertificates> {
         let wanted = self.client_certificates.as_ref();
         match (wanted.map(|found| found.value), &self.ca_file) {
             (None | Some(Wanted::Optional | Wanted::Required), Some(ca_file)) => Some(ClientCertificates::Asked {
                 ca_file: ca_file.value.clone(),
                 crl_file: self.crl_file.as_ref().map(|found| found.value.clone()),
-                required: wanted.is_none_or(|found| found.value == Wanted::Required),
+                required: wanted.map_or(usual, |found| found.value) == Wanted::Required,
             }),
             (Some(Wanted::Optional | Wanted::Required), None) => {
                 let problem = "needs tls_ca_file, the authorities that client certificates are to be signed by";
@@ -198,7 +233,7 @@ impl FileListener {
 #[cfg(test)]
 mod tests {
     use super::super::system::Text;
-    use super::super::{Config, Sources};
+    use super::super::{AdminAccess, Config, Sources};
     use super::*;
 
     fn load(text: &str) -> Result<Vec<Option<ListenerTls>>, Vec<String>> {
@@ -238,6 +273,93 @@ mod tests {
         assert_eq!(all.client_certificates, asked(true, Some("/r".into())));
         assert_eq!(all.min_version, TlsVersion::V1_3);
         assert_eq!(all.files(), ["/c", "/k", "/a", "/r"].map(PathBuf::from));
+    }
+
+    fn admin(text: &str) -> Result<(AdminAccess, Option<ListenerTls>, Vec<String>), Vec<String>> {
+        let file = Text { name: "m.toml".to_owned(), text: text.to_owned() };
+        match Config::load(&Sources { file: Some(file), ..Sources::default() }) {
+            Ok((config, warnings)) => {
+                let warnings = warnings.iter().map(ToString::to_string).collect();
+                Ok((config.admin_access, config.admin_tls, warnings))
+            }
+            Err(errors) => Err(errors.0.iter().map(ConfigError::to_string).collect()),
+        }
+    }
+
+    const ADMIN_TLS: &str = "admin_tls = true\nadmin_tls_certificate_key_file = \"/c\"\n";
+    const ADMIN_CA: &str = "admin_tls_ca_file = \"/a\"\n";
+    const ADMIN_TOKENS: &str = "admin_token_file = \"/t\"\n";
+
+    #[test]
+    fn certificates_open_the_admin_port_as_tokens_do_and_are_not_needed_to_connect() {
+        let asked = ClientCertificates::Asked { ca_file: "/a".into(), crl_file: None, required: false };
+        let (token, elsewhere) = (|| Some(PathBuf::from("/t")), "admin = \"0.0.0.0:1\"\n");
+        for (text, access, certificates) in [
+            (ADMIN_TLS.to_owned(), AdminAccess::Loopback, &ClientCertificates::None),
+            ([ADMIN_TLS, ADMIN_CA].concat(), AdminAccess::Proven { tokens: None, certificates: true }, &asked),
+            (
+                [elsewhere, ADMIN_TLS, ADMIN_CA].concat(),
+                AdminAccess::Proven { tokens: None, certificates: true },
+                &asked,
+            ),
+            (
+                [elsewhere, ADMIN_TLS, ADMIN_CA, ADMIN_TOKENS].concat(),
+                AdminAccess::Proven { tokens: token(), certificates: true },
+                &asked,
+            ),
+            (
+                [elsewhere, ADMIN_TLS, ADMIN_TOKENS].concat(),
+                AdminAccess::Proven { tokens: token(), certificates: false },
+                &ClientCertificates::None,
+            ),
+            (
+                [elsewhere, ADMIN_TLS, "admin_probes_only = true\n"].concat(),
+                AdminAccess::ProbesOnly,
+                &ClientCertificates::None,
+            ),
+        ] {
+            let (found, tls, warnings) = admin(&text).unwrap_or_else(|errors| panic!("{text}: {errors:?}"));
+            assert_eq!((found, &tls.unwrap().client_certificates), (access, certificates), "{text}");
+            assert_eq!(warnings, [""; 0], "{text}");
+        }
+        let more = admin(&[ADMIN_TLS, ADMIN_CA, "admin_tls_key_file = \"/k\"\nadmin_tls_crl_file = \"/r\"\n"].concat());
+        assert_eq!(more.unwrap().1.unwrap().files(), ["/c", "/k", "/a", "/r"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn who_sends_tokens_in_the_clear_is_warned() {
+        let warned = |text: &str| admin(text).unwrap().2;
+        let elsewhere = "admin = \"0.0.0.0:1\"\n";
+        let told = warned(&[elsewhere, ADMIN_TOKENS].concat());
+        assert!(told.len() == 1 && told[0].starts_with("m.toml:1: admin: tokens travel in the clear"), "{told:?}");
+        assert_eq!(warned(ADMIN_TOKENS), [""; 0]);
+        assert_eq!(warned(&[elsewhere, "admin_probes_only = true"].concat()), [""; 0]);
+    }
+
+    #[test]
+    fn mistakes_about_the_admin_port_name_its_keys() {
+        for (text, told) in [
+            ("admin_tls = true".to_owned(), "m.toml:1: admin_tls: needs admin_tls_certificate_key_file"),
+            (ADMIN_CA.to_owned(), "m.toml:1: admin_tls_ca_file: does nothing without `admin_tls = true`"),
+            (
+                format!("{ADMIN_TLS}admin_tls_crl_file = \"/r\""),
+                "m.toml:3: admin_tls_crl_file: does nothing, as no client",
+            ),
+            (format!("admin = \"unix:/a\"\n{ADMIN_TLS}"), "m.toml:2: admin_tls: unix sockets are never encrypted"),
+            (format!("admin = \"0.0.0.0:1\"\n{ADMIN_TLS}"), "m.toml:1: admin: found `0.0.0.0:1`, which other machines"),
+            (
+                format!("{ADMIN_TLS}{ADMIN_CA}admin_probes_only = true"),
+                "m.toml:4: admin_probes_only: found beside admin_tls_ca_file, whose certificates would open nothing",
+            ),
+            (
+                format!("{ADMIN_TLS}admin_tls_client_certificates = \"required\""),
+                "m.toml:3: admin_tls_client_certificates: unknown key",
+            ),
+            (format!("[[cluster]]\n{ADMIN_CA}"), "m.toml:2: cluster[1].admin_tls_ca_file: holds for the whole program"),
+        ] {
+            let mistakes = admin(&text).unwrap_err();
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with(told), "{text}: {mistakes:?}");
+        }
     }
 
     #[test]

@@ -104,6 +104,13 @@ labels! {
         Upstream = "upstream",
     }
 
+    /// Toward whom a certificate is shown.
+    "side": CertificateSide {
+        Client = "client",
+        Upstream = "upstream",
+        Admin = "admin",
+    }
+
     /// A client is active from the first byte of a request to the last of its reply.
     "state": ClientState {
         Active = "active",
@@ -302,6 +309,7 @@ mod tests {
         assert_eq!(texts::<Outcome>(), "outcome: completed failed refused abandoned");
         assert_eq!(texts::<Lane>(), "lane: transaction regular await background");
         assert_eq!(texts::<Side>(), "side: client upstream");
+        assert_eq!(texts::<CertificateSide>(), "side: client upstream admin");
         assert_eq!(texts::<ClientState>(), "state: active idle");
         assert_eq!(
             texts::<ClientClosed>(),

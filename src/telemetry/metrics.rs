@@ -20,9 +20,9 @@ use prometheus::{
 
 use super::applications::Applications;
 use super::labels::{
-    BreakerLabel, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label, Lane,
-    LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RefusedReason, RetryReason, ServerEvent, ServerState,
-    ShedReason, Side, TransactionEnd, TripLabel,
+    BreakerLabel, CertificateSide, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label,
+    Lane, LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RefusedReason, RetryReason, ServerEvent,
+    ServerState, ShedReason, Side, TransactionEnd, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -105,7 +105,7 @@ pub struct Metrics {
     pub received_bytes: By<Side, IntCounter>,
     pub sent_bytes: By<Side, IntCounter>,
     pub buffered_bytes: IntGauge,
-    pub tls_certificate_expiry: By<Side, IntGauge>,
+    pub tls_certificate_expiry: By<CertificateSide, IntGauge>,
     config_reload_success: IntGauge,
     config_reload_timestamp_seconds: Gauge,
 }
@@ -195,7 +195,7 @@ impl Metrics {
                 "Unix time at which the first of our certificates of that side expires; 0 without one.",
             ),
             config_reload_success: table
-                .gauge("config_reload_success", "1 if the last attempt to load the configuration succeeded."),
+                .gauge("config_reload_success", "1 if the last reading of each file of the configuration succeeded."),
             config_reload_timestamp_seconds: table.float_gauge(
                 "config_reload_timestamp_seconds",
                 "Unix time at which the configuration in force was loaded.",
@@ -554,7 +554,7 @@ mod tests {
             ("buffered_bytes", GAUGE, vec![]),
             ("server_events_total", COUNTER, vec![all::<ServerEvent>(), server()]),
             ("server_state", GAUGE, vec![server(), all::<ServerState>()]),
-            ("tls_certificate_expiry_timestamp_seconds", GAUGE, vec![all::<Side>()]),
+            ("tls_certificate_expiry_timestamp_seconds", GAUGE, vec![all::<CertificateSide>()]),
             ("config_reload_success", GAUGE, vec![]),
             ("config_reload_timestamp_seconds", GAUGE, vec![]),
         ]

@@ -1,5 +1,5 @@
 //! PEM files: certificates, private keys, authorities and revocation lists. Every mistake names its file, and says what is
-//! wrong with it.
+//! wrong with it; where several files make one thing, all of them are told of.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -36,6 +36,39 @@ impl FileError {
     }
 }
 
+/// What is wrong with files that belong together; at least one of them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(FileError::to_string).collect::<Vec<_>>().join("; "))]
+pub struct FileErrors(pub Vec<FileError>);
+
+impl From<FileError> for FileErrors {
+    fn from(error: FileError) -> Self {
+        Self(vec![error])
+    }
+}
+
+/// Two that are needed together, or what is wrong with both.
+///
+/// # Errors
+/// Those of either.
+pub fn both<A, B>(
+    first: Result<A, impl Into<FileErrors>>,
+    second: Result<B, impl Into<FileErrors>>,
+) -> Result<(A, B), FileErrors> {
+    match (first, second) {
+        (Ok(first), Ok(second)) => Ok((first, second)),
+        (Err(first), Err(second)) => {
+            let mut errors = first.into().0;
+            errors.extend(second.into().0);
+            // Of a file that has both parts and cannot be opened.
+            errors.dedup();
+            Err(FileErrors(errors))
+        }
+        (Err(error), _) => Err(error.into()),
+        (_, Err(error)) => Err(error.into()),
+    }
+}
+
 /// Who we are: a certificate, those that vouch for it, and the key.
 #[derive(Debug)]
 pub struct Identification {
@@ -54,10 +87,9 @@ pub fn identification(
     key_file: &Path,
     password: Option<&[u8]>,
     provider: &CryptoProvider,
-) -> Result<Identification, FileError> {
-    let chain = certificates(certificate_file)?;
+) -> Result<Identification, FileErrors> {
+    let (chain, key) = both(certificates(certificate_file), private_key(key_file, password))?;
     let expires = expiry(&chain[0]).map_err(|reason| FileError::new(certificate_file, reason))?;
-    let key = private_key(key_file, password)?;
     let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) if key_file == certificate_file => {
             FileError::new(key_file, "the private key does not belong to the first certificate in it")

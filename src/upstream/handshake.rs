@@ -147,29 +147,27 @@ pub struct UpstreamDialer {
 }
 
 impl UpstreamDialer {
-    /// For the servers of one connection string.
-    ///
-    /// # Errors
-    /// [`TlsError`] when the files of the TLS options cannot be used.
+    /// For the servers of one connection string; `tls` is made of its options.
     pub fn new(
         upstream: &Upstream,
+        tls: Option<Arc<UpstreamTls>>,
         monitor: Monitor,
         identities: Arc<Identities>,
         memory: Arc<MemoryBudget>,
         max_message_bytes: usize,
-    ) -> Result<Self, TlsError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
             is_srv: upstream.is_srv,
             compression: upstream.compression.clone(),
             monitor,
             identities,
             service: Mutex::default(),
-            tls: upstream.tls.as_ref().map(UpstreamTls::new).transpose()?.map(Arc::new),
+            tls,
             memory,
             max_message_bytes,
             keys: Mutex::default(),
-        })
+        }
     }
 
     /// Who the service is from now on; with SRV, the database stays what DNS has told.

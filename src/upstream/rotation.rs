@@ -2,6 +2,7 @@
 //! log in with what is new; the others are replaced one by one, each by one that has logged in, so that a wrong password closes
 //! nothing that works.
 
+use std::future::ready;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -63,18 +64,22 @@ pub fn follow(
 ) {
     let mut last = configured;
     let path = file.path().clone();
-    reload.watch(vec![path.clone()], tasks, move || match read(&file, &last) {
-        Ok(credential) if credential == last => {}
+    let watched = vec![path.clone()];
+    let mut read_again = move || match read(&file, &last) {
+        Ok(credential) if credential == last => true,
         Ok(credential) => {
             tracing::info!(cluster = %cluster.config.name, file = %path.display(), "new upstream credential");
             last = credential.clone();
             dialer.log_in_as(credential);
             cluster.servers().iter().for_each(|server| server.pool.renew());
+            true
         }
         Err(error) => {
             tracing::error!(cluster = %cluster.config.name, %error, "the upstream credential stays as it was");
+            false
         }
-    });
+    };
+    reload.watch(watched, tasks, move || ready(read_again()));
 }
 
 #[cfg(test)]

@@ -17,14 +17,14 @@ use tokio_rustls::client::TlsStream;
 
 use super::pool::lock;
 use crate::config::uri::TlsOptions;
-use crate::tls::{FileError, files, provider};
+use crate::tls::{FileErrors, files, provider};
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file of the options cannot be read or holds no PEM of the kind.
+    /// Files of the options cannot be read or hold no PEM of the kind.
     #[error(transparent)]
-    File(#[from] FileError),
+    Files(#[from] FileErrors),
     /// What we ask of rustls cannot be.
     #[error("TLS settings: {0}")]
     Settings(#[from] rustls::Error),
@@ -52,7 +52,7 @@ impl UpstreamTls {
     /// Reads the files that the options name.
     ///
     /// # Errors
-    /// [`TlsError::File`] or [`TlsError::Settings`].
+    /// [`TlsError::Files`] or [`TlsError::Settings`].
     pub fn new(options: &TlsOptions) -> Result<Self, TlsError> {
         Ok(Self { options: options.clone(), current: Mutex::new(read(options)?) })
     }
@@ -91,9 +91,12 @@ impl UpstreamTls {
 fn read(options: &TlsOptions) -> Result<Current, TlsError> {
     let provider = provider();
     let roots = match &options.ca_file {
-        Some(file) => files::authorities(file)?,
-        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+        Some(file) => files::authorities(file),
+        None => Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }),
     };
+    let password = options.key_password.as_ref().map(|password| password.expose().as_bytes());
+    let own = options.cert_key_file.as_ref().map(|file| files::identification(file, file, password, &provider));
+    let (roots, own) = files::both(roots, own.transpose())?;
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = if options.allow_invalid_certificates {
         builder
@@ -106,12 +109,8 @@ fn read(options: &TlsOptions) -> Result<Current, TlsError> {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build();
         builder.with_webpki_verifier(verifier.map_err(|error| rustls::Error::General(error.to_string()))?)
     };
-    let (config, expires) = match &options.cert_key_file {
-        Some(file) => {
-            let password = options.key_password.as_ref().map(|password| password.expose().as_bytes());
-            let own = files::identification(file, file, password, &provider)?;
-            (builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own.key))), Some(own.expires))
-        }
+    let (config, expires) = match own {
+        Some(own) => (builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own.key))), Some(own.expires)),
         None => (builder.with_no_client_auth(), None),
     };
     Ok(Current { connector: TlsConnector::from(Arc::new(config)), expires })

@@ -80,8 +80,17 @@ impl Program {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
+    fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        kill_process(pid.expect("a running program"), Signal::TERM).expect("a child of ours");
+        kill_process(pid.expect("a running program"), signal).expect("a child of ours");
     }
 
     /// Waits for the end: exit code, log, and what went to standard output.
