@@ -126,7 +126,7 @@ impl App {
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         let (identities, reload) = (Arc::new(Identities::default()), Reload::default());
-        let users = UsersOfFiles::read(&config.listeners, &identities).await?;
+        let users = UsersOfFiles::read(&config, &identities).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
         for listener in config.listeners {
