@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use bson::{Bson, Document, doc};
+use mongomux::auth::users::Verifier;
 use mongomux::auth::{ClientNonce, Mechanism, scram::ScramClient};
 use mongomux::config::Address;
 use mongomux::sandbox::deployment::{Deployment, DeploymentOptions};
@@ -130,7 +131,7 @@ fn code_of(answer: &Document) -> (i32, &str) {
 
 #[tokio::test]
 async fn every_way_to_log_in_goes_as_on_a_server() {
-    let rig = Rig::new("").await;
+    let rig = Rig::new("failed_log_ins = 0\n").await;
     for mechanism in [Mechanism::Sha1, Mechanism::Sha256] {
         for flags in 0..8 {
             let way = Way { mechanism, skip_empty: flags & 1 > 0, legacy: flags & 2 > 0, text: flags & 4 > 0 };
@@ -147,8 +148,6 @@ async fn every_way_to_log_in_goes_as_on_a_server() {
                     assert_eq!(logged_in, password == PASSWORD, "{:?}", told[1]);
                 }
             }
-            let mut clear = logged_in(rig.proxy.address(), "admin.root", PASSWORD).await;
-            assert_eq!(clear.command("admin", doc! { "logout": 1 }).await, doc! { "ok": 1.0 }, "clears failures");
         }
     }
     assert_eq!(rig.logins("SCRAM-SHA-1", "succeeded"), 24.0);
@@ -401,7 +400,9 @@ async fn unknown_users_look_like_known_ones() {
 #[tokio::test]
 async fn users_that_change_are_told_once_and_closed_and_others_stay() {
     let rig = Rig::new("").await;
-    let mut changed = logged_in(rig.proxy.address(), "admin.root", PASSWORD).await;
+    let root = async || logged_in(rig.proxy.address(), "admin.root", PASSWORD).await;
+    let [mut changed, mut pings, mut sends] = [root().await, root().await, root().await];
+    let [mut asks, mut again] = [root().await, root().await];
     let mut stays = logged_in(rig.proxy.address(), "test.local", PASSWORD).await;
     write_users(&rig.file(), "[[user]]\nname = 1\n");
     rig.proxy.reload();
@@ -418,7 +419,24 @@ async fn users_that_change_are_told_once_and_closed_and_others_stay() {
     assert_eq!(code_of(&told), (13, "Unauthorized"));
     assert!(told.get_str("errmsg").unwrap().contains("log in again"), "{told}");
     assert!(changed.answer().await.is_none(), "closed");
-    assert_eq!(rig.proxy.metric("mongomux_client_connections_closed_total{reason=\"revoked\"}"), 1.0);
+    // What goes upstream before a log-in does not after it.
+    let told = pings.command("admin", doc! { "ping": 1 }).await;
+    assert_eq!(code_of(&told), (13, "Unauthorized"));
+    assert!(pings.answer().await.is_none(), "closed");
+    assert_eq!(rig.proxy.metric("mongomux_client_connections_closed_total{reason=\"revoked\"}"), 2.0);
+    sends.send(&raw::command(doc! { "hello": 1, "comment": "x".repeat(70_000), "$db": "admin" })).await;
+    assert!(sends.answer().await.is_none(), "no more than who has not logged in may send");
+    let hello = raw::command(doc! { "hello": 1, "$db": "admin" });
+    for _ in 0..200 {
+        asks.send(&hello).await;
+    }
+    let mut answered = 0;
+    while asks.answer().await.is_some() {
+        answered += 1;
+    }
+    assert!((32..100).contains(&answered), "{answered}");
+    let answers = again.log_in("admin.root", "another", USUAL).await;
+    assert_eq!(answers.last().unwrap().get_bool("done").ok(), Some(true), "{answers:?}");
     assert_eq!(stays.command("test", doc! { "find": "c" }).await.get_f64("ok").ok(), Some(1.0));
 }
 
@@ -437,6 +455,101 @@ async fn many_failures_from_one_address_make_it_wait() {
         Caller::to(rig.proxy.address()).await.log_in("admin.root", PASSWORD, USUAL).await.len() == 2
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_account_of_ones_own_buys_no_tries_at_others() {
+    let rig = Rig::new("failed_log_ins = 3\n").await;
+    let wrong = async || {
+        let answers = Caller::to(rig.proxy.address()).await.log_in("admin.root", "wrong", USUAL).await;
+        assert_eq!((answers.len(), code_of(answers.last().unwrap()).0), (2, 18));
+    };
+    wrong().await;
+    wrong().await;
+    logged_in(rig.proxy.address(), "test.local", PASSWORD).await;
+    wrong().await;
+    let answers = Caller::to(rig.proxy.address()).await.log_in("test.local", PASSWORD, USUAL).await;
+    assert_eq!((answers.len(), code_of(&answers[0]).0), (1, 18), "not looked at");
+}
+
+#[tokio::test]
+async fn who_is_logged_in_may_try_no_more_often() {
+    let rig = Rig::new("").await;
+    let mut caller = logged_in(rig.proxy.address(), "test.local", PASSWORD).await;
+    let mut command = start("root");
+    command.insert("$db", "admin");
+    let begin = raw::command(command);
+    for _ in 0..200 {
+        caller.send(&begin).await;
+    }
+    let mut begun = 0;
+    for _ in 0..200 {
+        begun += u32::from(caller.answer().await.unwrap().get_f64("ok").ok() == Some(1.0));
+    }
+    assert!((28..100).contains(&begun), "{begun}");
+    assert_eq!(caller.command("test", doc! { "find": "c" }).await.get_f64("ok").ok(), Some(1.0), "still logged in");
+}
+
+#[tokio::test]
+async fn nobody_is_looked_up_for_an_address_that_has_to_wait() {
+    let rig = Rig::new("failed_log_ins = 1\n").await;
+    let verifier = Verifier::derive(Mechanism::Sha1, "one", "x", vec![7; 16], 4096).unwrap().to_text();
+    write_users(&rig.file(), &format!("[[user]]\nname = \"one\"\nverifiers = [\"{verifier}\"]\n"));
+    rig.proxy.reload();
+    let mechanisms = async || {
+        let hello = doc! { "hello": 1, "saslSupportedMechs": "admin.one" };
+        let greeted = Caller::to(rig.proxy.address()).await.command("admin", hello).await;
+        greeted.get_array("saslSupportedMechs").unwrap().len()
+    };
+    eventually("the user is known", async || mechanisms().await == 1).await;
+    eventually("nobody looks", async || {
+        Caller::to(rig.proxy.address()).await.log_in("admin.nobody", "wrong", USUAL).await;
+        mechanisms().await == 2
+    })
+    .await;
+}
+
+/// The server serves a ping to anybody, and looks at no session then.
+#[tokio::test]
+async fn who_has_not_logged_in_has_no_transaction() {
+    let rig = Rig::new("").await;
+    let ping = doc! {
+        "ping": 1, "lsid": support::new_lsid(), "txnNumber": 1_i64, "autocommit": false, "startTransaction": true,
+    };
+    let [mut server, mut proxy] = rig.both().await;
+    let expected = server.command("admin", ping.clone()).await;
+    assert_eq!(proxy.command("admin", ping.clone()).await.get_f64("ok").ok(), expected.get_f64("ok").ok());
+    let transactions = || rig.proxy.clusters()[0].pins.lock().unwrap().count().1;
+    assert_eq!(transactions(), 0);
+    let mut known = logged_in(rig.proxy.address(), "admin.root", PASSWORD).await;
+    known.command("admin", ping).await;
+    assert_eq!(transactions(), 1, "it would count");
+}
+
+#[tokio::test]
+async fn who_has_not_logged_in_learns_nothing_of_the_rules() {
+    let rig = Rig::new("deny_commands = [\"find\", \"ping\"]\n").await;
+    let [mut server, mut proxy] = rig.both().await;
+    let find = doc! { "find": "c" };
+    assert_eq!(proxy.command("test", find.clone()).await, server.command("test", find.clone()).await);
+    let mut known = logged_in(rig.proxy.address(), "admin.root", PASSWORD).await;
+    let told = known.command("test", find).await;
+    assert!(told.get_str("errmsg").unwrap().contains("deny_commands"), "{told}");
+    let told = proxy.command("admin", doc! { "ping": 1 }).await;
+    assert!(told.get_str("errmsg").unwrap().contains("deny_commands"), "what is served before is ruled: {told}");
+}
+
+#[tokio::test]
+async fn names_that_nobody_has_are_refused_like_others() {
+    let rig = Rig::new("failed_log_ins = 0\n").await;
+    let long = "x".repeat(600);
+    for user in [format!("admin.{long}"), format!("{long}.root"), format!("admin.{}", "ä".repeat(300))] {
+        let mut caller = Caller::to(rig.proxy.address()).await;
+        let hello = caller.command("admin", doc! { "hello": 1, "saslSupportedMechs": &user }).await;
+        assert_eq!(hello.get_array("saslSupportedMechs").unwrap().len(), 2);
+        let answers = caller.log_in(&user, PASSWORD, USUAL).await;
+        assert_eq!((answers.len(), code_of(answers.last().unwrap()).0), (2, 18), "{answers:?}");
+    }
 }
 
 #[tokio::test]

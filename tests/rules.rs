@@ -3,7 +3,7 @@
 
 mod support;
 
-use bson::{Document, doc};
+use bson::{Bson, Document, doc};
 use mongomux::sandbox::deployment::Deployment;
 use mongomux::sandbox::wire_client::{MORE_TO_COME, Request, WireClient};
 use serde_json::Value;
@@ -374,6 +374,7 @@ async fn what_is_dangerous_is_refused_without_any_rule() {
         doc! { "usersInfo": 1, "showCredentials": true },
         doc! { "usersInfo": 1, "showCredentials": 1 },
         doc! { "usersInfo": 1, "showCredentials": 0.5 },
+        doc! { "usersInfo": 1, "showCredentials": Bson::Decimal128("1".parse().unwrap()) },
         doc! { "ping": 1, "$audit": {} },
         doc! { "ping": 1, "$client": {} },
         doc! { "ping": 1, "$configTime": {} },

@@ -4,17 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::auth::Identities;
 use crate::auth::scram_server::Decoys;
 use crate::auth::users::UserSource;
 use crate::client::file_users::FileUsers;
 use crate::client::log_in::LogIns;
-use crate::config::{Auth, ConfigErrors, ListenerConfig};
+use crate::config::{Auth, ClusterConfig, Config, ConfigErrors, ListenerConfig};
 use crate::reload::Reload;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, compute};
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Cluster;
 use crate::upstream::users::UpstreamUsers;
+use crate::upstream::{Cluster, rotation};
 
 /// The users files, read before anything listens.
 pub(super) struct UsersOfFiles {
@@ -23,14 +25,14 @@ pub(super) struct UsersOfFiles {
 }
 
 impl UsersOfFiles {
-    /// Reads the files that `listeners` name.
+    /// Reads the files that the listeners of `config` name.
     ///
     /// # Errors
     /// Every mistake in them.
-    pub(super) async fn read(listeners: &[ListenerConfig], identities: &Arc<Identities>) -> Result<Self, ConfigErrors> {
-        let decoys = Arc::new(Decoys::new(rand::random()));
+    pub(super) async fn read(config: &Config, identities: &Arc<Identities>) -> Result<Self, ConfigErrors> {
+        let decoys = Arc::new(decoys(config).await);
         let (mut users, mut errors) = (HashMap::new(), Vec::new());
-        for file in users_files(listeners) {
+        for file in users_files(&config.listeners) {
             match FileUsers::load(file, decoys.clone(), identities.realm()).await {
                 Ok(read) => drop(users.insert(file.to_owned(), read)),
                 Err(ConfigErrors(more)) => errors.extend(more),
@@ -88,6 +90,28 @@ impl Doors {
 
     fn to(&self, source: Arc<dyn UserSource>) -> Arc<LogIns> {
         LogIns::new(source, self.decoys.clone(), self.most_failed, self.metrics.clone())
+    }
+}
+
+/// What those get who are not known. By a secret that outlives the process, where there is one: else whoever asks before a
+/// restart and after it, or asks two instances, sees whose salts change.
+async fn decoys(config: &Config) -> Decoys {
+    let by_chance = || Decoys::new(rand::random());
+    if config.listeners.iter().all(|listener| matches!(listener.auth, Auth::None)) {
+        return by_chance();
+    }
+    let passwords: Vec<_> = config.clusters.iter().filter_map(upstream_password).collect();
+    let derived = compute(move || Decoys::of_passwords(passwords.iter().map(|password| password.as_str()))).await;
+    derived.ok().flatten().unwrap_or_else(by_chance)
+}
+
+/// The password that stands in the connection string now, or in the file that has it. That a file cannot be read is told
+/// when the cluster starts.
+fn upstream_password(cluster: &ClusterConfig) -> Option<Zeroizing<String>> {
+    let configured = cluster.upstream.credential.clone()?;
+    match &cluster.credential_file {
+        Some(file) => rotation::read(file, &configured).ok()?.password,
+        None => configured.password,
     }
 }
 

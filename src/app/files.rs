@@ -50,7 +50,7 @@ impl Files {
     /// Everything that is wrong with them.
     pub(super) async fn read(config: &Config, identities: &Arc<Identities>) -> Result<Self, ConfigErrors> {
         let mut mistakes = Mistakes::default();
-        let users = UsersOfFiles::read(&config.listeners, identities).await;
+        let users = UsersOfFiles::read(config, identities).await;
         let users = users.map_err(|errors| mistakes.0.extend(errors.0)).ok();
         let mut listeners: Vec<Option<Arc<ClientTls>>> = Vec::new();
         for (index, listener) in config.listeners.iter().enumerate() {

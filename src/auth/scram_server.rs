@@ -13,6 +13,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use subtle::{Choice, ConstantTimeEq as _};
+use zeroize::Zeroizing;
 
 use super::Secret;
 use super::scram::{KeyId, Mechanism};
@@ -21,6 +22,9 @@ use super::users::{UserRecord, Verifier};
 /// Longest payload of a client, bytes. Those of drivers have 60 to 150; the name of a user is the only long part. A socket that
 /// is not logged in keeps about twice as much.
 pub const MAX_PAYLOAD_BYTES: usize = 1024;
+
+/// A longer nonce of a client, which comes again in three messages that are kept. Those of drivers have 24 to 44.
+const MAX_NONCE_BYTES: usize = 256;
 
 /// A shorter nonce of a client is refused: servers do so, too.
 const MIN_NONCE_BYTES: usize = 8;
@@ -87,7 +91,7 @@ impl ClientFirst {
         let user = attribute(attributes.next(), "n=").ok_or(ScramFailure::Malformed("user"))?;
         let nonce = attribute(attributes.next(), "r=").ok_or(ScramFailure::Malformed("nonce"))?;
         // What follows are optional extensions, to be ignored (RFC 5802, 5.1).
-        if nonce.len() < MIN_NONCE_BYTES {
+        if !(MIN_NONCE_BYTES..=MAX_NONCE_BYTES).contains(&nonce.len()) {
             return Err(ScramFailure::Malformed("nonce"));
         }
         let user = unescape(user).filter(|user| !user.is_empty()).ok_or(ScramFailure::Malformed("user"))?;
@@ -107,7 +111,8 @@ impl ClientFirst {
         let first = format!("r={nonce},s={},i={}", BASE64.encode(id.salt()), id.iterations());
         // Without the proof the last message is known beforehand.
         let final_bare = format!("c={},r={nonce}", BASE64.encode(&self.header));
-        let auth_message = format!("{},{first},{final_bare}", self.bare);
+        let mut auth_message = format!("{},{first},{final_bare}", self.bare);
+        auth_message.shrink_to_fit();
         let server = ScramServer {
             id: id.clone(),
             stored_key: stored_key.clone(),
@@ -173,14 +178,30 @@ impl ScramServer {
     }
 }
 
-/// Verifiers for users that there are not. Those of one name are always the same as long as the process lives, as those of a
-/// real user are, and have the size that servers give them.
+/// Rounds by which passwords become a secret for [`Decoys`]: anybody can ask for decoys and try passwords at them, so that each
+/// try is to cost more than at what servers store.
+const DECOY_ITERATIONS: u32 = 50_000;
+
+/// Verifiers for users that there are not. Those of one name are always the same for one secret, as those of a real user are,
+/// and have the size that servers give them.
 pub struct Decoys(Secret);
 
 impl Decoys {
     /// Made of a secret that nobody else has.
     pub fn new(secret: [u8; 32]) -> Self {
         Self(secret.to_vec().into())
+    }
+
+    /// Made of passwords that this proxy has, in order: so they are the same after a restart, and those of other instances with
+    /// the same passwords. Takes milliseconds. `None` where there is no password.
+    pub fn of_passwords<'a>(passwords: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut all = Zeroizing::new(Vec::new());
+        for password in passwords.into_iter().filter(|password| !password.is_empty()) {
+            // With their lengths, so that no two lists are one text.
+            all.extend_from_slice(&(password.len() as u64).to_le_bytes());
+            all.extend_from_slice(password.as_bytes());
+        }
+        (!all.is_empty()).then(|| Self(Mechanism::Sha256.pbkdf2(&all, b"mongomux decoys", DECOY_ITERATIONS).into()))
     }
 
     /// What verifies a user by that mechanism, and nobody where there is nothing that could. Both are worked out in any case.
@@ -478,6 +499,36 @@ mod tests {
                 prop_assert!(server.on_client_final(&payload).is_err());
             }
             prop_assert!(Verifier::parse(&String::from_utf8_lossy(&payload)).is_err());
+        }
+    }
+
+    #[test]
+    fn decoys_of_the_same_passwords_are_the_same_and_of_others_are_not() {
+        let salt = |passwords: &[&str]| {
+            Decoys::of_passwords(passwords.iter().copied()).map(|decoys| decoys.salt(Mechanism::Sha256, "admin.nobody"))
+        };
+        let one = salt(&["a", "bc"]);
+        assert!(one.is_some());
+        assert_eq!(salt(&["a", "bc"]), one);
+        for others in [&["ab", "c"][..], &["bc", "a"], &["abc"]] {
+            assert!(salt(others).is_some_and(|salt| Some(salt) != one), "{others:?}");
+        }
+        assert_eq!((salt(&[]), salt(&[""])), (None, None), "whoever has no secret would know it");
+    }
+
+    #[test]
+    fn what_is_kept_of_a_conversation_is_little_whatever_the_client_says() {
+        let stored = verifier(Mechanism::Sha256, "u", "x");
+        for (user, nonce, authorize) in [(700, 256, 0), (10, 256, 700), (10, 700, 0), (10, 256, 0)] {
+            let (user, nonce, authorize) = ("u".repeat(user), "n".repeat(nonce), "a".repeat(authorize));
+            let first = format!("n,a={authorize},n={user},r={nonce}");
+            assert!(first.len() <= MAX_PAYLOAD_BYTES);
+            let Ok(first) = ClientFirst::parse(first.as_bytes()) else {
+                assert_eq!(nonce.len(), 700, "a long nonce is refused");
+                continue;
+            };
+            let (server, _) = first.challenge(&stored, &self::nonce());
+            assert!(server.auth_message.capacity() <= 2048, "{}", server.auth_message.capacity());
         }
     }
 }

@@ -6,24 +6,32 @@ use std::time::Duration;
 
 use crate::config::limits::{KNOCKS_AT_ONCE, KNOCKS_PER_SECOND};
 
-/// One part in so many of a second, which is the unit of the times below: a `u32` of them lasts for a year, after which nobody is held up.
+/// One part in so many of a second, which is the unit of the times below. A `u32` of them begins anew after a year, as all that
+/// is asked is how far two of them are apart.
 const TICKS_PER_SECOND: u32 = 128;
 
 /// What each message takes.
 const COST: u32 = TICKS_PER_SECOND / KNOCKS_PER_SECOND;
 
-/// When what was sent so far is paid for, as ticks since the listener began.
+/// What may be owed.
+const MOST_OWED: u32 = KNOCKS_AT_ONCE * COST;
+
+/// When what was sent so far is paid for, as ticks since the listener began; zero before the first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Knocks(u32);
 
 impl Knocks {
     /// Counts a message; false if it is one too many. `since` is the time since the listener began.
     pub(super) fn admit(&mut self, since: Duration) -> bool {
-        let now = u32::try_from(since.as_millis() * u128::from(TICKS_PER_SECOND) / 1000).unwrap_or(u32::MAX);
-        let paid = self.0.max(now).saturating_add(COST);
-        let admitted = paid.saturating_sub(now) <= KNOCKS_AT_ONCE * COST;
+        let ticks = since.as_millis() * u128::from(TICKS_PER_SECOND) / 1000;
+        let now = u32::try_from(ticks & u128::from(u32::MAX)).unwrap_or_default();
+        // More than can be owed is what was paid for long ago.
+        let owed = Some(self.0.wrapping_sub(now)).filter(|owed| self.0 != 0 && *owed <= MOST_OWED).unwrap_or_default();
+        let admitted = owed + COST <= MOST_OWED;
         if admitted {
-            self.0 = paid;
+            let paid = now.wrapping_add(owed + COST);
+            // Zero means another thing, and a tick less is nobody's loss.
+            self.0 = if paid == 0 { u32::MAX } else { paid };
         }
         admitted
     }
@@ -37,13 +45,17 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_so_many_each_second() {
-        let (mut knocks, start) = (Knocks::default(), Duration::from_secs(1_000_000));
-        for _ in 0..KNOCKS_AT_ONCE {
-            assert!(knocks.admit(start));
+        const YEAR: u64 = 365 * 24 * 3600;
+        // The last one is just before ticks begin anew.
+        for start in [0, 1_000_000, 2 * YEAR, u64::from(u32::MAX / TICKS_PER_SECOND)] {
+            let (mut knocks, start) = (Knocks::default(), Duration::from_secs(start));
+            for _ in 0..KNOCKS_AT_ONCE {
+                assert!(knocks.admit(start), "{start:?}");
+            }
+            assert!(!knocks.admit(start), "{start:?}");
+            let later = start + Duration::from_secs(1);
+            assert_eq!((0..100).filter(|_| knocks.admit(later)).count(), usize::try_from(KNOCKS_PER_SECOND).unwrap());
         }
-        assert!(!knocks.admit(start));
-        let later = start + Duration::from_secs(1);
-        assert_eq!((0..100).filter(|_| knocks.admit(later)).count(), usize::try_from(KNOCKS_PER_SECOND).unwrap());
     }
 
     #[test]

@@ -93,7 +93,7 @@ where
     }
 }
 
-/// A session that begins once a load balancer has told whose it is.
+/// A session that begins once a load balancer has told whose it is. That and the first message have one time together.
 async fn after_header<S>(
     mut stream: S,
     ends: Ends,
@@ -104,15 +104,18 @@ async fn after_header<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let deadline = Instant::now() + shared.limits.handshake_timeout;
     // Boxed, as it is done with long before the client is.
-    let header = Box::pin(tokio::time::timeout(shared.limits.handshake_timeout, told_ends(&mut stream, ends))).await;
+    let header = Box::pin(tokio::time::timeout_at(deadline, told_ends(&mut stream, ends))).await;
     let ends = match header {
         Ok(Ok(ends)) => ends,
         Ok(Err(reason)) => return reason,
         Err(_) => return ClientClosed::HandshakeTimeout,
     };
     let Some(place) = place.of(ends.host()) else { return ClientClosed::MaxClientsPerAddress };
-    Session::new(stream, ends, shared, place).run(desks).await
+    let mut session = Session::new(stream, ends, shared, place);
+    session.socket.handshake_until(deadline);
+    session.run(desks).await
 }
 
 /// The ends as a load balancer tells them.

@@ -19,7 +19,7 @@ use crate::auth::scram_server::{ClientFirst, Decoys, ScramServer, ServerNonce};
 use crate::auth::users::{Proof, UserRecord, UserSource, UsersUnavailable};
 use crate::auth::{Identity, Mechanism};
 use crate::command::server_commands::is_known_to_servers;
-use crate::command::{Command, LocalCommand};
+use crate::command::{Command, Handling, LocalCommand};
 use crate::config::limits::{FAILED_LOG_INS_LOGGED_PER_SECOND, MAX_USER_NAME_BYTES};
 use crate::config::users_file::EXTERNAL;
 use crate::reply::ErrorReply;
@@ -77,18 +77,25 @@ impl LogIns {
     }
 
     /// What the client of a log-in that fails is told: always the same.
-    fn failed(&self, ends: &Ends, mechanism: LogInMechanism, user: &str, why: &dyn std::fmt::Display) -> ErrorReply {
+    /// `user` is who it would have been, where the client said so.
+    fn failed(
+        &self,
+        ends: &Ends,
+        mechanism: LogInMechanism,
+        user: Option<&UserName>,
+        why: &dyn std::fmt::Display,
+    ) -> ErrorReply {
         use crate::telemetry::labels::Label as _;
 
         self.count(mechanism, LogInOutcome::Failed);
         let now = Instant::now();
         let in_a_row = self
             .most_failed
-            .map(|most| lock(&self.failed).failed(Origin::of(ends.host()), most, now))
+            .map(|most| lock(&self.failed).failed(Origin::of(ends.host()), user, most, now))
             .unwrap_or_default();
         if self.may_log(now) {
             // Quoted, as a name may hold anything.
-            let user = user.get(..user.floor_char_boundary(MAX_USER_NAME_BYTES)).unwrap_or_default();
+            let user = user.map(|user| &*user.name).unwrap_or_default();
             tracing::info!(peer = %ends, ?user, mechanism = mechanism.as_str(), %why, in_a_row, "a log-in failed");
         }
         reply::failed()
@@ -117,9 +124,23 @@ impl LogIns {
         logged.count <= FAILED_LOG_INS_LOGGED_PER_SECOND
     }
 
-    async fn find(&self, mechanism: LogInMechanism, user: &UserName) -> Result<Option<Arc<UserRecord>>, ErrorReply> {
-        self.source.find(user).await.map_err(|why| self.unavailable(mechanism, &why))
+    /// Looks a user up, unless no user has such a name: whoever comes may say any.
+    async fn look_up(&self, user: &UserName) -> Result<Option<Arc<UserRecord>>, UsersUnavailable> {
+        if user.database.len().max(user.name.len()) > MAX_USER_NAME_BYTES {
+            return Ok(None);
+        }
+        self.source.find(user).await
     }
+
+    async fn find(&self, mechanism: LogInMechanism, user: &UserName) -> Result<Option<Arc<UserRecord>>, ErrorReply> {
+        self.look_up(user).await.map_err(|why| self.unavailable(mechanism, &why))
+    }
+}
+
+/// A user as a client calls it. Of what is too long for a name so much is kept that it still is.
+fn called(database: &str, name: &str) -> UserName {
+    let kept = |text: &str| text.get(..text.ceil_char_boundary(MAX_USER_NAME_BYTES + 1)).unwrap_or_default().to_owned();
+    UserName { database: kept(database), name: kept(name) }
 }
 
 /// What one socket has beside its identity; only while there is something to say.
@@ -183,8 +204,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         self.shared.log_ins.as_ref()?;
         match &self.identity {
             Some(identity) if !identity.is_revoked() => None,
-            _ if command.spec.needs_no_log_in() => None,
-            Some(identity) => Some(reply::revoked(&identity.user)),
+            // Told once more who it was, and closed: but a monitor may ask what we are, and a log-in is what it is told to do.
+            Some(identity) => {
+                let hello_or_log_in = matches!(
+                    command.spec.handling,
+                    Handling::Local(LocalCommand::Hello | LocalCommand::SaslStart | LocalCommand::Authenticate)
+                );
+                (!hello_or_log_in).then(|| reply::revoked(&identity.user))
+            }
+            None if command.spec.needs_no_log_in() => None,
             None => {
                 let name = command.name(frame);
                 let known = !command.spec.name.is_empty() || is_known_to_servers(name);
@@ -193,12 +221,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
     }
 
-    /// True when a client has sent more than one may that has still to log in.
-    pub(super) fn knocks_too_often(&mut self) -> bool {
-        match &self.shared.log_ins {
-            Some(log_ins) if self.identity.is_none() => !self.knocks.admit(log_ins.since_began()),
-            _ => false,
-        }
+    /// True when a client has sent more than one may that has still to log in. One whose user has gone has to as well.
+    pub(super) fn knocks_too_often(&mut self, message_bytes: usize) -> bool {
+        let Some(log_ins) = self.shared.log_ins.as_ref().filter(|_| !self.is_logged_in()) else { return false };
+        // It may have been larger when this one was announced.
+        self.socket.only_small(true);
+        message_bytes > self.socket.max_message_bytes() || !self.knocks.admit(log_ins.since_began())
+    }
+
+    /// True when a log-in is not looked at: at this address too many have failed, or this socket does nothing else. Whatever one
+    /// sends that has not logged in was counted already.
+    fn is_paused(&mut self, log_ins: &LogIns) -> bool {
+        let too_often = self.is_logged_in() && !self.knocks.admit(log_ins.since_began());
+        too_often || log_ins.is_paused(&self.ends)
+    }
+
+    /// True when it has logged in, and is that user still.
+    pub(super) fn is_logged_in(&self) -> bool {
+        self.identity.as_ref().is_some_and(|identity| !identity.is_revoked())
     }
 
     /// True when the user was dropped, or has another password: what it has been told was the last.
@@ -209,7 +249,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     /// Whoever is in the middle of a log-in has to go on.
     pub(super) fn hurry(&mut self) {
         if let Some(deadline) = self.log_in.as_ref().and_then(|log_in| log_in.deadline())
-            && self.identity.is_none()
+            && !self.is_logged_in()
         {
             self.socket.expect_by(deadline);
         }
@@ -257,9 +297,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let mechanisms = match mechanisms.and_then(|user| user.split_once('.')) {
             // Of those who are known elsewhere nothing is to be chosen.
             Some((database, user)) if !database.is_empty() && database != EXTERNAL && !user.is_empty() => {
-                let user = UserName { database: database.to_owned(), name: user.to_owned() };
+                let paused = self.is_paused(&log_ins);
+                let record = if paused { Ok(None) } else { log_ins.look_up(&called(database, user)).await };
                 // Where it cannot be told, the client asks for what it would ask for without being told.
-                log_ins.source.find(&user).await.ok().map(|record| mechanisms_of(record.as_deref()))
+                record.ok().map(|record| mechanisms_of(record.as_deref()))
             }
             _ => None,
         };
@@ -297,12 +338,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Err(reply::mechanism_of_another_database(start.mechanism, database));
         }
         let label = mechanism.into();
-        if log_ins.is_paused(&self.ends) {
+        if self.is_paused(log_ins) {
             return Err(log_ins.paused(label));
         }
         let first = ClientFirst::parse(start.payload.bytes.expose())
-            .map_err(|why| log_ins.failed(&self.ends, label, "", &why))?;
-        let user = UserName { database: database.to_owned(), name: first.user().to_owned() };
+            .map_err(|why| log_ins.failed(&self.ends, label, None, &why))?;
+        let user = called(database, first.user());
         let record = log_ins.find(label, &user).await?;
         let verifier = log_ins.decoys.verifier_of(record.as_deref(), mechanism, &user.to_string());
         let (server, payload) = first.challenge(&verifier, &ServerNonce::from_random(rand::random()));
@@ -323,7 +364,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let (payload, as_text) = (asked.payload.bytes.expose(), asked.payload.as_text);
         let label = conversation.mechanism.into();
-        let name = conversation.user.name.clone();
         match conversation.stage {
             Stage::Proof(server, record) => {
                 // Those that were begun before the pause do not go on within it.
@@ -331,9 +371,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                     return Err(log_ins.paused(label));
                 }
                 let proven = server.on_client_final(payload);
-                let proven = proven.map_err(|why| log_ins.failed(&self.ends, label, &name, &why))?;
+                let proven = proven.map_err(|why| log_ins.failed(&self.ends, label, Some(&conversation.user), &why))?;
                 let Some(record) = record else {
-                    return Err(log_ins.failed(&self.ends, label, &name, &"no such user"));
+                    return Err(log_ins.failed(&self.ends, label, Some(&conversation.user), &"no such user"));
                 };
                 let proof = Proof::Scram { id: proven.id, client_key: proven.client_key };
                 let identity = self.admit(log_ins, label, &conversation.user, &record, proof)?;
@@ -350,7 +390,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 self.logged_in(log_ins, label, identity);
                 Ok(Turn { done: true, payload: Vec::new(), as_text })
             }
-            Stage::Empty(_) => Err(log_ins.failed(&self.ends, label, &name, &"a message where none is expected")),
+            Stage::Empty(_) => {
+                Err(log_ins.failed(&self.ends, label, Some(&conversation.user), &"a message where none is expected"))
+            }
         }
     }
 
@@ -360,16 +402,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if database != EXTERNAL {
             return Err(reply::mechanism_of_another_database("PLAIN", database));
         }
-        if log_ins.is_paused(&self.ends) {
+        if self.is_paused(log_ins) {
             return Err(log_ins.paused(LABEL));
         }
         let text = str::from_utf8(payload.bytes.expose()).ok().filter(|text| text.len() <= 4 * MAX_USER_NAME_BYTES);
         let mut parts = text.unwrap_or_default().split('\0');
         let (_authorize, name, password, end) = (parts.next(), parts.next(), parts.next(), parts.next());
         let (Some(name), Some(password), None) = (name, password, end) else {
-            return Err(log_ins.failed(&self.ends, LABEL, "", &"malformed message"));
+            return Err(log_ins.failed(&self.ends, LABEL, None, &"malformed message"));
         };
-        let user = UserName { database: database.to_owned(), name: name.to_owned() };
+        let user = called(database, name);
         let record = log_ins.find(LABEL, &user).await?;
         let mechanism = match record.as_deref() {
             Some(UserRecord { sha256: None, sha1: Some(_), .. }) => Mechanism::Sha1,
@@ -379,7 +421,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (user_name, password) = (name.to_owned(), zeroize::Zeroizing::new(password.to_owned()));
         let fits = compute(move || verifier.fits(&user_name, &password)).await.unwrap_or(false);
         let Some(record) = record.filter(|_| fits) else {
-            return Err(log_ins.failed(&self.ends, LABEL, name, &"wrong user or password"));
+            return Err(log_ins.failed(&self.ends, LABEL, Some(&user), &"wrong user or password"));
         };
         let identity = self.admit(log_ins, LABEL, &user, &record, Proof::Password)?;
         self.logged_in(log_ins, LABEL, identity);
@@ -393,18 +435,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             "SCRAM-SHA-1" | "SCRAM-SHA-256" => return Err(reply::mechanism_of_another_command(asked.mechanism)),
             other => return Err(reply::mechanism_not_enabled(other)),
         }
-        if log_ins.is_paused(&self.ends) {
+        if self.is_paused(log_ins) {
             return Err(log_ins.paused(LABEL));
         }
         let subject = self.ends.certificate().map(|certificate| certificate.subject.clone());
         let Some(subject) = subject else { return Err(reply::no_certificate()) };
+        let user = called(EXTERNAL, &subject);
         if asked.user.is_some_and(|user| user != subject) {
-            return Err(log_ins.failed(&self.ends, LABEL, &subject, &"the certificate is of another user"));
+            return Err(log_ins.failed(&self.ends, LABEL, Some(&user), &"the certificate is of another user"));
         }
-        let user = UserName { database: EXTERNAL.to_owned(), name: subject.clone() };
         let record = log_ins.find(LABEL, &user).await?.filter(|record| record.by_certificate);
         let Some(record) = record else {
-            return Err(log_ins.failed(&self.ends, LABEL, &subject, &"no user has the name of the certificate"));
+            return Err(log_ins.failed(&self.ends, LABEL, Some(&user), &"no user has the name of the certificate"));
         };
         let identity = self.admit(log_ins, LABEL, &user, &record, Proof::Certificate)?;
         self.logged_in(log_ins, LABEL, identity);
@@ -428,7 +470,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     fn logged_in(&mut self, log_ins: &LogIns, mechanism: LogInMechanism, identity: Arc<Identity>) {
         log_ins.count(mechanism, LogInOutcome::Succeeded);
-        lock(&log_ins.failed).succeeded(Origin::of(self.ends.host()));
+        lock(&log_ins.failed).succeeded(Origin::of(self.ends.host()), &identity.user);
         tracing::debug!(peer = %self.ends, user = ?identity.user.name, database = ?identity.user.database, "logged in");
         self.identity = Some(identity);
         self.socket.only_small(false);
@@ -484,5 +526,47 @@ fn mechanisms_of(record: Option<&UserRecord>) -> Vec<&'static str> {
     match record {
         Some(record) => both.into_iter().filter(|it| record.verifier(*it).is_some()).map(Mechanism::name).collect(),
         None => both.into_iter().map(Mechanism::name).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::users::Boxed;
+
+    /// Writes down who it is asked for.
+    #[derive(Default)]
+    struct Asked(Mutex<Vec<UserName>>);
+
+    impl UserSource for Asked {
+        fn find<'a>(&'a self, user: &'a UserName) -> Boxed<'a, Result<Option<Arc<UserRecord>>, UsersUnavailable>> {
+            lock(&self.0).push(user.clone());
+            Box::pin(std::future::ready(Ok(Some(Arc::default()))))
+        }
+
+        fn admit(&self, _: &UserName, _: &UserRecord, _: Proof) -> Result<Arc<Identity>, UsersUnavailable> {
+            Err(UsersUnavailable("nobody logs in here".to_owned()))
+        }
+
+        fn takes_other_than_scram(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_are_too_long_are_neither_kept_nor_looked_up() {
+        let asked = Arc::new(Asked::default());
+        let metrics = Metrics::new();
+        let log_ins = LogIns::new(asked.clone(), Arc::new(Decoys::new([1; 32])), None, metrics);
+        let (most, more) = ("x".repeat(MAX_USER_NAME_BYTES), "x".repeat(MAX_USER_NAME_BYTES + 1));
+        for (database, name) in [("admin", more.as_str()), (&more, "app"), ("admin", &"ä".repeat(40_000))] {
+            let user = called(database, name);
+            assert!(user.database.len().max(user.name.len()) <= MAX_USER_NAME_BYTES + 4);
+            assert_eq!(log_ins.look_up(&user).await, Ok(None));
+            assert_eq!(log_ins.find(LogInMechanism::ScramSha1, &user).await.ok(), Some(None));
+        }
+        assert_eq!(lock(&asked.0).len(), 0);
+        assert_eq!(called(&most, &most), UserName { database: most.clone(), name: most.clone() });
+        assert!(log_ins.look_up(&called(&most, &most)).await.is_ok_and(|record| record.is_some()));
     }
 }

@@ -25,7 +25,7 @@ use super::transactions::OpenTransactions;
 use crate::admission::{Lane, Reservation};
 use crate::auth::{Identity, UserId};
 use crate::command::parse::expects_reply;
-use crate::command::{Command, CommandError, Forbidden, Handling, LocalCommand};
+use crate::command::{Command, CommandError, Forbidden, Handling, LocalCommand, SessionFields};
 use crate::reply::errors::{self, ErrorReply};
 use crate::reply::local::{self, PoolStats};
 use crate::reply::{ClientState, Facts, OperationKind, Shown, Situation, Socket, answer, hello};
@@ -204,7 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Err(end) => return Plan::End(self.closed(&end)),
         };
         self.shared.metrics.received_bytes[Side::Client].inc_by(frame.bytes().len() as u64);
-        if self.knocks_too_often() {
+        if self.knocks_too_often(frame.bytes().len()) {
             tracing::debug!(peer = %self.ends, "closing a client that sends too much before it has logged in");
             return Plan::End(ClientClosed::Unauthenticated);
         }
@@ -221,8 +221,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Ok(command) => command,
             Err(error) => return Plan::aside(Aside::Bad(frame, reply_to, error, reservation)),
         };
-        if let Some(identity) = &self.identity {
-            command.session.set_user(identity.id);
+        match &self.identity {
+            Some(identity) if !identity.is_revoked() => command.session.set_user(identity.id),
+            None if self.shared.log_ins.is_none() => {}
+            // Who has still to log in has neither session nor transaction, whatever it says: servers look at them no more.
+            _ => command.session = SessionFields::default(),
         }
         if self.shared.clusters.are_several() {
             // No client of such a listener has learnt one here, and one of another cluster would do harm.
@@ -237,13 +240,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             Handling::EndTransaction => true,
             _ => false,
         };
-        if matches!(command.spec.handling, Handling::Pass | Handling::GetMore)
+        // First of all, so that who has still to log in learns nothing of the rules.
+        let locked_out = self.locked_out(&command, &frame).is_some();
+        if !locked_out
+            && matches!(command.spec.handling, Handling::Pass | Handling::GetMore)
             && let Some(rule) = self.shared.rules.forbid(&command, &frame)
         {
             return Plan::aside(Aside::Forbidden(command, frame, reply_to, rule, reservation));
         }
         if passes
-            && self.locked_out(&command, &frame).is_none()
+            && !locked_out
             && command.refusal(&frame).is_none()
             && !self.kind_changed()
             && !self.shared.clusters.all_have_to_hear(&command)

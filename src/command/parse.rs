@@ -127,7 +127,7 @@ impl Command {
                     command.writes = element.as_document().is_none_or(|out| find(out, b"inline").is_none());
                 }
                 b"repair" | b"fixMultikey" if command.spec.name == "validate" => {
-                    command.writes |= element.as_truth() == Some(true);
+                    command.writes |= element.as_truth() != Some(false);
                 }
                 b"$audit" => return Err(CommandError::InternalField("$audit")),
                 b"$client" => return Err(CommandError::InternalField("$client")),
@@ -271,7 +271,8 @@ impl Command {
             "killSessions" if find(document, b"killSessions").is_some_and(|list| is_empty_array(&list)) => {
                 Some("killSessions with an empty list would end the sessions of all clients")
             }
-            "usersInfo" if find(document, b"showCredentials").and_then(|flag| flag.as_truth()) == Some(true) => {
+            // A server may take for true what we cannot read.
+            "usersInfo" if find(document, b"showCredentials").is_some_and(|flag| flag.as_truth() != Some(false)) => {
                 Some("usersInfo with showCredentials is not allowed through the proxy")
             }
             _ => None,

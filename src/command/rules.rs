@@ -174,7 +174,7 @@ fn name(command: &Command, frame: &Frame) -> String {
 
 #[cfg(test)]
 mod tests {
-    use bson::{Document, doc};
+    use bson::{Bson, Document, doc};
 
     use super::*;
     use crate::wire::{OpCode, encode};
@@ -274,19 +274,46 @@ mod tests {
         assert_eq!(told.reason(), RefusedReason::ReadOnly);
     }
 
-    #[test]
-    fn a_read_with_a_sequence_is_no_read() {
+    /// A command with a document in a sequence of that name.
+    fn with_sequence(command: &Document, name: &str, document: &Document) -> (Command, Frame) {
         let mut body = vec![0; 5];
-        body.extend(doc! {"aggregate": "c", "cursor": {}, "$db": "shop"}.to_vec().unwrap());
-        let content = [b"pipeline\0".to_vec(), doc! {"$out": "d"}.to_vec().unwrap()].concat();
+        body.extend(command.to_vec().unwrap());
+        let content = [name.as_bytes(), &[0], &document.to_vec().unwrap()].concat();
         body.push(1);
         body.extend(i32::try_from(content.len() + 4).unwrap().to_le_bytes());
         body.extend(content);
         let mut frame = Frame::build(1, 0, OpCode::Msg, &body);
-        let command = Command::parse(&mut frame).unwrap();
+        (Command::parse(&mut frame).unwrap(), frame)
+    }
+
+    #[test]
+    fn a_read_with_a_sequence_is_no_read() {
+        let read = doc! {"aggregate": "c", "cursor": {}, "$db": "shop"};
+        let (command, frame) = with_sequence(&read, "pipeline", &doc! {"$out": "d"});
         let rules = Rules { read_only: true, ..Rules::default() };
         assert!(judge(&rules, &command, &frame).is_err());
         assert_eq!(judge(&Rules::default(), &command, &frame), Ok(()));
+    }
+
+    #[test]
+    fn a_sequence_that_is_not_known_may_name_anything() {
+        let rules = Rules { deny_namespaces: namespaces(&["shop.secrets"]), ..Rules::default() };
+        let read = doc! {"aggregate": "c", "cursor": {}, "$db": "shop"};
+        let (command, frame) = with_sequence(&read, "pipeline", &doc! {"$unionWith": "secrets"});
+        assert!(judge(&rules, &command, &frame).is_err());
+        let (command, frame) =
+            with_sequence(&doc! {"insert": "c", "$db": "shop"}, "documents", &doc! {"from": "secrets"});
+        assert_eq!(judge(&rules, &command, &frame), Ok(()));
+    }
+
+    #[test]
+    fn a_flag_that_cannot_be_read_counts_as_set() {
+        let rules = Rules { read_only: true, ..Rules::default() };
+        let decimal = Bson::Decimal128("1".parse().unwrap());
+        for flag in ["repair", "fixMultikey"] {
+            let with = |value: Bson| doc! {"validate": "c", flag: value};
+            check(&rules, &[with(false.into()), with(0.into())], &[with(true.into()), with(decimal.clone())]);
+        }
     }
 
     #[test]

@@ -35,6 +35,9 @@ impl Command {
         let (document, database) = (self.document(frame), self.database(frame));
         let mut touches = Touches::default();
         touches.command(document, database);
+        // A server puts a sequence in the place of a field: what it names is not seen above.
+        let known: [&[u8]; 5] = [b"documents", b"updates", b"deletes", b"ops", b"nsInfo"];
+        touches.everything |= self.sequence_documents(frame).any(|(name, _)| !known.contains(&name));
         if self.spec.name == "bulkWrite" {
             let sequences = self.sequence_documents(frame).filter(|(name, _)| *name == b"nsInfo");
             touches.namespaces(sequences.map(|(_, document)| document));

@@ -196,6 +196,13 @@ impl Upstream {
         if x509 && self.tls.as_ref().is_none_or(|tls| tls.cert_key_file.is_none()) {
             return Err(refuse("authMechanism=MONGODB-X509 needs tlsCertificateKeyFile"));
         }
+        let plain = self.credential.as_ref().is_some_and(|it| it.mechanism == Some(Mechanism::Plain));
+        let on_this_machine = !self.is_srv && self.seeds.iter().all(|seed| matches!(seed, Address::Unix(_)));
+        if plain && self.tls.is_none() && !on_this_machine {
+            let problem =
+                "authMechanism=PLAIN sends the password in the clear: expected tls=true, or unix sockets only";
+            return Err(refuse(problem));
+        }
         Ok(())
     }
 
@@ -616,7 +623,7 @@ mod tests {
         let source = |text| parse(text).credential.unwrap().source;
         assert_eq!(source("mongodb://u:p@h"), "admin");
         assert_eq!(source("mongodb://u:p@h/db?authSource=other"), "other");
-        assert_eq!(source("mongodb://u:p@h/?authMechanism=PLAIN"), "$external");
+        assert_eq!(source("mongodb://u:p@h/?authMechanism=PLAIN&tls=true"), "$external");
         let x509 = parse("mongodb://h/?authMechanism=MONGODB-X509&tls=true&tlsCertificateKeyFile=/k.pem");
         let credential = x509.credential.unwrap();
         assert_eq!((credential.source.as_str(), credential.mechanism), ("$external", Some(Mechanism::X509)));
@@ -686,6 +693,14 @@ mod tests {
         assert!(refusal("mongodb://a,b/?directConnection=true").contains("directConnection"));
         assert!(refusal("postgres://h").contains("mongodb://"));
         assert!(refusal(&format!("mongodb://h/?appName={}", "x".repeat(129))).contains("128"));
+        for text in ["h", "h/?tls=false", "h,%2Ftmp%2Fmongodb-1.sock"] {
+            let options = if text.contains('?') { "&" } else { "/?" };
+            let told = refusal(&format!("mongodb://u:hush@{text}{options}authMechanism=PLAIN"));
+            assert!(told.contains("in the clear") && !told.contains("hush"), "{told}");
+        }
+        assert!(refusal("mongodb+srv://u:p@h.example.net/?tls=false&authMechanism=PLAIN").contains("in the clear"));
+        parse("mongodb://u:p@%2Ftmp%2Fmongodb-1.sock/?authMechanism=PLAIN");
+        parse("mongodb+srv://u:p@h.example.net/?authMechanism=PLAIN");
         assert!(refusal("mongodb://user@h").contains("without a password"));
     }
 
