@@ -136,9 +136,15 @@ need_go() {
 
 install_go() { (cd "$here/go" && go build -trimpath -o "$1/scenario" . >&2); }
 
-# need_java: the scenario for the Java driver, as the class path `java_path`.
+# quiet_mongosh: the shell keeps its settings at home; there it would ask its maker for updates, too.
+quiet_mongosh() {
+    mkdir -p "$work/home/.mongodb/mongosh"
+    echo '{"enableTelemetry":false,"disableLogging":true,"updateURL":""}' >"$work/home/.mongodb/mongosh/config"
+}
+
+# need_java: the scenario for the Java driver, as the command `java` before the name of a class.
 need_java() {
-    local tool jars
+    local tool jars java_path
     for tool in java javac mvn; do
         command -v $tool >/dev/null || fail "$tool is missing: install a JDK, 17 or later, and Maven (on Debian" \
             "openjdk-17-jdk-headless and maven), or leave the java drivers out with --only"
@@ -147,7 +153,8 @@ need_java() {
     install "$jars" install_jars
     java_path=$cache/drivers-java-$(javac -version 2>&1 | tr ' ' -)-$(key "$here"/java/*)
     install "$java_path" install_java "$jars"
-    java_path+=:$jars/*
+    # Most of its time it would otherwise compile for a long life.
+    java=(java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$java_path:$jars/*")
 }
 
 install_jars() {
