@@ -131,6 +131,29 @@ async fn each_user_sees_what_the_server_itself_answers() {
     }
 }
 
+/// A hello begins the log-in by SCRAM-SHA-256 before it knows better, and drivers go on with what it has begun.
+#[tokio::test]
+async fn a_hello_begins_nothing_that_the_user_cannot_end() {
+    let mut rig = Rig::new("").await;
+    let old = doc! { "createUser": "old", "pwd": PASSWORD, "roles": [], "mechanisms": ["SCRAM-SHA-1"] };
+    assert!(ok(&rig.root.command("admin", old).await));
+    let addresses = [rig.proxy.address().clone(), rig.server.members()[0].address()];
+    for (user, mechanism) in [("old", "SCRAM-SHA-256"), ("old", "SCRAM-SHA-1"), ("writer", "SCRAM-SHA-256")] {
+        let mut told = Vec::new();
+        for address in &addresses {
+            let mut caller = Caller::to(address).await;
+            let first = payload(format!("n,,n={user},r=rOprNGfwEbeRWgbNEkqO").as_bytes(), false);
+            let begin = doc! { "saslStart": 1, "mechanism": mechanism, "payload": first, "db": "admin" };
+            let name = format!("admin.{user}");
+            let hello = doc! { "hello": 1, "saslSupportedMechs": name, "speculativeAuthenticate": begin };
+            let answer = caller.command("admin", hello).await;
+            told.push((answer.contains_key("speculativeAuthenticate"), answer.contains_key("saslSupportedMechs")));
+        }
+        assert_eq!(told[0], told[1], "{user}, {mechanism}");
+        assert_eq!(told[0].0, (user, mechanism) != ("old", "SCRAM-SHA-256"));
+    }
+}
+
 #[tokio::test]
 async fn what_one_user_has_open_is_nobody_elses() {
     let rig = Rig::new("").await;

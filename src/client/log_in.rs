@@ -345,6 +345,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             .map_err(|why| log_ins.failed(&self.ends, label, None, &why))?;
         let user = called(database, first.user());
         let record = log_ins.find(label, &user).await?;
+        // Drivers take what a hello has begun for the mechanism that they chose by `saslSupportedMechs`, so it must be one of those.
+        if !in_earnest && record.as_ref().is_some_and(|record| record.verifier(mechanism).is_none()) {
+            return Err(reply::failed());
+        }
         let verifier = log_ins.decoys.verifier_of(record.as_deref(), mechanism, &user.to_string());
         let (server, payload) = first.challenge(&verifier, &ServerNonce::from_random(rand::random()));
         let deadline = Instant::now() + self.shared.limits.handshake_timeout;

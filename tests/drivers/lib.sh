@@ -136,9 +136,15 @@ need_go() {
 
 install_go() { (cd "$here/go" && go build -trimpath -o "$1/scenario" . >&2); }
 
-# need_java: the scenario for the Java driver, as the class path `java_path`.
+# quiet_mongosh: the shell keeps its settings at home; there it would ask its maker for updates, too.
+quiet_mongosh() {
+    mkdir -p "$work/home/.mongodb/mongosh"
+    echo '{"enableTelemetry":false,"disableLogging":true,"updateURL":""}' >"$work/home/.mongodb/mongosh/config"
+}
+
+# need_java: the scenario for the Java driver, as the command `java` before the name of a class.
 need_java() {
-    local tool jars
+    local tool jars java_path
     for tool in java javac mvn; do
         command -v $tool >/dev/null || fail "$tool is missing: install a JDK, 17 or later, and Maven (on Debian" \
             "openjdk-17-jdk-headless and maven), or leave the java drivers out with --only"
@@ -147,7 +153,8 @@ need_java() {
     install "$jars" install_jars
     java_path=$cache/drivers-java-$(javac -version 2>&1 | tr ' ' -)-$(key "$here"/java/*)
     install "$java_path" install_java "$jars"
-    java_path+=:$jars/*
+    # Most of its time it would otherwise compile for a long life.
+    java=(java -XX:TieredStopAtLevel=1 -XX:+UseSerialGC -cp "$java_path:$jars/*")
 }
 
 install_jars() {
@@ -187,6 +194,9 @@ need_mongod() {
         || fail "$mongod does not start: $version (on Debian it needs the packages libcurl4 and libssl3)"
 }
 
+# need_openssl: what certificates are made with.
+need_openssl() { command -v openssl >/dev/null || fail "openssl is missing: install the package openssl"; }
+
 # need_drivers NAME...: what these need, and the stage.
 need_drivers() {
     local names=" $*"
@@ -197,6 +207,7 @@ need_drivers() {
     [[ $names == *" go"* ]] && need_go
     [[ $names == *" java"* ]] && need_java
     [[ $names == *" libmongoc"* ]] && need_libmongoc
+    [[ $names == *-secure* ]] && need_openssl
     need_mongod
 }
 
@@ -265,3 +276,86 @@ start_proxy() {
 await_proxy() {
     stage ready "http://127.0.0.1:$2/readyz" 20 || { cat "$work/$1.log" >&2 && fail "the proxy did not get ready"; }
 }
+
+# --- Certificates and users -----------------------------------------------------------------------------------------
+
+# make_certificates: fills the directory `tls`. `ca.pem` signs `server.pem` and `expired.pem`, which are for 127.0.0.1, and
+# `client.pem` and `other-client.pem`; `other-ca.pem`, which nobody trusts, signs `stranger.pem`. Certificates have their keys with them.
+make_certificates() {
+    tls=$work/tls
+    mkdir "$tls" "$tls/signed"
+    touch "$tls/index"
+    cat >"$tls/openssl.cnf" <<CONF
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[leaf]
+basicConstraints = critical, CA:FALSE
+subjectAltName = IP:127.0.0.1, DNS:localhost
+[ca]
+default_ca = signing
+[signing]
+database = $tls/index
+new_certs_dir = $tls/signed
+rand_serial = yes
+unique_subject = no
+default_md = sha256
+policy = any
+preserve = yes
+[any]
+organizationName = optional
+commonName = supplied
+CONF
+    authority ca
+    authority other-ca
+    # With an organization of their own: to mongod a client whose organization is that of the server is a server.
+    certificate server ca /O=Servers/CN=127.0.0.1
+    certificate expired ca /O=Servers/CN=127.0.0.1 20200102000000Z
+    certificate stranger other-ca /O=Strangers/CN=worker
+    certificate client ca /O=Clients/CN=worker
+    certificate other-client ca /O=Clients/CN=nobody
+}
+
+new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+
+# authority NAME
+authority() {
+    quietly openssl req -x509 -config "$tls/openssl.cnf" -extensions authority "${new_key[@]}" -days 2 \
+        -subj "/O=Authorities/CN=$1" -keyout "$tls/$1.key" -out "$tls/$1.pem"
+}
+
+# certificate NAME AUTHORITY SUBJECT [UNTIL]
+certificate() {
+    quietly openssl req -new -config "$tls/openssl.cnf" "${new_key[@]}" -subj "$3" -keyout "$tls/$1.key" -out "$tls/$1.csr"
+    quietly openssl ca -batch -notext -config "$tls/openssl.cnf" -extensions leaf -in "$tls/$1.csr" \
+        -cert "$tls/$2.pem" -keyfile "$tls/$2.key" -startdate 20200101000000Z -enddate "${4:-20990101000000Z}" \
+        -out "$tls/$1.crt"
+    cat "$tls/$1.crt" "$tls/$1.key" >"$tls/$1.pem"
+}
+
+# quietly COMMAND...: what it says is told only when it fails.
+quietly() { "$@" >"$work/said" 2>&1 || { cat "$work/said" >&2 && fail "$1 failed"; }; }
+
+# What every secure mongod knows: root may do everything, and the proxy's own user may do no more than look users up. In a
+# connection string the password is written otherwise.
+password='open/sesame:@1'
+encoded=open%2Fsesame%3A%401
+
+# start_secure_mongod SET PORT [ARGUMENT...]: as start_mongod, with its users, TLS, and certificates of `make_certificates`.
+start_secure_mongod() {
+    local set=$1 port=$2
+    shift 2
+    [[ -e $work/key-file ]] || openssl rand -base64 30 >"$work/key-file"
+    chmod 600 "$work/key-file"
+    start_mongod "$set" "$port" --auth --keyFile "$work/key-file" --tlsMode requireTLS \
+        --tlsCertificateKeyFile "$tls/server.pem" --tlsCAFile "$tls/ca.pem" --tlsAllowConnectionsWithoutCertificates "$@"
+    initiate "$set" "--options=tls=true&tlsCAFile=$tls/ca.pem" "$port"
+    PASSWORD=$password stage users "mongodb://127.0.0.1:$port/?directConnection=true&tls=true&tlsCAFile=$tls/ca.pem"
+}
+
+# secure_uri USER PORT: its connection string without further options.
+secure_uri() { echo "mongodb://$1:$encoded@127.0.0.1:$2/?tls=true&tlsCAFile=$tls/ca.pem"; }

@@ -371,6 +371,10 @@ static void set_up(void) {
 }
 
 int main(int argc, char **argv) {
+    if (argc == 2 && strcmp(argv[1], "visit") == 0) {
+        mongoc_init();
+        return visit();
+    }
     bool understood = argc >= 2 && argc % 2 == 0;
     for (int i = 2; understood && i < argc; i += 2) {
         if (strcmp(argv[i], "--view") == 0) {

@@ -120,4 +120,8 @@ void verify_view(void);
 CHECKS(DECLARE)
 #undef DECLARE
 
+/* --- Instead of the checks ---------------------------------------------------------------------------------------- */
+
+int visit(void);
+
 #endif

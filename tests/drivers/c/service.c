@@ -206,7 +206,11 @@ void check_commands(void) {
     const char *mine = text(run("admin", doc("{'whatsmyuri': 1}")), "you");
     holds(mine && strncmp(mine, "127.0.0.1:", 10) == 0 && atoi(mine + 10) > 0, "whatsmyuri is %s", mine);
     bson_t *status = run("admin", doc("{'connectionStatus': 1}"));
-    holds(has(status, "authInfo.authenticatedUsers") && !has(status, "authInfo.authenticatedUsers.0"), "users");
+    const char *user = mongoc_uri_get_username(mongoc_client_get_uri(client));
+    holds(has(status, "authInfo.authenticatedUsers"), "users");
+    same(has(status, "authInfo.authenticatedUsers.0"), user != NULL, "whether there is a user");
+    if (user) same_text(text(status, "authInfo.authenticatedUsers.0.user"), user, "user");
+    holds(!has(status, "authInfo.authenticatedUsers.1"), "another user");
     bson_t *hello = run("admin", doc("{'hello': 1}"));
     same(number(hello, "isWritablePrimary"), 1, "isWritablePrimary");
     if (strcmp(wanted, "replicaset") == 0) {

@@ -49,6 +49,10 @@ type check struct {
 }
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "visit" {
+		visit()
+		return
+	}
 	wanted := flag.String("view", "sharded", "what the driver must see")
 	compressor := flag.String("compressor", "", "what the connections must negotiate")
 	if len(os.Args) < 2 || flag.CommandLine.Parse(os.Args[2:]) != nil || views[*wanted][0] == "" {

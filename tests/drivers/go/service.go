@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -198,9 +199,16 @@ func commands(ctx context.Context, s *scenario) {
 	host, port, _ := strings.Cut(mine, ":")
 	same(host, "127.0.0.1", "whatsmyuri")
 	must(strconv.Atoi(port))
-	var status bson.Raw
+	var status struct {
+		AuthInfo struct{ AuthenticatedUsers []struct{ User, DB string } }
+	}
+	var due []struct{ User, DB string }
+	if credential := options.Client().ApplyURI(s.uri).Auth; credential != nil {
+		due = append(due, struct{ User, DB string }{credential.Username, "admin"})
+	}
 	try(s.client.Database("admin").RunCommand(ctx, bson.D{e("connectionStatus", 1)}).Decode(&status))
-	same(len(must(status.Lookup("authInfo", "authenticatedUsers").Array().Values())), 0, "users")
+	found := status.AuthInfo.AuthenticatedUsers
+	holds(slices.Equal(found, due), fmt.Sprintf("users are %v, not %v", found, due))
 	hello := s.admin(ctx, bson.D{e("hello", 1)})
 	same(hello["isWritablePrimary"], true, "isWritablePrimary")
 	if s.wanted == "replicaset" {

@@ -206,6 +206,7 @@ public final class Scenario {
         MongoClientSettings.Builder settings = MongoClientSettings.builder()
                 .applyConnectionString(new ConnectionString(uri))
                 .applyToClusterSettings(b -> b.serverSelectionTimeout(10, TimeUnit.SECONDS));
+        Tls.apply(uri, settings);
         view.watch(settings);
         if (compressor != null) {
             settings.compressorList(List.of(switch (compressor) {

@@ -8,6 +8,8 @@ import static drivers.Scenario.numbered;
 import static drivers.Scenario.same;
 import static drivers.Scenario.span;
 
+import com.mongodb.ConnectionString;
+import com.mongodb.MongoCredential;
 import com.mongodb.MongoWriteConcernException;
 import com.mongodb.ServerApi;
 import com.mongodb.ServerApiVersion;
@@ -205,7 +207,10 @@ final class Service {
         holds(stats.get("hosts") instanceof Document && stats.containsKey("totalCreated"), "shape of connPoolStats");
         holds(s.admin(doc("whatsmyuri", 1)).getString("you").matches("127\\.0\\.0\\.1:\\d+"), "whatsmyuri");
         Document status = s.admin(doc("connectionStatus", 1)).get("authInfo", Document.class);
-        same(status.get("authenticatedUsers"), List.of(), "users");
+        MongoCredential credential = new ConnectionString(s.uri).getCredential();
+        List<Document> due =
+                credential == null ? List.of() : List.of(doc("user", credential.getUserName(), "db", "admin"));
+        same(status.get("authenticatedUsers"), due, "users");
         Document hello = s.admin(doc("hello", 1));
         same(hello.get("isWritablePrimary"), true, "isWritablePrimary");
         if (s.wanted.equals("replicaset")) {

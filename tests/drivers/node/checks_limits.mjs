@@ -15,7 +15,9 @@ async function verifyCommands(db, view) {
   const stats = await admin.command({ connPoolStats: 1 });
   assert.ok(typeof stats.hosts === 'object' && typeof stats.totalCreated === 'number', 'shape of connPoolStats');
   assert.match((await admin.command({ whatsmyuri: 1 })).you, /^127\.0\.0\.1:\d+$/);
-  same((await admin.command({ connectionStatus: 1 })).authInfo.authenticatedUsers, []);
+  const { username: user } = db.client.options.credentials ?? {};
+  const users = (await admin.command({ connectionStatus: 1 })).authInfo.authenticatedUsers;
+  same(users, user ? [{ user, db: 'admin' }] : []);
   const hello = await admin.command({ hello: 1 });
   assert.equal(hello.isWritablePrimary, true);
   if (view === 'replicaset') {

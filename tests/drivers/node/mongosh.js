@@ -674,7 +674,9 @@ const checks = {
     const stats = db.adminCommand({ connPoolStats: 1 });
     assert.ok(typeof stats.hosts === 'object' && typeof stats.totalCreated === 'number', 'shape of connPoolStats');
     assert.match(db.adminCommand({ whatsmyuri: 1 }).you, /^127\.0\.0\.1:\d+$/);
-    same(db.adminCommand({ connectionStatus: 1 }).authInfo.authenticatedUsers, []);
+    const { username: user } = client.options.credentials ?? {};
+    const users = db.adminCommand({ connectionStatus: 1 }).authInfo.authenticatedUsers;
+    same(users, user ? [{ user, db: 'admin' }] : []);
     const hello = db.hello();
     assert.equal(hello.isWritablePrimary, true);
     if (view === 'replicaset') {

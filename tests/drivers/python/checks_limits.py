@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from pymongo import WriteConcern, errors
+from pymongo import WriteConcern, errors, uri_parser
 from pymongo.server_api import ServerApi
 
 from harness import VIEWS, View, check, fails, same
@@ -175,7 +175,9 @@ def commands(s):
     host, _, port = command("whatsmyuri")["you"].rpartition(":")
     same(host, "127.0.0.1", "whatsmyuri")
     assert port.isdigit()
-    same(command("connectionStatus")["authInfo"]["authenticatedUsers"], [], "users")
+    user = uri_parser.parse_uri(s.uri)["username"]
+    users = [{"user": user, "db": "admin"}] if user else []
+    same(command("connectionStatus")["authInfo"]["authenticatedUsers"], users, "users")
     hello = command("hello")
     same(hello["isWritablePrimary"], True, "isWritablePrimary")
     if s.view_name == "replicaset":

@@ -1,13 +1,17 @@
 """What `tests/drivers/run` needs around the scenarios; each command prints what the script reads.
 
     stage.py ports N                   free ports
-    stage.py initiate SET PORT...      makes the mongods there a replica set and waits for its primary
+    stage.py initiate SET [--options=OPTIONS] PORT...
+                                       makes the mongods there a replica set and waits for its primary; the options
+                                       are those of a connection string
+    stage.py users URI                 makes the users `root` and `lookup`, with $PASSWORD
     stage.py listening PORT...         waits until somebody listens on each
     stage.py ready URL SECONDS         waits until the URL answers 200
-    stage.py census PORT LOG LIMIT     the checks of the proxy's connections, as the server saw them
+    stage.py census URI LOG LIMIT      the checks of the proxy's connections, as the server saw them
 """
 
 import json
+import os
 import socket
 import sys
 import time
@@ -26,9 +30,13 @@ def ports(count):
 
 
 def initiate(name, *ports):
+    options = ""
+    if ports[0].startswith("--options="):
+        options = "&" + ports[0].removeprefix("--options=")
+        ports = ports[1:]
     members = [{"_id": i, "host": f"127.0.0.1:{port}"} for i, port in enumerate(ports)]
     first = members[0]["host"]
-    with MongoClient(f"mongodb://{first}/?directConnection=true&serverSelectionTimeoutMS=20000") as client:
+    with MongoClient(f"mongodb://{first}/?directConnection=true&serverSelectionTimeoutMS=20000{options}") as client:
         settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
         client.admin.command({"replSetInitiate": {"_id": name, "members": members, "settings": settings}})
         deadline = time.monotonic() + 30
@@ -36,6 +44,17 @@ def initiate(name, *ports):
             if time.monotonic() > deadline:
                 sys.exit(f"{name} has no primary within 30 s")
             time.sleep(0.05)
+
+
+def users(uri):
+    """The first may be made by anybody on this machine, and makes the other."""
+    password = os.environ["PASSWORD"]
+    with MongoClient(uri) as client:
+        client.admin.command("createUser", "root", pwd=password, roles=["root"])
+    with MongoClient(uri, username="root", password=password) as client:
+        everywhere = {"resource": {"db": "", "collection": ""}, "actions": ["viewUser"]}
+        client.admin.command("createRole", "lookUpUsers", privileges=[everywhere], roles=[])
+        client.admin.command("createUser", "lookup", pwd=password, roles=["lookUpUsers"])
 
 
 def listening(*ports):
@@ -66,9 +85,9 @@ def ready(url, seconds):
         time.sleep(0.05)
 
 
-def census(port, log, limit):
+def census(uri, log, limit):
     limit = int(limit)
-    with MongoClient(f"mongodb://127.0.0.1:{port}/?directConnection=true") as client:
+    with MongoClient(uri, directConnection=True) as client:
         operations = client.admin.aggregate(
             [
                 {"$currentOp": {"idleConnections": True, "allUsers": True}},
@@ -104,5 +123,5 @@ def verdict(name, good, reason):
 
 
 if __name__ == "__main__":
-    commands = {"ports": ports, "initiate": initiate, "listening": listening, "ready": ready, "census": census}
-    commands[sys.argv[1]](*sys.argv[2:])
+    commands = (ports, initiate, users, listening, ready, census)
+    {command.__name__: command for command in commands}[sys.argv[1]](*sys.argv[2:])

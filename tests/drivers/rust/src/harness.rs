@@ -215,6 +215,11 @@ impl Stage {
         Ok((Client::with_options(options)?, view))
     }
 
+    /// Whom the connection string names.
+    pub fn user(&self) -> Option<&str> {
+        self.options.credential.as_ref()?.username.as_deref()
+    }
+
     /// Another client.
     pub fn other(&self, change: impl FnOnce(&mut ClientOptions)) -> Result<(Client, View)> {
         Self::connect(self.options.clone(), change)

@@ -7,7 +7,7 @@ use futures_util::future::try_join_all;
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use mongodb::ClientSession;
 use mongodb::bson::spec::BinarySubtype;
-use mongodb::bson::{Binary, Document, doc};
+use mongodb::bson::{Binary, Bson, Document, doc};
 use mongodb::error::{ErrorKind, WriteFailure};
 use mongodb::options::{Acknowledgment, CollectionOptions, ServerApi, ServerApiVersion, WriteConcern};
 use rand::RngExt;
@@ -219,7 +219,8 @@ pub async fn commands(s: &Stage) -> Result {
     let me = s.admin(doc! { "whatsmyuri": 1 }).await?;
     holds(me.get_str("you")?.starts_with("127.0.0.1:"), "whatsmyuri")?;
     let status = s.admin(doc! { "connectionStatus": 1 }).await?;
-    same(status.get_document("authInfo")?.get_array("authenticatedUsers")?.len(), 0, "users")?;
+    let user = s.user().map(|user| Bson::from(doc! { "user": user, "db": "admin" }));
+    same(status.get_document("authInfo")?.get_array("authenticatedUsers")?, &Vec::from_iter(user), "users")?;
     let hello = s.admin(doc! { "hello": 1 }).await?;
     same(hello.get_bool("isWritablePrimary")?, true, "isWritablePrimary")?;
     if s.view_name == "replicaset" {

@@ -10,6 +10,7 @@ mod harness;
 mod limits;
 mod sessions;
 mod streams;
+mod visitor;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -44,6 +45,15 @@ fn checks(s: &Stage) -> Vec<(&'static str, LocalBoxFuture<'_, Result>)> {
 async fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let uri = arguments.next().expect("usage: drivers-rust URI [--view VIEW] [--compressor NAME] [--only NAME,...]");
+    if uri == "visit" {
+        return match visitor::visit().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut view = "sharded".to_owned();
     let mut compressor = None;
     let mut only: Option<String> = None;
