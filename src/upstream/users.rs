@@ -167,8 +167,12 @@ impl UpstreamUsers {
         for some in self.realm.all().chunks(BATCH) {
             let names: Vec<UserName> = some.iter().map(|logged_in| logged_in.identity.user.clone()).collect();
             // A secondary may not know yet what has changed.
+            let (since, changes) = (Instant::now(), self.cluster.user_changes.count());
             let Ok(found) = self.ask(&names, Errand::Primary).await else { return false };
             for LoggedIn { identity, record, .. } in some {
+                // Whoever logs in next is judged by it as well.
+                let stored = found.get(&identity.user).cloned().map(Arc::new);
+                *lock(&self.slot(&identity.user).known) = Some(Known { record: stored, since, changes });
                 if !found.get(&identity.user).is_some_and(|stored| stored.proves_as(record)) {
                     tracing::info!(user = %identity.user, "dropped, or has another password: has to log in again");
                     self.cluster.revoke(identity);
