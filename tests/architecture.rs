@@ -61,7 +61,6 @@ const PURE: &[&str] = &[
     "upstream/turnover.rs",
     "reply/",
     "client/catch_up.rs",
-    "client/failed_log_ins.rs",
     "client/knocks.rs",
     "client/pace.rs",
     "admin/advice.rs",

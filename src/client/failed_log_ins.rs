@@ -1,5 +1,4 @@
 //! Addresses from which log-ins fail one after the other: they wait longer and longer, so that nobody tries out passwords.
-//! Pure.
 //!
 //! All users behind one address share its fate, as no password has told yet who is who. So the wait is short at first and never
 //! long, and a log-in that succeeds ends it, if only log-ins of the same user had failed: nobody buys tries at the password of
