@@ -309,6 +309,8 @@ impl WireClient {
     /// Sends bytes as they are.
     pub async fn send_raw(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.socket.io().write_all(bytes).await?;
+        // TLS may have taken all, and hold some of it.
+        self.socket.io().flush().await?;
         Ok(())
     }
 
