@@ -222,10 +222,10 @@ impl UserSource for UpstreamUsers {
         let changed = || UsersUnavailable("the user has changed just now".to_owned());
         let stored = record.verifier(id.mechanism()).filter(|stored| stored.id == id).ok_or_else(changed)?;
         let slot = self.slot(user);
-        // What is known now decides, and nobody may look the user up anew before it is admitted by that.
+        // What is known now decides, and nobody may look the user up anew before it is admitted by that. That some user was changed
+        // since is no reason to refuse this one: who is logged in is looked up again at once.
         let known = lock(&slot.known);
-        let current = known.as_ref().filter(|known| known.changes == self.cluster.user_changes.count());
-        let current = current.and_then(|known| known.record.clone()).filter(|now| now.proves_as(record));
+        let current = known.as_ref().and_then(|known| known.record.clone()).filter(|now| now.proves_as(record));
         let current = current.ok_or_else(changed)?;
         let keys = Arc::new(SaltedKeys::new(client_key, stored.server_key.clone()));
         let login = UpstreamLogin::Keys(UserKeys { id, keys });
