@@ -80,6 +80,11 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// True where servers cannot tell it from other users.
+    pub fn shares_connections(&self) -> bool {
+        self.upstream == UserId::SERVICE
+    }
+
     /// True once the user was dropped, or its password changed: whoever is logged in has to do so again.
     pub fn is_revoked(&self) -> bool {
         self.revoked.load(Ordering::Acquire)
@@ -144,8 +149,6 @@ pub struct LoggedIn {
     pub identity: Arc<Identity>,
     /// What it has proven itself by.
     pub record: Arc<UserRecord>,
-    /// With what it logs in upstream.
-    pub login: Arc<UpstreamLogin>,
 }
 
 impl Realm {
@@ -168,17 +171,9 @@ impl Realm {
     pub fn all(&self) -> Vec<LoggedIn> {
         let known = self.identities.known();
         let own = known.by_id.values().filter(|entry| entry.realm == self.number);
-        let logged_in = |Entry { identity, record, login, .. }: &Entry| LoggedIn {
-            identity: identity.clone(),
-            record: record.clone(),
-            login: login.clone(),
-        };
+        let logged_in =
+            |Entry { identity, record, .. }: &Entry| LoggedIn { identity: identity.clone(), record: record.clone() };
         own.map(logged_in).collect()
-    }
-
-    /// As [`Identities::login_of`].
-    pub fn login_of(&self, id: UserId) -> Option<Arc<UpstreamLogin>> {
-        self.identities.login_of(id)
     }
 
     /// As [`Identities::revoke`].
@@ -214,7 +209,7 @@ impl Identities {
         let id = known.number(&name);
         let shares = matches!(login, UpstreamLogin::Service);
         if let Some(entry) = known.by_id.get_mut(&id) {
-            if shares == (entry.identity.upstream == UserId::SERVICE) && entry.record.proves_as(&record) {
+            if shares == entry.identity.shares_connections() && entry.record.proves_as(&record) {
                 (entry.login, entry.used) = (Arc::new(login), now);
                 return Ok(entry.identity.clone());
             }

@@ -13,7 +13,7 @@ use super::shared::{ClientShared, InFlight};
 use super::transactions::StatementGuard;
 use crate::admission::mode::Bearing;
 use crate::admission::{Claim, Lane, Reservation};
-use crate::auth::{Identity, UserId};
+use crate::auth::Identity;
 use crate::command::{Command, Effect, Handling};
 use crate::config::{Address, ClusterConfig};
 use crate::reply::{Attempted, OperationKind, Situation};
@@ -173,7 +173,7 @@ impl Exchange {
 
     /// True for a getMore of a cursor that another user has made, where a server would take both for the same.
     pub(super) fn asks_for_anothers_cursor(&self) -> bool {
-        let shares = self.identity.as_ref().is_some_and(|identity| identity.upstream == UserId::SERVICE);
+        let shares = self.identity.as_ref().is_some_and(|identity| identity.shares_connections());
         shares
             && self.command.spec.handling == Handling::GetMore
             && self

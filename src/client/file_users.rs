@@ -199,8 +199,8 @@ mod tests {
         UserName { database: "admin".to_owned(), name: name.to_owned() }
     }
 
-    async fn users(path: &Path) -> Arc<FileUsers> {
-        FileUsers::load(path, Arc::new(Decoys::new([1; 32])), Arc::new(Identities::default()).realm())
+    async fn users(path: &Path, identities: &Arc<Identities>) -> Arc<FileUsers> {
+        FileUsers::load(path, Arc::new(Decoys::new([1; 32])), identities.realm())
             .await
             .unwrap_or_else(|e| panic!("{e}"))
     }
@@ -216,7 +216,8 @@ mod tests {
         let own = |password: &str| format!("upstream = {{ username = \"u\", password = \"{password}\" }}\n");
         let all = [of("same", "a"), of("changed", "a"), of("removed", "a"), of("own", "a") + &own("x")].concat();
         write(&path, &all);
-        let users = users(&path).await;
+        let identities = Arc::default();
+        let users = users(&path, &identities).await;
         let names = ["same", "changed", "removed", "own"];
         let mut admitted = Vec::new();
         for user in names {
@@ -235,7 +236,7 @@ mod tests {
         users.read_again().await;
         assert_eq!(revoked(), [false, true, true, false]);
         assert!(users.find(&name("removed")).await.unwrap().is_none());
-        let login = users.identities.login_of(admitted[3].0.id).unwrap();
+        let login = identities.login_of(admitted[3].0.id).unwrap();
         let UpstreamLogin::Credential(credential) = &*login else { panic!("{login:?}") };
         assert_eq!(
             credential.password.as_ref().map(|it| it.as_str()),
@@ -251,7 +252,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("users.toml");
         write(&path, &of("a", "x"));
-        let (users, reload, tasks) = (users(&path).await, Reload::new(Metrics::new()), Tasks::new());
+        let (users, reload, tasks) = (users(&path, &Arc::default()).await, Reload::new(Metrics::new()), Tasks::new());
         users.follow(&reload, &tasks);
         write(&path, &of("longer", "x"));
         reload.now();

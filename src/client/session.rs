@@ -280,7 +280,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// True when it has logged in and servers cannot tell it from other users.
     pub(super) fn shares_connections(&self) -> bool {
-        self.identity.as_ref().is_some_and(|identity| identity.upstream == UserId::SERVICE)
+        self.identity.as_ref().is_some_and(|identity| identity.shares_connections())
     }
 
     /// What is not the common case.
@@ -412,13 +412,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 let facts = self.facts().await?;
                 self.hello(document, name, &facts).await
             }
+            // Where nobody logs in there is nothing to tell of that.
+            LocalCommand::ConnectionStatus if self.shared.log_ins.is_none() => self.local_answer(local, document, name),
             LocalCommand::SaslStart
             | LocalCommand::SaslContinue
             | LocalCommand::Authenticate
-            | LocalCommand::Logout => {
-                Box::pin(self.log_in_command(local, (name, document, command.database(frame)))).await
-            }
-            LocalCommand::ConnectionStatus if self.shared.log_ins.is_some() => {
+            | LocalCommand::Logout
+            | LocalCommand::ConnectionStatus => {
                 Box::pin(self.log_in_command(local, (name, document, command.database(frame)))).await
             }
             _ => self.local_answer(local, document, name),
@@ -594,12 +594,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 self.hello(document, name, &facts).await
             }
             name => {
-                let asked = (name, document, command.database(frame));
-                match name {
-                    "saslStart" => Box::pin(self.log_in_command(LocalCommand::SaslStart, asked)).await,
-                    "saslContinue" => Box::pin(self.log_in_command(LocalCommand::SaslContinue, asked)).await,
-                    _ => Box::pin(self.log_in_command(LocalCommand::Authenticate, asked)).await,
-                }
+                let step = match name {
+                    "saslStart" => LocalCommand::SaslStart,
+                    "saslContinue" => LocalCommand::SaslContinue,
+                    _ => LocalCommand::Authenticate,
+                };
+                Box::pin(self.log_in_command(step, (name, document, command.database(frame)))).await
             }
         };
         Ok(answer.unwrap_or_else(|error| error.to_document()))

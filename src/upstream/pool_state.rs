@@ -330,14 +330,12 @@ impl<C: Owned, W> PoolState<C, W> {
     /// What a user with a bound of its own may do while it has a transaction open: as of the whole pool, of its own connections one
     /// is for that.
     pub(super) fn own_share(&self, user: UserId) -> OwnShare {
-        let bound = self.bounds.max_user_connections.filter(|_| user != UserId::SERVICE);
-        let Some(most) = bound.filter(|_| self.open_transactions > 0) else {
+        let bound = self.own_bound(user).filter(|_| self.open_transactions > 0);
+        let Some((most, holding)) =
+            bound.map(|most| (most, self.holders.of(user))).filter(|(_, holding)| holding.transactions > 0)
+        else {
             return OwnShare { others: true, locks: true };
         };
-        let holding = self.holders.of(user);
-        if holding.transactions == 0 {
-            return OwnShare { others: true, locks: true };
-        }
         let idle = self.available.iter().filter(|connection| connection.user() == user).count();
         let in_use = holding.open - count(idle);
         OwnShare { others: most == 1 || in_use + 1 < most, locks: most > 1 }
@@ -356,6 +354,11 @@ impl<C: Owned, W> PoolState<C, W> {
         let connection = self.available.pop()?;
         self.begin(Lane::Background.into(), Duration::ZERO);
         Some(connection)
+    }
+
+    /// The bound on the connections of that user, if it has one: the service has that of the pool.
+    pub(super) fn own_bound(&self, user: UserId) -> Option<u32> {
+        self.bounds.max_user_connections.filter(|_| user != UserId::SERVICE)
     }
 
     /// True while the share of the proxy's own work lets it have one more.
@@ -705,11 +708,6 @@ impl<C: Owned, W> PoolState<C, W> {
             self.is_held_up = false;
             self.turned_over = self.turned_over.saturating_sub(1);
         }
-    }
-
-    /// True while the maintenance task has something to close.
-    pub fn has_discarded(&self) -> bool {
-        !self.discarded.is_empty()
     }
 
     /// Connections that the maintenance task is to close.

@@ -47,11 +47,10 @@ impl<C: Owned, W> PoolState<C, W> {
             let most = if transaction { shares.most } else { shares.limit };
             // Those who wait beside an available one may not have any, unless for that there are too few.
             let too_few = !self.has_available(user) || kept_back;
-            let bound = self.bounds().max_user_connections.filter(|_| user != UserId::SERVICE);
             let in_need = too_few
                 && queue.len() > holding.pending as usize
                 && counts.in_use < most
-                && bound.is_none_or(|most| holding.total() < most)
+                && self.own_bound(user).is_none_or(|most| holding.total() < most)
                 && !self.holders().is_held_off(user);
             let may_go = in_need && self.may_go(user, queue);
             let only_own = queue.lane_len(Lane::Background) == queue.len();
