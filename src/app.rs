@@ -1,47 +1,53 @@
 //! The program as a whole: builds the parts bottom up, runs them, and drains them in reverse.
 
 mod certificates;
+mod clusters;
+pub mod connect;
 mod doors;
 mod files;
+mod listeners;
+mod reconfigure;
+pub mod service;
+mod take_over;
+mod upgrade;
+mod upgrade_socket;
 pub mod user_add;
 
 use std::future::ready;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bson::oid::ObjectId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::certificates::Certificates;
 use self::doors::Doors;
-use self::files::{Files, FilesOfCluster};
-use crate::admin::{self, Access, Admin, AdminTokens, Ruled, SAMPLE_INTERVAL};
+use self::files::Files;
+use self::listeners::{Listeners, bound_or_given};
+pub use self::upgrade::UpgradeError;
+use self::upgrade::{Door, Relief, Role};
+use crate::admin::{self, Access, Admin, AdminTokens, ReloadAnswer, SAMPLE_INTERVAL};
 use crate::admission::MemoryBudget;
 use crate::auth::Identities;
-use crate::client::facade::{self, Offer};
-use crate::client::shared::Activity;
-use crate::client::{BindError, BoundSocket, ClientShared, ClientTls, Clusters, Places, RulesInForce, listener};
+use crate::client::shared::{Activity, ClientLimits};
+use crate::client::{BindError, ClientShared, GivenSockets, Places, Shift};
 use crate::config::system::read_secret;
-use crate::config::{
-    Address, AdminAccess, ClientConfig, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerConfig, MemoryShares,
-};
+use crate::config::{Address, AdminAccess, Config, ConfigError, ConfigErrors, MemoryShares, Times};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
 use crate::telemetry::labels::CertificateSide;
+use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
-use crate::topology::monitor::{Monitor, MonitorSettings};
-use crate::upstream::handshake::UpstreamDialer;
+use crate::telemetry::{EventKind, Events};
 use crate::upstream::pool::lock;
-use crate::upstream::rotation;
 use crate::upstream::{Cluster, Liveness};
-pub use files::check;
-
-/// A monitor waits no longer than this for a reply, however long clients' connections may take: it is what tells a hung
-/// server from a slow one.
-const MONITOR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub use files::{all_mistakes, check};
+pub use reconfigure::Load;
+use reconfigure::Reconfigure;
 
 /// A drain looks this often whether it is quiet.
 const QUIET_LOOK: Duration = Duration::from_millis(50);
@@ -65,6 +71,9 @@ pub enum StartError {
     /// Files that the configuration names, and everything that is wrong with them.
     #[error(transparent)]
     Files(#[from] ConfigErrors),
+    /// Another process is there, and cannot be taken over from.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
 }
 
 /// How a drain ended.
@@ -86,10 +95,18 @@ pub struct App {
     activity: Arc<Activity>,
     /// True from the order to drain on, whoever gave it.
     draining: watch::Sender<bool>,
+    /// Whose turn it is to accept.
+    shift: watch::Sender<Shift>,
+    places: Arc<Places>,
+    /// Its listeners, and whether their clients' sockets can come from another process.
+    listeners: Vec<(Arc<ClientShared>, bool)>,
+    bound: Vec<Door>,
+    /// The next process, once it has relieved this one.
+    relief: Arc<Mutex<Option<Relief>>>,
     /// Has the files of the configuration read again.
     reload: Reload,
-    drain_timeout: Duration,
-    drain_quiet: Duration,
+    reconfigure: Arc<Reconfigure>,
+    times: watch::Sender<Times>,
 }
 
 impl App {
@@ -99,29 +116,56 @@ impl App {
     /// # Errors
     /// [`StartError`]; nothing was started then.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        let same = config.clone();
+        let load = Box::new(move || Ok((same.clone(), Vec::new())));
+        let app = Self::prepare(config, GivenSockets::default(), load).await?;
+        app.open();
+        Ok(app)
+    }
+
+    /// As [`App::start`], with sockets that listen already. Nobody is accepted before [`App::open`]. `load` reads the configuration
+    /// again, when that is asked for.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn prepare(config: Config, mut given: GivenSockets, load: Box<Load>) -> Result<Self, StartError> {
+        let began = config.clone();
         let identities = Arc::new(Identities::default());
-        let Files { users, listeners: listeners_tls, clusters: of_clusters, admin_tls, admin_tokens } =
-            Files::read(&config, &identities).await?;
+        let Files {
+            users,
+            listeners: listeners_tls,
+            clusters: of_clusters,
+            admin_tls,
+            admin_tokens,
+            #[cfg(feature = "otel")]
+            export,
+        } = Files::read(&config, &identities).await?;
         let mut bound = Vec::new();
         let liveness = Liveness::of_clients(config.client.stall_timeout);
-        for (listener, tls) in config.listeners.into_iter().zip(listeners_tls) {
-            let socket = BoundSocket::bind(&listener.listen, liveness).await?;
+        let wanted: Vec<Address> = config.listeners.iter().map(|listener| listener.listen.clone()).collect();
+        let (for_listeners, for_admin) = given.assign(&wanted, &config.admin).await;
+        for ((listener, tls), given) in config.listeners.into_iter().zip(listeners_tls).zip(for_listeners) {
+            let socket = bound_or_given(&listener.listen, given, liveness).await?;
             bound.push((listener, socket, tls));
         }
-        let admin_listener = BoundSocket::bind(&config.admin, liveness).await?;
+        let admin_listener = bound_or_given(&config.admin, for_admin, liveness).await?;
+        given.left().for_each(|address| tracing::warn!(%address, "a socket that was given is none of ours: closed"));
         let tasks = Tasks::new();
         let metrics = if config.clusters.len() > 1 { Metrics::by_cluster() } else { Metrics::new() };
         let reload = Reload::new(metrics.clone());
         let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));
         let activity = Arc::new(Activity::default());
-        let limits = Arc::new(config.client.clone());
+        let limits = Arc::new(ClientLimits::from_pointee(config.client.clone()));
         let places = Places::new(&config.client, metrics.clone());
-        let (draining, _) = watch::channel(false);
+        let effective = Arc::new(ArcSwap::from_pointee(config.effective.clone()));
+        let (draining, shift) = (watch::Sender::new(false), watch::Sender::new(Shift::Before));
         let addresses = bound.iter().map(|(_, socket, _)| socket.address().clone()).collect();
         let certificates = Certificates::new(reload.clone(), metrics.clone(), tasks.clone());
+        // One for all: to clients behind a load balancer, and to servers.
+        let service_id = ObjectId::new();
         let mut clusters = Vec::new();
         for (cluster, files) in config.clusters.into_iter().zip(of_clusters) {
-            let surroundings = Surroundings {
+            let surroundings = self::clusters::Surroundings {
                 client: &config.client,
                 identities: identities.clone(),
                 memory: memory.clone(),
@@ -129,44 +173,44 @@ impl App {
                 metrics: &metrics,
                 reload: &reload,
                 certificates: &certificates,
-            };
-            clusters.push(start_cluster(cluster, files, surroundings));
-        }
-        let mut doors = Doors::new(users, config.client.failed_log_ins, metrics.clone(), &reload, &tasks);
-        let service_id = ObjectId::new();
-        let mut listeners = Vec::new();
-        for (listener, socket, tls) in bound {
-            let behind = behind(&listener, &clusters);
-            let offer = Offer {
-                presentation: behind.default().config.presentation,
-                shown_set: behind.default().config.shown_set.clone().map(Arc::new),
-                compressors: facade::compressors(&listener.compressors),
-                max_message_bytes: config.client.max_message_bytes,
                 service_id,
             };
-            let facts = facade::follow(&behind, offer, &tasks);
-            let rules = RulesInForce::new(listener.rules);
-            let log_ins = doors.of(&listener.auth, behind.default());
-            let shared = ClientShared::new(behind, rules.clone(), limits.clone(), facts, activity.clone(), log_ins);
-            let (cluster, databases) = (&listener.cluster, &listener.databases);
-            let proxied = listener.proxy_protocol;
-            let encrypted = tls.is_some();
-            tracing::info!(%cluster, %databases, proxied, encrypted, address = %socket.address(), "listening");
-            if let Some(tls) = &tls {
-                let whose = format!("listener {}", socket.address());
-                certificates.watch_listener(CertificateSide::Client, whose, tls);
-            }
-            let ruled = Ruled { address: socket.address().clone(), cluster: listener.cluster, rules };
-            ruled.warn_of_unknown_commands();
-            listeners.push(ruled);
-            listen(socket, proxied, tls, &shared, &places, &draining, &tasks);
+            clusters.push(self::clusters::start(cluster, files, surroundings));
+        }
+        let mut doors = Doors::new(users, limits.clone(), metrics.clone(), &reload, &tasks);
+        let mut listeners = Listeners::default();
+        let surroundings = self::listeners::Surroundings {
+            clusters: &clusters,
+            limits: &limits,
+            activity: &activity,
+            places: &places,
+            certificates: &certificates,
+            shift: &shift,
+            tasks: &tasks,
+            service_id,
+        };
+        for (listener, socket, tls) in bound {
+            listeners.open(listener, socket, tls, &mut doors, &surroundings);
+        }
+        #[cfg(feature = "otel")]
+        if let Some(export) = export {
+            let (clusters, memory, metrics_read) = (clusters.clone(), memory.clone(), metrics.clone());
+            let gather = move || {
+                admin::gauges::refresh(&clusters, &metrics_read, &memory, Instant::now());
+                metrics_read.gather()
+            };
+            export.start(&metrics, Box::new(gather), &tasks);
         }
         let admin_address = admin_listener.address().clone();
-        let admin = Admin::new(clusters.clone(), listeners, metrics.clone(), memory, draining.clone());
+        listeners.doors.push(Door::new(Role::Admin, &admin_listener));
+        let admin =
+            Admin::new(clusters.clone(), listeners.ruled, metrics.clone(), memory, draining.clone(), effective.clone());
         admin.keep_history(SAMPLE_INTERVAL, &tasks);
+        admin.keep_series(admin::STEP, &tasks);
         forget_users(identities, &tasks);
+        logs::tell_repeated(&tasks);
         if let (AdminAccess::Proven { tokens: Some(file), .. }, Some(tokens)) = (&config.admin_access, &admin_tokens) {
-            follow_tokens(file.clone(), tokens.clone(), &reload, &tasks);
+            follow_tokens(file.clone(), tokens.clone(), metrics.events.clone(), &reload, &tasks);
         }
         if let Some(tls) = &admin_tls {
             certificates.watch_listener(CertificateSide::Admin, "admin port".to_owned(), tls);
@@ -174,10 +218,40 @@ impl App {
         let encrypted = admin_tls.is_some();
         tracing::info!(address = %admin_address, access = ?config.admin_access, encrypted, "admin port");
         let access = admin_access(&config.admin_access, admin_address.clone(), admin_tokens);
-        tasks.spawn("admin", admin::serve(admin_listener, admin, access, admin_tls, tasks.clone()));
+        tasks.spawn(
+            "admin",
+            admin::serve(admin_listener, admin.clone(), access, admin_tls, shift.subscribe(), tasks.clone()),
+        );
         certificates.warn_in_time();
-        admin::log_snapshots(clusters.clone(), config.monitor_interval, &tasks);
-        let (drain_timeout, drain_quiet) = (config.drain_timeout, config.drain_quiet);
+        let (times, interval) = watch::channel(config.times);
+        admin::log_snapshots(clusters.clone(), move || interval.borrow().monitor_interval, &tasks);
+        let parts = reconfigure::Parts {
+            clusters: clusters.clone(),
+            rules: listeners.rules,
+            limits,
+            places: places.clone(),
+            times: times.clone(),
+            metrics: metrics.clone(),
+            reading: reload.reading(),
+            tasks: tasks.clone(),
+            effective,
+        };
+        let reconfigure = Reconfigure::new(load, began, parts);
+        admin.on_reload({
+            let (reconfigure, reload) = (reconfigure.clone(), reload.clone());
+            Box::new(move || {
+                reload.now();
+                let reconfigure = reconfigure.clone();
+                Box::pin(async move { reconfigure.now().await })
+            })
+        });
+        let changed = reconfigure.clone();
+        reload.watch_changes(config.reload_on_change, &tasks, move || {
+            let changed = changed.clone();
+            async move { changed.now().await.is_ok() }
+        });
+        follow_order_to_drain(&draining, &shift, &tasks);
+        service::keep_alive(&tasks);
         Ok(Self {
             tasks,
             clusters,
@@ -186,10 +260,26 @@ impl App {
             metrics,
             activity,
             draining,
+            shift,
+            places,
+            listeners: listeners.shared,
+            bound: listeners.doors,
+            relief: Arc::default(),
             reload,
-            drain_timeout,
-            drain_quiet,
+            reconfigure,
+            times,
         })
+    }
+
+    /// Accepts clients from now on.
+    pub fn open(&self) {
+        self.shift.send_if_modified(|shift| {
+            let before = *shift == Shift::Before;
+            if before {
+                *shift = Shift::Ours;
+            }
+            before
+        });
     }
 
     /// Where clients connect; ports are the real ones.
@@ -212,9 +302,17 @@ impl App {
         &self.metrics
     }
 
-    /// Has certificates, users and credentials read again, changed or not.
-    pub fn reload(&self) {
+    /// Loads the configuration again and puts in force what can be; certificates, users and credentials are read again as well,
+    /// changed or not.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the configuration, which changes nothing then.
+    ///
+    /// # Cancel safety
+    /// Safe: what was begun is whole, or nothing.
+    pub async fn reload(&self) -> Result<ReloadAnswer, ConfigErrors> {
         self.reload.now();
+        self.reconfigure.now().await
     }
 
     /// Resolves when somebody else than a signal has ordered a drain.
@@ -228,18 +326,28 @@ impl App {
     }
 
     /// Stops to accept, serves the open sockets until they are gone or quiet, at the latest until `drain_timeout_ms` is
-    /// over, then answers long polls.
+    /// over, then answers long polls. Where another process has taken over, it gets the clients, a few at a time.
     ///
     /// # Cancel safety
     /// A drain that is dropped has closed the listeners; [`App::cut_off`] tells how things stand.
     pub async fn drain(&self) -> Drained {
         self.draining.send_replace(true);
+        let relief = lock(&self.relief).take();
+        if let Some(relief) = relief {
+            return self.hand_over(relief).await;
+        }
         let clients = self.activity.clients.load(Ordering::Relaxed);
-        tracing::info!(clients, timeout = ?self.drain_timeout, "draining");
-        let deadline = Instant::now() + self.drain_timeout;
+        let timeout = self.times.borrow().drain_timeout;
+        tracing::info!(clients, ?timeout, "draining");
+        let told = format!("no new clients are let in, {clients} are connected");
+        self.metrics.events.record(EventKind::Drain, None, None, &told);
+        let deadline = Instant::now() + timeout;
         // A deadline that passes is not an error: what is left is cut off, and said so.
         let quiet = tokio::time::timeout_at(deadline, self.quiet()).await.is_ok();
-        let drained = self.cut_off();
+        self.end(quiet).await
+    }
+
+    async fn end(&self, quiet: bool) -> Drained {
         self.activity.end_long_polls();
         let answered = async {
             while self.activity.long_polls() > 0 || self.clusters.iter().any(|cluster| cluster.errands() > 0) {
@@ -247,6 +355,8 @@ impl App {
             }
         };
         let polls_answered = tokio::time::timeout(LAST_ANSWERS, answered).await.is_ok();
+        // Not earlier: what has ended meanwhile is not cut off, and what has begun is.
+        let drained = self.cut_off();
         self.tasks.cancel();
         for cluster in &self.clusters {
             cluster.monitor().shutdown().await;
@@ -266,6 +376,7 @@ impl App {
     async fn quiet(&self) {
         let mut since = Instant::now();
         let mut seen = self.activity.commands().1;
+        let drain_quiet = self.times.borrow().drain_quiet;
         loop {
             if self.activity.clients.load(Ordering::Relaxed) == 0 {
                 return;
@@ -274,7 +385,7 @@ impl App {
             if begun != seen || self.cut_off() == Drained::CutOff {
                 (since, seen) = (Instant::now(), begun);
             }
-            if since.elapsed() >= self.drain_quiet {
+            if since.elapsed() >= drain_quiet {
                 return;
             }
             // Either arm only makes us look again.
@@ -313,7 +424,7 @@ fn admin_access(config: &AdminAccess, address: Address, tokens: Option<Arc<Admin
 }
 
 /// Reads the tokens again when their file has changed.
-fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks: &Tasks) {
+fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, events: Arc<Events>, reload: &Reload, tasks: &Tasks) {
     let watched = vec![file.clone()];
     let read_again = move || {
         let replaced =
@@ -321,10 +432,13 @@ fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks
         match replaced {
             Ok(count) => {
                 tracing::info!(file = %file.display(), count, "tokens of the admin port were read again");
+                events.record(EventKind::User, None, None, "the tokens of the admin port were read again");
                 true
             }
             Err(error) => {
                 tracing::error!(%error, "tokens of the admin port stay as they were");
+                let told = format!("the tokens of the admin port stay as they were: {error}");
+                events.record(EventKind::User, None, None, &told);
                 false
             }
         }
@@ -332,71 +446,22 @@ fn follow_tokens(file: PathBuf, tokens: Arc<AdminTokens>, reload: &Reload, tasks
     reload.watch(watched, tasks, move || ready(read_again()));
 }
 
-/// What all clusters share.
-struct Surroundings<'a> {
-    client: &'a ClientConfig,
-    identities: Arc<Identities>,
-    memory: Arc<MemoryBudget>,
-    tasks: &'a Tasks,
-    metrics: &'a Arc<Metrics>,
-    reload: &'a Reload,
-    certificates: &'a Certificates,
-}
-
-fn start_cluster(mut config: ClusterConfig, files: FilesOfCluster, surroundings: Surroundings<'_>) -> Arc<Cluster> {
-    let Surroundings { client, identities, memory, tasks, metrics, reload, certificates } = surroundings;
-    if let Some(credential) = files.credential {
-        config.upstream.credential = Some(credential);
-    }
-    for warning in &config.upstream.warnings {
-        tracing::warn!(cluster = %config.name, warning);
-    }
-    tracing::info!(cluster = %config.name, upstream = %config.upstream.redacted, "starting");
-    let settings = MonitorSettings {
-        heartbeat_frequency: config.heartbeat_frequency,
-        connect_timeout: config.pool.connect_timeout.min(MONITOR_CONNECT_TIMEOUT),
-        rebuild: config.reconnect,
-    };
-    let monitor = Monitor::start(&config.upstream, settings, tasks);
-    let (told, memory_of_it) = (identities.clone(), memory.clone());
-    let most = client.max_message_bytes;
-    let dialer = Arc::new(UpstreamDialer::new(&config.upstream, files.tls, monitor.clone(), told, memory_of_it, most));
-    if let Some(tls) = dialer.tls() {
-        certificates.watch_cluster(&config.name, tls, monitor.clone());
-    }
-    let followed = config.credential_file.clone().zip(config.upstream.credential.clone());
-    let cluster = Cluster::new(config, monitor, dialer.clone(), identities, memory, tasks.clone(), metrics.clone());
-    cluster.start();
-    if let Some((file, credential)) = followed {
-        rotation::follow(file, credential, dialer, cluster.clone(), reload, tasks);
-    }
-    cluster
-}
-
-/// The clusters that a listener leads to.
-fn behind(listener: &ListenerConfig, clusters: &[Arc<Cluster>]) -> Clusters {
-    let named = |name: &String| {
-        let found = clusters.iter().find(|cluster| cluster.config.name == *name);
-        found.expect("a configuration names clusters that it has").clone()
-    };
-    Clusters::new(named(&listener.cluster), listener.databases.map(named))
-}
-
-fn listen(
-    socket: BoundSocket,
-    proxied: bool,
-    tls: Option<Arc<ClientTls>>,
-    shared: &Arc<ClientShared>,
-    places: &Arc<Places>,
-    draining: &watch::Sender<bool>,
-    tasks: &Tasks,
-) {
-    let (shared, places, mut draining) = (shared.clone(), places.clone(), draining.subscribe());
-    tasks.spawn("listen", async move {
-        // The listener closes when it loses; its clients have tasks of their own.
+/// Nobody is accepted any more once there is an order to drain, whoever gave it.
+fn follow_order_to_drain(draining: &watch::Sender<bool>, shift: &watch::Sender<Shift>, tasks: &Tasks) {
+    let (mut draining, shift, cancelled) = (draining.subscribe(), shift.clone(), tasks.clone());
+    tasks.spawn("follow order to drain", async move {
+        // Nothing is lost when an arm loses: the watch keeps its newest value.
         tokio::select! {
-            () = listener::serve(socket, proxied, tls, shared, places) => {}
-            _ = draining.wait_for(|draining| *draining) => {}
+            ordered = draining.wait_for(|draining| *draining) => if ordered.is_ok() {
+                shift.send_if_modified(|shift| {
+                    let accepts = *shift != Shift::Over;
+                    if accepts {
+                        *shift = Shift::Ending;
+                    }
+                    accepts
+                });
+            },
+            () = cancelled.cancelled() => {}
         }
     });
 }

@@ -4,8 +4,6 @@
 //! error reply is an answer, and time spent in our own queues says nothing about a server: neither counts as a failure.
 //! Running the probe, logging transitions and counting them is the caller's.
 
-#[cfg(test)]
-mod model;
 pub mod retry_budget;
 pub mod state;
 pub mod window;

@@ -1,6 +1,10 @@
 //! Flags and their environment names, through clap. What they say together with a configuration file is decided in
 //! `config`; commands that are not there yet are not listed here either.
 
+mod environment;
+pub mod operate;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,13 +12,13 @@ use std::time::Duration;
 use clap::builder::{BoolishValueParser, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use tracing::level_filters::LevelFilter;
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::operate::{AdminArgs, DiagArgs, StatsArgs, TopArgs};
 use crate::config::system::{Text, container_memory_bytes, read_file};
 use crate::config::users_file::DEFAULT_DATABASE;
-use crate::config::{Address, ConfigError, ConfigErrors, Profile, Sources};
-use crate::telemetry::logs::LogFormat;
+use crate::config::{Address, Attempt, Config, ConfigError, ConfigErrors, Profile, Sources, Warning};
+use crate::telemetry::logs::{Levels, LogFormat};
 
 /// PgBouncer for MongoDB: thousands of client sockets over a handful of upstream connections.
 #[derive(Parser)]
@@ -24,9 +28,9 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 
-    /// Log messages of this level and above, to stderr
-    #[arg(long, global = true, value_name = "LEVEL", env = "MONGOMUX_LOG", default_value = "info", value_parser = log_level())]
-    pub log: LevelFilter,
+    /// Log messages of this level and above, to stderr; of some targets others, as in info,mongomux::connection=debug
+    #[arg(long, global = true, value_name = "LEVEL", env = "MONGOMUX_LOG", default_value = "info")]
+    pub log: Levels,
 
     /// Log for people, or as one JSON object per line
     #[arg(
@@ -44,7 +48,15 @@ pub enum Command {
     /// Try it: a throw-away mongod, the proxy, and thousands of clients
     Sandbox(SandboxArgs),
     /// Say whether `run` would accept this configuration, and what is in force
-    Check(RunArgs),
+    Check(CheckArgs),
+    /// Show how a running proxy does, as a table
+    Stats(StatsArgs),
+    /// Show it live, in the terminal
+    Top(TopArgs),
+    /// Give a running proxy an order, or ask it who is connected and what has happened
+    Admin(AdminArgs),
+    /// Print what a ticket needs: versions, configuration, servers, pools, clients, events, without secrets
+    Diag(DiagArgs),
     /// Look after a users file
     #[command(subcommand)]
     User(UserCommand),
@@ -103,6 +115,14 @@ pub struct RunArgs {
     #[arg(long, env = "MONGOMUX_ADMIN_PROBES_ONLY", value_parser = BoolishValueParser::new())]
     pub admin_probes_only: bool,
 
+    /// Unix socket over which the next process takes over from this one
+    #[arg(long, value_name = "PATH", env = "MONGOMUX_UPGRADE_SOCKET")]
+    pub upgrade_socket: Option<PathBuf>,
+
+    /// Where spans and metrics go over OTLP/HTTP, as in http://localhost:4318 (needs the feature otel)
+    #[arg(long, value_name = "URL", env = "MONGOMUX_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+
     /// Values to start from
     #[arg(long, value_name = "NAME", env = "MONGOMUX_PROFILE", value_parser = profile())]
     pub profile: Option<Profile>,
@@ -118,6 +138,30 @@ pub struct RunArgs {
     /// Upstream connection string; one with a password belongs in the environment or in a file
     #[arg(value_name = "URI", env = "MONGOMUX_UPSTREAM", hide_env_values = true)]
     pub upstream: Option<String>,
+
+    /// Which flag or variable says something, by the name of its field.
+    #[arg(skip)]
+    said_by: BTreeMap<String, String>,
+}
+
+/// What is to be said about a configuration.
+#[derive(Args, Clone, Default)]
+pub struct CheckArgs {
+    /// Where it comes from.
+    #[command(flatten)]
+    pub run: RunArgs,
+
+    /// Try the servers as well: DNS, TCP, TLS, hello, authentication and a ping, each with its time
+    #[arg(long, env = "MONGOMUX_CHECK_CONNECT", value_parser = BoolishValueParser::new())]
+    pub connect: bool,
+
+    /// Print every key with its value and who says so, as a file that could be used; without credentials
+    #[arg(long, env = "MONGOMUX_CHECK_PRINT", value_parser = BoolishValueParser::new(), conflicts_with = "connect")]
+    pub print: bool,
+
+    /// Answer for programs
+    #[arg(long, env = "MONGOMUX_JSON", value_parser = BoolishValueParser::new())]
+    pub json: bool,
 }
 
 /// The one-command trial.
@@ -161,10 +205,14 @@ impl Cli {
     pub fn from_arguments<I: IntoIterator<Item: Into<OsString> + Clone>>(arguments: I) -> Result<Self, clap::Error> {
         let matches = Self::command().try_get_matches_from(arguments)?;
         let mut cli = Self::from_arg_matches(&matches)?;
-        if let (Command::Run(args) | Command::Check(args), Some((_, matches))) =
-            (&mut cli.command, matches.subcommand())
-        {
+        let (Command::Run(args) | Command::Check(CheckArgs { run: args, .. })) = &mut cli.command else {
+            return Ok(cli);
+        };
+        if let Some((name, matches)) = matches.subcommand() {
             args.choose_upstream(matches.value_source("upstream"), matches.value_source("upstream_file"))?;
+            let command = Self::command();
+            let known = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+            args.said_by = known.filter_map(|argument| said_by(argument, matches)).collect();
         }
         Ok(cli)
     }
@@ -185,6 +233,25 @@ impl RunArgs {
         Ok(())
     }
 
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    pub fn load(&self) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+        self.attempt()?.sound()
+    }
+
+    /// As [`RunArgs::load`], with what can be made of it beside the mistakes.
+    ///
+    /// # Errors
+    /// Where there is nothing to make one of.
+    pub fn attempt(&self) -> Result<Attempt, ConfigErrors> {
+        let mut attempt = Config::attempt(&self.sources()?);
+        let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        attempt.warnings.extend(environment::warnings(&Cli::command(), set));
+        Ok(attempt)
+    }
+
     /// Reads the files that are named, and the container's limit.
     ///
     /// # Errors
@@ -198,21 +265,43 @@ impl RunArgs {
             None => self.upstream_file.as_ref().and_then(&mut read),
         };
         if !errors.is_empty() {
+            errors.extend(file.iter().flat_map(Config::mistakes_of));
             return Err(ConfigErrors(errors));
+        }
+        let mut said_by = self.said_by.clone();
+        if let (None, Some(path)) = (&self.upstream, &self.upstream_file) {
+            let by = said_by.get("upstream_file").cloned().unwrap_or_default();
+            said_by.insert("upstream".to_owned(), format!("{by} {}", path.display()));
         }
         Ok(Sources {
             file,
             upstream,
+            said_by,
             upstream_file: self.upstream.is_none().then(|| self.upstream_file.clone()).flatten(),
             listen: self.listen.clone(),
             admin: self.admin.clone(),
             admin_token_file: self.admin_token_file.clone(),
             admin_probes_only: self.admin_probes_only,
+            upgrade_socket: self.upgrade_socket.clone(),
+            otlp_endpoint: self.otlp_endpoint.clone(),
             profile: self.profile,
             allow_unauthenticated_clients: self.allow_unauthenticated_clients,
             container_memory_bytes: container_memory_bytes(Path::new("/")),
         })
     }
+}
+
+/// The name of an argument that says something, and what it is called where it was said.
+fn said_by(argument: &Arg, matches: &ArgMatches) -> Option<(String, String)> {
+    let name = argument.get_id().as_str();
+    let said = match matches.value_source(name)? {
+        ValueSource::CommandLine => {
+            argument.get_long().map_or_else(|| "the command line".to_owned(), |long| format!("flag --{long}"))
+        }
+        ValueSource::EnvVariable => format!("environment {}", argument.get_env()?.display()),
+        _ => return None,
+    };
+    Some((name.to_owned(), said))
 }
 
 /// `250ms`, `10s`, `5m` or `1h`, more than nothing.
@@ -229,11 +318,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(refuse()),
     };
     number.checked_mul(unit_ms).map(Duration::from_millis).ok_or_else(refuse)
-}
-
-fn log_level() -> impl TypedValueParser<Value = LevelFilter> {
-    PossibleValuesParser::new(["off", "error", "warn", "info", "debug", "trace"])
-        .try_map(|name| name.parse::<LevelFilter>())
 }
 
 fn log_format() -> impl TypedValueParser<Value = LogFormat> {
@@ -341,7 +425,7 @@ mod tests {
     fn log_flags_go_with_every_command() {
         for arguments in [["run", "--log", "debug"], ["--log", "debug", "check"]] {
             let cli = parse(&arguments).unwrap_or_else(|error| panic!("{error}"));
-            assert_eq!((cli.log, cli.log_format), (LevelFilter::DEBUG, LogFormat::Text));
+            assert_eq!((cli.log, cli.log_format), ("debug".parse().unwrap(), LogFormat::Text));
         }
         assert_eq!(parse(&["sandbox", "--log-format", "json"]).ok().unwrap().log_format, LogFormat::Json);
     }
@@ -355,8 +439,16 @@ mod tests {
             &["run", "--log", "loud"],
             &["run", "--nonsense"],
             &["sandbox", "--for", "soon"],
-            &["stats"],
-            &["check", "--connect"],
+            &["stats", "now"],
+            &["top", "--interval", "5"],
+            &["top", "--interval", "10ms"],
+            &["top", "--count", "0"],
+            &["admin"],
+            &["admin", "cleanup", "all"],
+            &["admin", "kill", "somebody"],
+            &["admin", "mode", "maintenance", "--hold", "--no-hold"],
+            &["run", "--connect"],
+            &["check", "--connect", "--print"],
         ] {
             assert_eq!(parse(arguments).err().map(|error| error.exit_code()), Some(2), "{arguments:?}");
         }
@@ -383,7 +475,11 @@ mod tests {
         program.build();
         let commands =
             program.get_subcommands().flat_map(|command| std::iter::once(command).chain(command.get_subcommands()));
-        for command in commands.filter(|command| command.get_name() != "help") {
+        // What an order aims at is said with it, and never left in the environment.
+        let orders = Cli::command();
+        let orders = orders.find_subcommand("admin").unwrap();
+        let is_order = |name: &str| orders.find_subcommand(name).is_some();
+        for command in commands.filter(|command| command.get_name() != "help" && !is_order(command.get_name())) {
             for flag in command.get_arguments().filter(|flag| !["help", "version"].contains(&flag.get_id().as_str())) {
                 let name = flag.get_env().unwrap_or_else(|| panic!("{} of {}", flag.get_id(), command.get_name()));
                 let name = name.to_str().unwrap();

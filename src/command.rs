@@ -8,7 +8,10 @@ pub mod read_preference;
 pub mod rules;
 pub mod server_commands;
 pub mod session;
+mod summary;
 mod touches;
+#[cfg(feature = "otel")]
+mod trace_context;
 
 pub use compressing::Compressing;
 pub use kind::{CommandSpec, Effect, Group, Handling, LocalCommand};

@@ -7,14 +7,18 @@
 
 pub mod address;
 mod build;
+mod choices;
 pub mod compressors;
 pub mod databases;
+pub mod effective;
 pub mod fairness;
 mod file;
+pub mod keys;
 mod layers;
 pub mod limits;
 mod listeners;
 pub mod namespaces;
+pub mod pooling;
 mod presentation;
 pub mod profile;
 mod reader;
@@ -35,9 +39,12 @@ pub use address::Address;
 pub use build::{DEFAULT_ADMIN, DEFAULT_CLUSTER, DEFAULT_LISTEN, DEFAULT_UPSTREAM};
 pub use compressors::CompressorName;
 pub use databases::Databases;
+pub use effective::{Difference, Effective, difference};
 pub use fairness::{FairBy, FairnessConfig, Level};
 pub use namespaces::{Namespace, Namespaces};
+pub use pooling::{PoolingConfig, PoolingMode};
 pub use profile::Profile;
+pub(crate) use reader::nearest;
 pub use rules::{CommandName, Commands, Rules};
 pub use shares::MemoryShares;
 pub use system::Sources;
@@ -54,20 +61,35 @@ pub struct Config {
     pub admin: Address,
     /// Who may ask for what there.
     pub admin_access: AdminAccess,
+    /// Where spans and metrics go, if anywhere; OpenTelemetry's own variables may say so as well.
+    pub otlp_endpoint: Option<String>,
     /// How its sockets are encrypted, if they are.
     pub admin_tls: Option<ListenerTls>,
     /// Limits of the client side, shared by all clusters.
     pub client: ClientConfig,
     /// All buffered messages together, bytes.
     pub memory_limit_bytes: usize,
+    /// When the program looks at itself, and how it ends.
+    pub times: Times,
+    /// The files that all of this was read from are read again when they change.
+    pub reload_on_change: Vec<PathBuf>,
+    /// Where the next process finds this one, to take over from it; and this one the process before.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Threads that clients and servers are served on.
+    pub worker_threads: usize,
+    /// All of it as the operator sees it: each key, and who says what it says.
+    pub effective: Effective,
+}
+
+/// When the program looks at itself, and how it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
     /// Pool snapshots to the log and the search for stuck pins happen this often.
     pub monitor_interval: Duration,
     /// Longest time from the first signal to the end.
     pub drain_timeout: Duration,
     /// How long nothing may be in flight before a drain ends early.
     pub drain_quiet: Duration,
-    /// Threads that clients and servers are served on.
-    pub worker_threads: usize,
 }
 
 /// Who may ask for what on the admin port, where probes and metrics are for everybody.
@@ -151,10 +173,14 @@ pub struct ClusterConfig {
     pub shown_set: Option<ShownSet>,
     /// Pool of each server.
     pub pool: PoolConfig,
+    /// Which commands share its connections.
+    pub pooling: PoolingConfig,
     /// Users of MongoDB who are logged in are looked up this often.
     pub user_refresh: Duration,
     /// Bound over all servers of the cluster.
     pub max_upstream_connections: Option<u32>,
+    /// Sidecars that share the servers; `None` for as many as are seen.
+    pub fleet_size: Option<u32>,
     /// Waiting commands of the cluster, those waiting for a server included.
     pub wait_queue_size: usize,
     /// Requests of waiting commands together, bytes.
@@ -169,6 +195,8 @@ pub struct ClusterConfig {
     pub server_selection_timeout: Duration,
     /// Longest run of one command once it was sent.
     pub command_timeout: Option<Duration>,
+    /// A command that takes longer, waiting included, is told in the log.
+    pub slow_command: Option<Duration>,
     /// What is older is shown as held for long.
     pub long_held: Duration,
     /// An open transaction without a statement on its way is aborted after this long.
@@ -307,28 +335,65 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Client sockets open beyond `max_clients`, which are told that there is no room.
     pub fn surplus_clients(&self) -> usize {
-        self.max_clients.div_ceil(limits::SURPLUS_CLIENTS_SHARE)
+        Self::surplus_of(self.max_clients)
+    }
+
+    /// As [`ClientConfig::surplus_clients`], of another `max_clients`.
+    pub fn surplus_of(max_clients: usize) -> usize {
+        max_clients.div_ceil(limits::SURPLUS_CLIENTS_SHARE)
     }
 }
 
 impl Config {
+    /// The mistakes of a file that can be told from it alone, for when something else cannot be read.
+    pub fn mistakes_of(file: &system::Text) -> Vec<ConfigError> {
+        let mut errors = Vec::new();
+        drop(file::read(&file.name, &file.text, &mut errors));
+        errors
+    }
+
     /// Makes a configuration of everything that was said, and of defaults where nothing was.
     ///
     /// # Errors
     /// Every mistake there is, each with its place, key, what was found and what is valid. Only a text that cannot be
     /// read at all, such as a file that is no TOML, hides others: those that depend on what it would have said.
     pub fn load(sources: &Sources) -> Result<(Self, Vec<Warning>), ConfigErrors> {
-        let mut errors = Vec::new();
+        Self::attempt(sources).sound()
+    }
+
+    /// As [`Config::load`], with what can be made of it beside the mistakes.
+    pub fn attempt(sources: &Sources) -> Attempt {
+        let mut mistakes = Vec::new();
         let file = match &sources.file {
-            Some(file) => {
-                file::read(&file.name, &file.text, &mut errors).ok_or_else(|| ConfigErrors(errors.clone()))?
-            }
-            None => file::FileConfig::default(),
+            Some(file) => file::read(&file.name, &file.text, &mut mistakes),
+            None => Some(file::FileConfig::default()),
         };
-        let (config, warnings) = build::build(sources, file, &mut errors);
-        match config {
-            Some(config) if errors.is_empty() => Ok((config, warnings)),
-            _ => Err(ConfigErrors(errors)),
+        let built = file.map(|file| build::build(sources, file, &mut mistakes));
+        let (config, warnings) = built.unwrap_or_default();
+        Attempt { config, warnings, mistakes }
+    }
+}
+
+/// A configuration that may have mistakes.
+#[derive(Debug)]
+pub struct Attempt {
+    /// What can be made of it; not to be used where there are mistakes but to look for further ones.
+    pub config: Option<Config>,
+    /// What works, though hardly as intended.
+    pub warnings: Vec<Warning>,
+    /// What is wrong.
+    pub mistakes: Vec<ConfigError>,
+}
+
+impl Attempt {
+    /// The configuration, where it can be used.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn sound(self) -> Result<(Config, Vec<Warning>), ConfigErrors> {
+        match self.config {
+            Some(config) if self.mistakes.is_empty() => Ok((config, self.warnings)),
+            _ => Err(ConfigErrors(self.mistakes)),
         }
     }
 }
@@ -355,7 +420,7 @@ impl fmt::Display for Config {
 }
 
 /// One mistake in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ConfigError {
     /// File and line, or which other source.
     pub place: String,

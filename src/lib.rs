@@ -3,8 +3,8 @@
 //! The modules are the stages of a command, in the order it passes them; a stage imports the stages before it, never
 //! those after it (`tests/architecture.rs` checks this):
 //!
-//! `wire → auth → command → topology → breaker → routing → admission → upstream → reply → client → admin → app →
-//! sandbox → trial`
+//! `wire → auth → command → topology → breaker → routing → admission → upstream → reply → client → admin → operate →
+//! app → sandbox → trial`
 //!
 //! `cli`, `config`, `reload`, `telemetry`, `tasks` and `tls` are leaves that any stage may use.
 
@@ -36,6 +36,8 @@ pub mod reply;
 pub mod client;
 
 pub mod admin;
+
+pub mod operate;
 
 pub mod app;
 

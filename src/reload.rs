@@ -50,6 +50,23 @@ impl Reload {
         self.asked.send_modify(|count| *count += 1);
     }
 
+    /// One more that is read, by whoever is asked to: the caller tells how that ends.
+    pub fn reading(&self) -> Reading {
+        Reading { readings: self.readings.clone(), number: self.readings.number() }
+    }
+
+    /// Calls `read` whenever one of `files` has changed, once soon after the start, and not when all are to be read; it accounts for
+    /// its readings itself.
+    pub fn watch_changes<R: Future + Send>(
+        &self,
+        files: Vec<PathBuf>,
+        tasks: &Tasks,
+        read: impl FnMut() -> R + Send + 'static,
+    ) {
+        // What has changed since the start, before anybody looked, would be missed for good: so it is read again once in any case.
+        follow(files, None, None, tasks, read);
+    }
+
     /// Calls `read` whenever one of `files` has changed, and when all are to be read; never again before it has ended. It says
     /// itself what went wrong, keeps what it had then, and returns whether it was a success.
     pub fn watch<R: Future<Output = bool> + Send>(
@@ -58,31 +75,70 @@ impl Reload {
         tasks: &Tasks,
         mut read: impl FnMut() -> R + Send + 'static,
     ) {
-        if files.is_empty() {
-            return;
-        }
-        let (mut asked, tasks_of_it) = (self.asked.subscribe(), tasks.clone());
-        let (readings, number) = (self.readings.clone(), self.readings.number());
-        let mut seen = look(&files);
-        tasks.spawn("watch files", async move {
-            loop {
-                // Nothing is lost when an arm loses: the watch keeps its newest value, and files are looked at anew.
-                let told = tokio::select! {
-                    told = asked.changed() => told.is_ok(),
-                    () = tokio::time::sleep(LOOK_INTERVAL) => false,
+        let (seen, asked, reading) = (look(&files), self.asked.subscribe(), Arc::new(self.reading()));
+        follow(files, Some(seen), Some(asked), tasks, move || {
+            let (read, reading) = (read(), reading.clone());
+            async move { reading.ended(read.await) }
+        });
+    }
+}
+
+/// Calls `read` when what `files` look like is not what was `seen`, and when it is `asked` for.
+fn follow<R: Future + Send>(
+    files: Vec<PathBuf>,
+    mut seen: Option<Look>,
+    mut asked: Option<watch::Receiver<u64>>,
+    tasks: &Tasks,
+    mut read: impl FnMut() -> R + Send + 'static,
+) {
+    if files.is_empty() {
+        return;
+    }
+    let tasks_of_it = tasks.clone();
+    tasks.spawn("watch files", async move {
+        loop {
+            // Nothing is lost when an arm loses: the watch keeps its newest value, and files are looked at anew.
+            let told = tokio::select! {
+                () = is_asked(&mut asked) => true,
+                () = tokio::time::sleep(LOOK_INTERVAL) => false,
+                () = tasks_of_it.cancelled() => return,
+            };
+            let now = Some(look(&files));
+            if told || now != seen {
+                seen = now;
+                tokio::select! {
+                    _ = read() => {}
+                    // What it would have read is of no use any more.
                     () = tasks_of_it.cancelled() => return,
-                };
-                let now = look(&files);
-                if told || now != seen {
-                    seen = now;
-                    tokio::select! {
-                        success = read() => readings.ended(number, success),
-                        // What it would have read is of no use any more.
-                        () = tasks_of_it.cancelled() => return,
-                    }
                 }
             }
-        });
+        }
+    });
+}
+
+/// Resolves when all files are to be read; never for who does not listen to that, and where nobody is left who could ask.
+///
+/// # Cancel safety
+/// Safe: the watch keeps its newest value.
+async fn is_asked(asked: &mut Option<watch::Receiver<u64>>) {
+    if let Some(asked) = asked
+        && asked.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
+}
+
+/// One of those whose last reading is accounted for.
+pub struct Reading {
+    readings: Arc<Readings>,
+    number: usize,
+}
+
+impl Reading {
+    /// A reading has ended.
+    pub fn ended(&self, success: bool) {
+        self.readings.ended(self.number, success);
     }
 }
 

@@ -16,3 +16,4 @@ pub mod state;
 pub use description::{ServerDescription, ServerKind, TopologyDescription, TopologyKind, TopologyVersion};
 pub use monitor::{Monitor, MonitorSettings, WaitingGuard};
 pub use selection::{Criteria, SelectionFailure, Selector};
+pub use state::News;

@@ -1,28 +1,36 @@
 //! The servers: their pools, their breakers, and the connections that carry commands to them.
 
+mod attempt;
 pub mod backoff;
 mod bound;
 pub mod cancels;
 mod checking_out;
 pub mod cluster;
 pub mod connection;
+pub mod elsewhere;
 pub mod episode;
 pub mod errand;
+pub mod fleet;
 pub mod handshake;
 pub mod health;
 pub mod holders;
 pub mod in_use;
+pub mod lines;
 pub mod liveness;
 mod load;
 pub mod long_polls;
 mod lookout;
 pub mod maintain;
 mod opening;
+pub mod orders;
+pub mod own;
+pub(crate) mod permits;
 pub mod pool;
 pub mod pool_state;
 pub mod rotation;
 #[cfg(test)]
 mod scripted;
+pub mod settings;
 pub mod settling;
 pub mod shortage;
 pub mod tls;
@@ -37,5 +45,8 @@ pub use errand::Errand;
 pub use liveness::Liveness;
 pub use load::Load;
 pub use long_polls::{LongPolls, Place};
+pub use orders::{Cleaned, Cleanup};
+pub use own::OwnConnections;
 pub use pool::{CheckOutError, ClusterBound, Pool, PooledConnection};
+pub use settings::PoolSettings;
 pub use settling::Turn;

@@ -23,6 +23,7 @@ const STAGES: &[&str] = &[
     "reply",
     "client",
     "admin",
+    "operate",
     "app",
     "sandbox",
     "trial",
@@ -69,7 +70,16 @@ const PURE: &[&str] = &[
     "upstream/in_use.rs",
     "upstream/usage.rs",
     "admin/history.rs",
+    "admin/series.rs",
     "admin/trends.rs",
+    "operate/diag/masking.rs",
+    "operate/events.rs",
+    "operate/page.rs",
+    "operate/readable.rs",
+    "operate/series.rs",
+    "operate/table.rs",
+    "operate/top/model.rs",
+    "operate/top/moment.rs",
 ];
 
 /// What pure files do not name: a path that begins with the first part and, where there is one, goes on with the second.

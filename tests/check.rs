@@ -58,6 +58,77 @@ impl Files {
 }
 
 #[tokio::test]
+async fn a_rule_for_a_command_that_is_none_is_told() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "deny_commands = [\"dropDatabse\", \"dropDatabase\", \"listindexes\"]\n").unwrap();
+    let (code, log, output) = Program::start(&["check", "--config", file.path().to_str().unwrap()]).ended().await;
+    assert_eq!(code, 0, "a server may know more commands: {log}{output}");
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert!(matches!(&warnings[..], [line] if line.contains("not known") && line.contains("dropDatabse")), "{log}");
+}
+
+/// What is wrong with values does not hide what is wrong with the files that others name, nor does one value another.
+#[tokio::test]
+async fn values_and_files_are_told_together() {
+    let directory = tempfile::tempdir().unwrap();
+    let none = |name: &str| directory.path().join(name).display().to_string();
+    let file = directory.path().join("mongomux.toml");
+    let text = format!(
+        "upstream = \"mongodb://service@127.0.0.1:1/?maxPoolSize=0&minPoolSize=x&foo=1&tlsCAFile={}\"\n\
+         upstream_password_file = \"{}\"\nlisten = \"127.0.0.1:0\"\nauth = \"users\"\nusers_file = \"{}\"\n\
+         admin = \"127.0.0.1:0\"\nadmin_token_file = \"{}\"\nmax_clients = \"many\"\nwait_queue_timeout_ms = 0\n",
+        none("ca.pem"),
+        none("password"),
+        none("users.toml"),
+        none("tokens"),
+    );
+    std::fs::write(&file, text).unwrap();
+    for command in ["check", "run"] {
+        let (code, log, output) = Program::start(&[command, "--config", file.to_str().unwrap()]).ended().await;
+        assert_eq!(code, 2, "{command}: {log}{output}");
+        for told in [
+            "maxPoolSize=0",
+            "minpoolsize",
+            "foo is an invalid option",
+            "max_clients: ",
+            "wait_queue_timeout_ms: ",
+            "ca.pem: No such file",
+            "password: cannot be read: No such file",
+            "users.toml: cannot be read: No such file",
+            "tokens: cannot be read: No such file",
+        ] {
+            assert_eq!(log.lines().filter(|line| line.contains(told)).count(), 1, "{command}: {told}: {log}");
+        }
+        assert_eq!(log.lines().filter(|line| !line.is_empty()).count(), 9, "{command}: nothing else: {log}");
+    }
+}
+
+/// The next process looks for this one there, and finds out only when it is too late.
+#[tokio::test]
+async fn the_upgrade_socket_needs_a_directory_that_it_can_be_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("file"), "no socket").unwrap();
+    let long = "s".repeat(108 - directory.path().as_os_str().len() - 1);
+    let check =
+        async |socket: PathBuf| Program::start(&["check", "--upgrade-socket", socket.to_str().unwrap()]).ended().await;
+    for (socket, told) in [
+        (path("none/up.sock"), "the directory"),
+        (path("file/up.sock"), "is no directory"),
+        (path("file"), "is there and no socket"),
+        (path(&long), "is 108 bytes long, and a unix socket may have at most 107"),
+    ] {
+        let (code, log, output) = check(socket).await;
+        assert_eq!(code, 2, "{told}: {log}{output}");
+        assert!(log.contains("upgrade_socket: ") && log.contains(told), "{told}: {log}");
+    }
+    for socket in [path("up.sock"), path(&long[1..]), "up.sock".into()] {
+        let (code, log, output) = check(socket).await;
+        assert_eq!(code, 0, "{log}{output}");
+    }
+}
+
+#[tokio::test]
 async fn every_file_is_read_and_every_mistake_is_said() {
     let authority = Authority::new();
     let (certificate, key) = authority.signed(&Wish::default());

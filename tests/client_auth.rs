@@ -405,9 +405,9 @@ async fn users_that_change_are_told_once_and_closed_and_others_stay() {
     let [mut asks, mut again] = [root().await, root().await];
     let mut stays = logged_in(rig.proxy.address(), "test.local", PASSWORD).await;
     write_users(&rig.file(), "[[user]]\nname = 1\n");
-    rig.proxy.reload();
+    drop(rig.proxy.reload().await);
     write_users(&rig.file(), &USERS.replacen("correct-horse_7", "another", 1));
-    rig.proxy.reload();
+    drop(rig.proxy.reload().await);
     eventually("the new password counts", async || {
         let mut caller = Caller::to(rig.proxy.address()).await;
         caller.log_in("admin.root", "another", USUAL).await.last().unwrap().get_f64("ok").ok() == Some(1.0)
@@ -495,7 +495,7 @@ async fn nobody_is_looked_up_for_an_address_that_has_to_wait() {
     let rig = Rig::new("failed_log_ins = 1\n").await;
     let verifier = Verifier::derive(Mechanism::Sha1, "one", "x", vec![7; 16], 4096).unwrap().to_text();
     write_users(&rig.file(), &format!("[[user]]\nname = \"one\"\nverifiers = [\"{verifier}\"]\n"));
-    rig.proxy.reload();
+    drop(rig.proxy.reload().await);
     let mechanisms = async || {
         let hello = doc! { "hello": 1, "saslSupportedMechs": "admin.one" };
         let greeted = Caller::to(rig.proxy.address()).await.command("admin", hello).await;

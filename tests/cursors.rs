@@ -16,7 +16,7 @@ use mongomux::sandbox::mongod::Mongod;
 use mongomux::sandbox::wire_client::{EXHAUST_ALLOWED, MORE_TO_COME, Request, WireClient, WireError};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use support::hold::{eventually, hold_finds};
+use support::hold::{eventually, hold_finds, hold_inserts};
 use support::proxy::{Proxy, proxy};
 use support::raw;
 use support::relay::{Fault, Relay};
@@ -424,6 +424,35 @@ async fn a_cursor_that_nobody_asked_to_hear_of_is_killed() {
 }
 
 /// As above, before the server has answered.
+/// Whoever waits for a connection is routed anew when its server changes its state; the cursor stays where it is.
+#[tokio::test]
+async fn a_kill_that_waits_is_not_lost_with_the_queue() {
+    let (deployment, proxy) = pair("max_pool_size = 1").await;
+    let [server] = deployment.members() else { panic!("one server") };
+    fill(proxy.address(), "held", 100, 10).await;
+    let finds = hold_finds(server, "cursors.held").await;
+    let inserts = hold_inserts(server, "cursors.c").await;
+    let mut leaving = support::connect(proxy.address()).await;
+    leaving.send(&Request::new(DATABASE, doc! { "find": "held", "batchSize": 2 })).await.unwrap();
+    finds.reaches(1).await;
+    let mut staying = support::connect(proxy.address()).await;
+    let insert = Request::new(DATABASE, doc! { "insert": "c", "documents": [{ "x": 1 }] });
+    let inserted = staying.send(&insert).await.unwrap();
+    proxy.waits(1).await;
+    drop(leaving);
+    finds.release().await;
+    inserts.reaches(1).await;
+    // The kill waits behind the insert.
+    for order in ["trip", "reset"] {
+        let path = format!("/admin/breakers/{}/{order}", server.address());
+        let (status, answer) = support::json(proxy.admin_address(), "POST", &path, "{}").await;
+        assert_eq!(status, 200, "{answer}");
+    }
+    inserts.release().await;
+    staying.receive(inserted).await.unwrap();
+    await_cursors(server, &proxy, 0, "killed").await;
+}
+
 #[tokio::test]
 async fn the_cursor_of_a_client_that_left_before_the_reply_is_killed() {
     let (deployment, proxy) = pair("max_pool_size = 2").await;

@@ -251,8 +251,10 @@ async fn an_upstream_that_is_not_there_yet_is_waited_for() {
     let hello = timeout(support::PATIENCE, early.receive(hello)).await.expect("an answer").unwrap();
     assert_eq!(hello.document().unwrap().get_f64("ok").ok(), Some(1.0));
     early.command("test", doc! { "ping": 1 }).await.unwrap();
-    program.line("server found").await;
+    program.line("server reached").await;
     drop(early);
     program.terminate();
     assert_eq!(program.ended().await.0, 0);
+    let count = |words: &str| program.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!((count("server found"), count("server reached")), (1, 1), "each is said once: {}", program.log());
 }

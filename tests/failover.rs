@@ -430,6 +430,46 @@ async fn the_proxy_sends_again_itself_only_what_is_safe() {
 }
 
 #[tokio::test]
+async fn what_may_be_done_is_not_called_undone() {
+    let (deployment, relay, proxy) = relayed("retry = \"proxy\"").await;
+    let mut client = connect(proxy.address()).await;
+    client.command("test", doc! { "insert": "c", "documents": [{ "_id": 0, "n": 0 }] }).await.unwrap();
+    // The first copy is executed and its reply lost; the second one is refused, as by a server that has too much to do.
+    relay.next("update", Fault::NoReply, 1);
+    let overloaded = doc! {
+        "failCommands": ["update"], "errorCode": 462, "errorLabels": ["SystemOverloadedError", "RetryableError"],
+    };
+    support::fail_point(&deployment.members()[0], "failCommand", doc! { "skip": 1 }.into(), overloaded).await;
+    let update = doc! {
+        "update": "c", "updates": [{ "q": { "_id": 0 }, "u": { "$inc": { "n": 1 } } }],
+        "lsid": new_lsid(), "txnNumber": 1_i64,
+    };
+    let reply = client.reply("test", update).await.unwrap();
+    assert_eq!(code_and_labels(&reply), (6, vec!["RetryableWriteError".to_owned()]), "{reply}");
+    support::fail_nothing(&deployment.members()[0]).await;
+    let found = client.command("test", doc! { "find": "c" }).await.unwrap();
+    assert_eq!(first_batch(&found)[0].get_i32("n").ok(), Some(1));
+}
+
+#[tokio::test]
+async fn what_a_server_had_whole_is_not_told_as_not_written_when_it_cannot_be_sent_again() {
+    let soon = "server_selection_timeout_ms = 1_000\nwait_queue_timeout_ms = 1_000";
+    let (_deployment, relay, proxy) = relayed(&format!("retry = \"proxy\"\n{soon}\n{NO_BREAKER}")).await;
+    let mut client = connect(proxy.address()).await;
+    relay.next("insert", Fault::NoReply, 1);
+    relay.next("insert", Fault::CutRequest, 10_000);
+    // Too large to be written at once; the server's small cache takes no larger one with a `txnNumber`.
+    let text = "x".repeat(LARGE / 2);
+    let insert = doc! {
+        "insert": "large", "documents": [{ "_id": 1, "text": text }], "lsid": new_lsid(), "txnNumber": 1_i64,
+    };
+    let reply = client.reply("test", insert).await.unwrap();
+    assert!(relay.forget_faults() < 10_000, "it was sent again, in vain");
+    assert_eq!(code_and_labels(&reply), (6, vec![RETRYABLE_WRITE.to_owned()]), "{reply}");
+    assert_eq!(large_ids(&mut client).await, [1], "it was written");
+}
+
+#[tokio::test]
 async fn doubts_about_a_write_concern_are_cleared_by_a_second_copy_where_that_is_safe() {
     let deployment = support::replica_set(1).await;
     let [server] = deployment.members() else { panic!("one server") };

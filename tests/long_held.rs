@@ -277,5 +277,5 @@ async fn what_is_held_for_long_is_shown_with_its_application_and_reason() {
     hold.release().await;
     timeout(PATIENCE, reports.receive(slow)).await.unwrap().unwrap();
     eventually("the command is not", async || shown(&stats(&proxy).await) == expected[1..]).await;
-    assert_eq!(StdDuration::from_millis(200), proxy.clusters()[0].config.long_held);
+    assert_eq!(StdDuration::from_millis(200), proxy.clusters()[0].config().long_held);
 }

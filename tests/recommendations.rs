@@ -47,7 +47,8 @@ async fn a_pool_that_is_too_small_asks_for_more_and_one_that_is_well_for_nothing
 
     let clusters = vec![small.clusters()[0].clone(), well.clusters()[0].clone()];
     let memory = clusters[0].memory.clone();
-    let admin = Admin::new(clusters, Vec::new(), small.metrics().clone(), memory, watch::Sender::default());
+    let admin =
+        Admin::new(clusters, Vec::new(), small.metrics().clone(), memory, watch::Sender::default(), Arc::default());
     let tasks = Tasks::new();
     let (over, mut set) = (Arc::new(AtomicBool::new(false)), JoinSet::new());
     crowd(&mut set, &small, "shop", 15, &over).await;

@@ -389,8 +389,13 @@ async fn without_a_primary_only_reads_that_may_go_elsewhere_do(it: &mut Set) {
         let mut member = support::client(&it.deployment.members()[*member]).await;
         member.command("admin", doc! { "replSetFreeze": 600 }).await.unwrap();
     }
-    it.deployment.member(primary).kill().await.unwrap();
     let mut client = it.client().await;
+    let opened = client.command("test", doc! { "find": "many", "batchSize": 2 }).await.unwrap();
+    let left = opened.get_document("cursor").unwrap().get_i64("id").unwrap();
+    it.deployment.member(primary).kill().await.unwrap();
+    let killed = client.command("test", doc! { "killCursors": "many", "cursors": [left] }).await.unwrap();
+    assert_eq!(killed.get_array("cursorsNotFound").unwrap(), &[Bson::from(left)], "{killed}");
+    assert!(!it.proxy.clusters()[0].pins.lock().unwrap().knows_cursor(left), "it went with its server");
     for mode in ["primaryPreferred", "secondary", "secondaryPreferred", "nearest"] {
         let find = doc! { "find": "no_primary", "$readPreference": { "mode": mode } };
         client.command("test", find).await.unwrap_or_else(|error| panic!("{mode}: {error}"));

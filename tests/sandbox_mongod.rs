@@ -67,6 +67,8 @@ async fn kill_and_restart_keep_port_and_data() {
     assert!(!runs(killed));
     assert!(client.command("admin", doc! { "ping": 1 }).await.is_err(), "the socket died with the server");
     assert_eq!(deployment.primary().await, None);
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", port)).unwrap_err();
+    assert_eq!(taken.kind(), std::io::ErrorKind::AddrInUse, "the port stays claimed while nobody listens");
 
     deployment.member(0).restart().await.unwrap();
     assert_eq!(deployment.member(0).port(), port);

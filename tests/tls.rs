@@ -229,7 +229,7 @@ async fn a_new_certificate_is_shown_to_new_clients_and_open_sockets_stay() {
     assert_eq!(second.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Resumed));
 
     replace(&certificate, "no certificate");
-    proxy.reload();
+    drop(proxy.reload().await);
     eventually("the failure shows", async || success() == 0.0).await;
     TlsClient::new(&old).greeted(proxy.address()).await.unwrap();
     assert_eq!(expiry(), before);
@@ -261,7 +261,7 @@ async fn authorities_of_clients_are_read_again() {
     let mut open = client(&old).greeted(proxy.address()).await.unwrap();
     client(&new).greeted(proxy.address()).await.unwrap_err();
     replace(&trusted, &std::fs::read_to_string(new.file()).unwrap());
-    proxy.reload();
+    drop(proxy.reload().await);
     eventually("the new one is trusted", async || client(&new).greeted(proxy.address()).await.is_ok()).await;
     client(&old).greeted(proxy.address()).await.unwrap_err();
     works(&mut open, 1).await;
@@ -379,7 +379,7 @@ async fn authorities_of_servers_are_read_again_by_pools_and_by_monitoring() {
     replace(&trusted, &std::fs::read_to_string(new.file()).unwrap());
     let loaded = || proxy.metric("mongomux_config_reload_timestamp_seconds");
     let before = loaded();
-    proxy.reload();
+    drop(proxy.reload().await);
     eventually("they are read", async || loaded() > before).await;
     works(&mut client, 2).await;
     assert_eq!((failures(), monitor.problem()), (0, None));

@@ -136,14 +136,14 @@ async fn a_credential_in_a_file_is_read_again_without_anybody_noticing() {
 
     // A wrong one closes nothing that works.
     std::fs::write(&secret, "wrong").unwrap();
-    proxy.reload();
+    drop(proxy.reload().await);
     eventually("an attempt", async || pool.snapshot().last_connect_error.is_some()).await;
     client.command("test", doc! { "find": "c" }).await.unwrap();
     assert_eq!(pool.snapshot().counts.available, 2);
 
     admin.run_command(doc! { "updateUser": "rotated", "pwd": "second" }).await.unwrap();
     std::fs::write(&secret, "second").unwrap();
-    proxy.reload();
+    drop(proxy.reload().await);
     eventually("two new ones", async || {
         let now = pool.snapshot();
         now.created == before + 2 && now.counts.available == 2 && now.counts.total() == 2

@@ -346,7 +346,7 @@ async fn users_of_a_file_may_go_as_users_of_their_own_and_a_wrong_one_disturbs_n
     assert_eq!(proxy.clusters()[0].refusal(), "", "no breaker opens");
 
     std::fs::write(directory.path().join("users.toml"), users(PASSWORD)).unwrap();
-    proxy.reload();
+    drop(proxy.reload().await);
     let address = proxy.address().clone();
     eventually("the corrected password", async || {
         let mut writer = logged_in(&address, "admin.writer", "local").await;
@@ -437,4 +437,34 @@ async fn two_hundred_users_share_twenty_connections() {
         let count = rig.root.command(&format!("db{user}"), doc! { "count": "c" }).await;
         assert_eq!(count.get_i32("n").ok(), i32::try_from(SOCKETS * 3).ok());
     }
+}
+
+#[tokio::test]
+async fn clients_that_are_only_observed_have_connections_of_their_users() {
+    let mut rig = Rig::new("pooled_clients_percent = 0\nmax_pool_size = 3\nuser_refresh_ms = 1000\n").await;
+    let mut writers = [rig.through("writer").await, rig.through("writer").await, rig.through("other").await];
+    for writer in &mut writers {
+        assert!(ok(&writer.command("test", doc! { "insert": "c", "documents": [{}] }).await));
+    }
+    let mut reader = rig.through("reader").await;
+    assert_eq!(first_batch(&reader.command("test", doc! { "find": "c" }).await).len(), 3);
+    let refused = reader.command("test", doc! { "insert": "c", "documents": [{}] }).await;
+    assert_eq!(refused.get_i32("code").ok(), Some(13), "{refused}");
+    let mut of_users = rig.connections().await;
+    of_users.retain(|user| user != "lookup");
+    of_users.sort();
+    assert_eq!(of_users, ["other", "reader", "writer", "writer"]);
+
+    // Who logs in as somebody else has another connection.
+    assert!(ok(&reader.command("admin", doc! { "logout": 1 }).await));
+    reader.log_in("admin.writer", PASSWORD, USUAL).await;
+    let inserted = reader.command("test", doc! { "insert": "c", "documents": [{}] }).await;
+    assert!(ok(&inserted) && inserted.get_i32("n").ok() == Some(1), "{inserted}");
+
+    // Of who was dropped not even the idle ones are left.
+    assert!(ok(&rig.root.command("admin", doc! { "dropUser": "other" }).await));
+    eventually("the end of its connections", async || !rig.connections().await.contains(&"other".to_owned())).await;
+    let answer = writers[2].command("test", doc! { "find": "c" }).await;
+    assert_eq!(answer.get_i32("code").ok(), Some(13), "{answer}");
+    assert!(ok(&writers[0].command("test", doc! { "find": "c" }).await));
 }

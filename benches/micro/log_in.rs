@@ -11,6 +11,8 @@ use mongomux::auth::scram_server::Decoys;
 use mongomux::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
 use mongomux::auth::{ClientNonce, Identities, Identity, Mechanism, Realm, SaltedKeys, UpstreamLogin};
 use mongomux::client::log_in::LogIns;
+use mongomux::client::shared::ClientLimits;
+use mongomux::config::ClientConfig;
 use tokio::time::Instant;
 
 use crate::path::{client, exchange};
@@ -43,7 +45,8 @@ fn log_in(bencher: Bencher<'_, '_>, name: &str) {
     record.set(Verifier::derive(mechanism, "user", "pencil", vec![7; 28], 15_000).expect("a password"));
     let source = Arc::new(One(Arc::new(record), Arc::new(Identities::default()).realm()));
     let metrics = rig.cluster.metrics.clone();
-    let log_ins = LogIns::new(source, Arc::new(Decoys::new([1; 32])), None, metrics);
+    let limits = Arc::new(ClientLimits::from_pointee(ClientConfig { failed_log_ins: None, ..rig.client.clone() }));
+    let log_ins = LogIns::new(source, Arc::new(Decoys::new([1; 32])), limits, metrics);
     let mut socket = rig.runtime.block_on(client(&rig, Some(log_ins)));
     let (mut reply, mut keys) = (vec![0; PIPE_BYTES], None);
     let mut once = || rig.runtime.block_on(conversation(&mut socket, mechanism, &mut keys, &mut reply));

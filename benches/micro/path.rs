@@ -9,9 +9,9 @@ use futures_util::FutureExt as _;
 use mongomux::client::facade::{self, Offer};
 use mongomux::client::log_in::LogIns;
 use mongomux::client::session::Session;
-use mongomux::client::shared::Activity;
+use mongomux::client::shared::{Activity, ClientLimits};
 use mongomux::client::{ClientShared, Clusters, Ends, Places};
-use mongomux::config::Databases;
+use mongomux::config::{Address, Databases};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::rig::{PIPE_BYTES, Rig};
@@ -38,7 +38,7 @@ fn command(bencher: Bencher<'_, '_>, command: &str) {
 /// A client at the other end of a session's pipe.
 pub(crate) async fn client(rig: &Rig, log_ins: Option<Arc<LogIns>>) -> DuplexStream {
     let offer = Offer {
-        presentation: rig.cluster.config.presentation,
+        presentation: rig.cluster.config().presentation,
         shown_set: None,
         compressors: facade::compressors(&[]),
         max_message_bytes: rig.client.max_message_bytes,
@@ -46,12 +46,14 @@ pub(crate) async fn client(rig: &Rig, log_ins: Option<Arc<LogIns>>) -> DuplexStr
     };
     let clusters = Clusters::new(rig.cluster.clone(), Databases::from_iter([]));
     let facts = facade::follow(&clusters, offer, &rig.tasks);
-    let limits = Arc::new(rig.client.clone());
-    let shared = ClientShared::new(clusters, Arc::default(), limits, facts, Arc::new(Activity::default()), log_ins);
+    let limits = Arc::new(ClientLimits::from_pointee(rig.client.clone()));
+    let nowhere = Address::tcp("127.0.0.1", 0);
+    let shared =
+        ClientShared::new(nowhere, clusters, Arc::default(), limits, facts, Arc::new(Activity::default()), log_ins);
     let places = Places::new(&rig.client, rig.cluster.metrics.clone());
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-    let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let session = Session::new(theirs, Ends::Tcp { peer: nowhere, local: nowhere }, shared, places.take().await);
+    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let session = Session::new(theirs, Ends::Tcp { peer: nobody, local: nobody }, shared, places.take().await);
     rig.tasks.spawn("client", session.run(Arc::default()).map(drop));
     ours
 }

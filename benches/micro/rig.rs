@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bson::RawDocumentBuf;
+use bson::oid::ObjectId;
 use mongomux::admission::MemoryBudget;
 use mongomux::auth::UserId;
 use mongomux::config::system::{Sources, Text};
@@ -74,6 +75,7 @@ fn start(tasks: &Tasks) -> (Arc<Cluster>, ClientConfig) {
         heartbeat_frequency: cluster.heartbeat_frequency,
         connect_timeout: cluster.pool.connect_timeout,
         rebuild: cluster.reconnect,
+        instance: ObjectId::new(),
     };
     let monitor = Monitor::start(&cluster.upstream, settings, tasks);
     let memory = MemoryBudget::new(MemoryShares::of(config.memory_limit_bytes as u64));

@@ -1,5 +1,7 @@
 //! What an operator can do about it: a few rules from numbers to plain words. Silence means that nothing is to be done.
 
+use std::time::Duration;
+
 use super::stats::{ClusterStats, ServerStats, Status};
 use super::suspicions::Suspicion;
 use crate::config::limits::{MAX_CURSOR_PINS, MAX_TRANSACTION_PINS};
@@ -84,6 +86,17 @@ pub fn for_cluster(cluster: &ClusterStats) -> Vec<String> {
         advice
             .push(format!("It is in {mode} mode by order: POST /admin/mode with {{\"mode\": \"normal\"}} ends that."));
     }
+    advice.extend(cluster.paused.iter().map(|pause| {
+        let what = match &pause.database {
+            Some(database) => format!("New commands on the database {database} are held"),
+            None => "New commands are held".to_owned(),
+        };
+        let until = match pause.remaining_ms {
+            Some(ms) => format!("for another {:.0?}, or until POST /admin/resume", Duration::from_millis(ms)),
+            None => "until somebody says POST /admin/resume".to_owned(),
+        };
+        format!("{what} by order, {until}. Each waits as long as it would for a server, and then fails.")
+    }));
     if let Some(problem) = &cluster.problem {
         advice.push(if problem.starts_with("no primary") {
             format!(
@@ -94,6 +107,8 @@ pub fn for_cluster(cluster: &ClusterStats) -> Vec<String> {
             format!("No server takes writes: {problem}.")
         });
     }
+    advice.extend(cluster.fleet.warning.clone());
+    advice.extend(cluster.pooling.advice());
     let (waiting, limit) = (cluster.wait_queue.length, cluster.wait_queue_size);
     if nearly_full(waiting, limit) {
         advice.push(format!("{waiting} commands wait; beyond {limit} they are refused as overload."));
@@ -120,13 +135,25 @@ fn nearly_full(count: usize, limit: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::stats::tests::{cluster, server};
-    use super::super::stats::{ClusterStats, PinStats, WaitQueueStats};
+    use super::super::stats::{ClusterStats, FleetStats, PauseStats, PinStats, WaitQueueStats};
     use super::*;
 
     #[test]
     fn who_is_well_hears_nothing() {
         assert_eq!(server(9, 0).recommendations, [""; 0]);
         assert_eq!(for_cluster(&cluster(vec![server(9, 0)])), [""; 0]);
+    }
+
+    #[test]
+    fn a_pause_that_somebody_forgot_is_told_with_what_ends_it() {
+        let paused = |database: Option<&str>, remaining_ms| {
+            let pause = PauseStats { database: database.map(str::to_owned), remaining_ms };
+            for_cluster(&ClusterStats { paused: vec![pause], ..cluster(vec![server(0, 0)]) }).concat()
+        };
+        let said = paused(None, None);
+        assert!(said.starts_with("New commands are held by order, until somebody says POST /admin/resume"), "{said}");
+        let said = paused(Some("shop"), Some(12_000));
+        assert!(said.starts_with("New commands on the database shop are held by order, for another 12s"), "{said}");
     }
 
     #[test]
@@ -178,6 +205,13 @@ mod tests {
     fn a_mode_is_not_forgotten() {
         let said = for_cluster(&ClusterStats { mode: "read-only".to_owned(), ..cluster(Vec::new()) });
         assert!(said.len() == 1 && said[0].contains("read-only mode") && said[0].contains("/admin/mode"), "{said:?}");
+    }
+
+    #[test]
+    fn what_is_said_of_the_fleet_is_advice_as_well() {
+        let fleet = FleetStats { warning: Some("9 sidecars are too many".to_owned()), ..FleetStats::default() };
+        let said = for_cluster(&ClusterStats { fleet, ..cluster(Vec::new()) });
+        assert_eq!(said, ["9 sidecars are too many"]);
     }
 
     #[test]

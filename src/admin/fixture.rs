@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::rawdoc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
+use super::Admin;
 use crate::admission::MemoryBudget;
 use crate::config::system::Text;
 use crate::config::{BackoffConfig, ClusterConfig, Config, Sources};
@@ -21,6 +24,7 @@ const SETTINGS: MonitorSettings = MonitorSettings {
     heartbeat_frequency: Duration::from_millis(500),
     connect_timeout: Duration::from_millis(300),
     rebuild: BackoffConfig { initial: Duration::from_millis(10), max: Duration::from_millis(40) },
+    instance: ObjectId::from_bytes([0; 12]),
 };
 
 /// A cluster at work, and what it needs.
@@ -107,6 +111,12 @@ impl Fixture {
         self.tasks.cancel();
         assert_eq!(self.tasks.join_all(Duration::from_secs(5)).await, 0);
     }
+}
+
+/// Without any cluster.
+pub(super) fn idle_admin() -> Arc<Admin> {
+    let (metrics, memory) = (Metrics::new(), MemoryBudget::plenty());
+    Admin::new(Vec::new(), Vec::new(), metrics, memory, watch::Sender::default(), Arc::default())
 }
 
 /// For what has no event to wait for.

@@ -13,7 +13,8 @@ use crate::upstream::pool::lock;
 
 /// Sets the gauges of pools, queues, pins and memory.
 pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudget, now: Instant) {
-    let mut oldest = None;
+    // Who waits for a server, or for the end of a pause, is in no pool.
+    let mut oldest = clusters.iter().filter_map(|cluster| cluster.admission.oldest()).min();
     let mut looks = Vec::new();
     for (cluster, server) in
         clusters.iter().flat_map(|cluster| cluster.servers().into_iter().map(move |it| (cluster, it)))
@@ -24,6 +25,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
         connections[ConnectionState::Available].set(pool.counts.available.into());
         connections[ConnectionState::InUse].set(pool.counts.in_use.into());
         connections[ConnectionState::Pending].set(pool.counts.pending.into());
+        server.metrics.own_connections.set(server.pool.own_connections().0.into());
         server.metrics.connections_max.set(pool.max_pool_size.into());
         server.metrics.in_flight_limit.set(pool.limit.into());
         for (lane, waiting) in Lane::ALL.iter().zip(pool.waiting) {
@@ -31,7 +33,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
         }
         oldest = oldest.into_iter().chain(pool.oldest).min();
     }
-    let longest = oldest.map_or(0.0, |since: Instant| now.duration_since(since).as_secs_f64());
+    let longest = oldest.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64());
     metrics.wait_queue_oldest_seconds.set(longest);
 
     for &kind in LongHeldKind::ALL {
@@ -39,7 +41,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
     }
     let (mut cursors, mut transactions) = (0, 0);
     for cluster in clusters {
-        metrics.requests_wait(&cluster.config.name, gauge(cluster.admission.bytes()));
+        metrics.requests_wait(&cluster.name, gauge(cluster.admission.bytes()));
         let (more_cursors, more_transactions) = lock(&cluster.pins).count();
         cursors += more_cursors;
         transactions += more_transactions;
@@ -47,6 +49,7 @@ pub fn refresh(clusters: &[Arc<Cluster>], metrics: &Metrics, memory: &MemoryBudg
     metrics.pins[PinKind::Cursor].set(gauge(cursors));
     metrics.pins[PinKind::Transaction].set(gauge(transactions));
     metrics.buffered_bytes.set(gauge(memory.used()));
+    metrics.buffered_bytes_max.set(gauge(memory.limit()));
 }
 
 fn gauge(count: usize) -> i64 {

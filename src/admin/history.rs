@@ -81,6 +81,10 @@ pub struct PoolSample {
     pub at: Instant,
     /// What has grown; the time held includes that of connections in use.
     pub totals: UsageTotals,
+    /// Commands that have ended which went over connections of their clients' own.
+    pub own_commands: u64,
+    /// Connections established so far.
+    pub created: u64,
     /// Connections closed so far, in the order of the reasons.
     pub closed: [u64; ConnectionClosed::ALL.len()],
     /// Connections that are open, in use or not.
@@ -98,6 +102,11 @@ pub struct PoolSample {
 }
 
 impl PoolSample {
+    /// That have ended so far, whatever they went over.
+    pub fn commands(&self) -> u64 {
+        self.totals.ended + self.own_commands
+    }
+
     /// Notes who has held connections, of which there may be many.
     pub fn hold(&mut self, mut holders: Vec<(ApplicationId, Duration)>) {
         self.held_by_all = holders.iter().map(|(_, held)| *held).sum();
@@ -185,7 +194,9 @@ pub(super) mod tests {
         PoolSample {
             at: start + Duration::from_secs(seconds),
             totals: UsageTotals::default(),
-            closed: [0; 7],
+            own_commands: 0,
+            created: 2,
+            closed: [0; ConnectionClosed::ALL.len()],
             open: 2,
             peak: 0,
             limit: 10,

@@ -59,8 +59,9 @@ pub struct Look {
 impl Look {
     /// At a server as it is now.
     pub fn at(cluster: &Cluster, server: &Server, now: Instant) -> Self {
-        let limit = cluster.config.long_held;
-        let uses = server.pool.uses(now);
+        let limit = cluster.config().long_held;
+        let mut uses = server.pool.uses(now);
+        uses.extend(server.pool.own_uses(now));
         let pins = lock(&cluster.pins);
         let held = pins.long_held_on(&server.address, limit, MAX_LONG_HELD_SHOWN, now);
         Self { uses, held, overlooked: pins.overlooked_on(&server.address, now), limit }

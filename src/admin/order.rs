@@ -1,8 +1,10 @@
-//! The order to change the mode, as it is written: `{"mode": "maintenance", "hold": false, "cluster": "shop"}`.
+//! Orders as they are written: to change the mode, `{"mode": "maintenance", "hold": false, "cluster": "shop"}`, and what is
+//! logged, `{"level": "info,mongomux::connection=debug"}`.
 
 use serde::Deserialize;
 
 use crate::admission::Mode;
+use crate::telemetry::logs::Levels;
 
 /// An order that makes sense.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +50,57 @@ impl ModeOrder {
     }
 }
 
+/// An order to log other lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOrder {
+    /// Which; `None` for those that the process was started with.
+    pub levels: Option<Levels>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenLog {
+    // Without a default: to leave it out is a mistake, and to say null is not.
+    level: serde_json::Value,
+}
+
+impl LogOrder {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what would be right.
+    pub fn parse(body: &[u8]) -> Result<Self, String> {
+        const EXAMPLE: &str = r#"expected {"level": "debug"}, {"level": "info,mongomux::connection=debug"}, or {"level": null} for what --log says"#;
+        let WrittenLog { level } = serde_json::from_slice(body).map_err(|error| format!("body: {error}; {EXAMPLE}"))?;
+        let levels = match level {
+            serde_json::Value::Null => None,
+            serde_json::Value::String(text) => Some(text.parse().map_err(|error| format!("level: {error}"))?),
+            _ => return Err(format!("level: found what is no text; {EXAMPLE}")),
+        };
+        Ok(Self { levels })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn orders_to_log_are_read_and_mistakes_are_told() {
+        let read = |text: &str| LogOrder::parse(text.as_bytes()).map(|order| order.levels.map(|it| it.to_string()));
+        assert_eq!(read(r#"{"level":"DEBUG"}"#), Ok(Some("debug".to_owned())));
+        assert_eq!(read(r#"{"level":null}"#), Ok(None));
+        for (text, told) in [
+            ("", "body: "),
+            ("{}", "missing field `level`"),
+            (r#"{"level":"info","cluster":"shop"}"#, "unknown field `cluster`"),
+            (r#"{"level":3}"#, "level: found what is no text"),
+            (r#"{"level":"loud"}"#, "level: found \"loud\", expected one of off, error"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(told) && error.contains("debug"), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn orders_are_read() {

@@ -1,18 +1,18 @@
 //! The rules of listeners as the admin port shows and changes them:
 //! `{"listener": "127.0.0.1:27016", "readOnly": true, "denyCommands": ["mapReduce"]}`.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::client::RulesInForce;
+use crate::client::{Registry, RulesInForce};
 use crate::command::kind::{UNKNOWN, lookup};
 use crate::config::limits::MAX_RULE_ENTRIES;
 use crate::config::{Address, CommandName, Commands, Namespaces, Rules};
 
-/// A listener and what its clients may do.
+/// A listener, what its clients may do, and who they are.
 #[derive(Debug)]
 pub struct Ruled {
     /// Where it listens.
@@ -21,19 +21,14 @@ pub struct Ruled {
     pub cluster: String,
     /// Its rules.
     pub rules: Arc<RulesInForce>,
+    /// Its clients.
+    pub clients: Arc<Registry>,
 }
 
 impl Ruled {
-    /// A name that is mistyped denies nothing.
+    /// Says which names mean nothing.
     pub fn warn_of_unknown_commands(&self) {
-        let rules = self.rules.current();
-        for name in rules.allow_commands.iter().chain(rules.deny_commands.iter()) {
-            if let CommandName::Named(name) = name
-                && is_unknown(name)
-            {
-                tracing::warn!(listener = %self.address, command = name, "a rule names a command that is not known");
-            }
-        }
+        warn_of_unknown_commands(&self.address, &self.rules.current());
     }
 
     /// As `/stats` shows it.
@@ -52,6 +47,17 @@ impl Ruled {
                 allow_namespaces: namespaces(allow_namespaces),
                 deny_namespaces: namespaces(deny_namespaces),
             },
+        }
+    }
+}
+
+/// A name that is mistyped denies nothing.
+pub fn warn_of_unknown_commands(listener: &Address, rules: &Rules) {
+    for name in rules.allow_commands.iter().chain(rules.deny_commands.iter()) {
+        if let CommandName::Named(name) = name
+            && is_unknown(name)
+        {
+            tracing::warn!(%listener, command = name, "a rule names a command that is not known");
         }
     }
 }
@@ -83,6 +89,20 @@ pub struct RulesStats {
     pub deny_commands: Vec<String>,
     pub allow_namespaces: Vec<String>,
     pub deny_namespaces: Vec<String>,
+}
+
+impl fmt::Display for RulesStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |what: &str, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}", names.join(", ")));
+        let rules = [
+            self.read_only.then(|| "read-only".to_owned()),
+            list("only commands", &self.allow_commands),
+            list("denied commands", &self.deny_commands),
+            list("only namespaces", &self.allow_namespaces),
+            list("denied namespaces", &self.deny_namespaces),
+        ];
+        f.write_str(&rules.into_iter().flatten().collect::<Vec<_>>().join("; "))
+    }
 }
 
 /// An order to change rules that makes sense. What it does not name stays as it is.

@@ -31,14 +31,14 @@ impl ClusterHistory {
     fn push(&mut self, cluster: &Cluster, now: Instant) {
         let mut before = std::mem::take(&mut self.servers);
         for server in cluster.servers() {
-            let sample = pool_sample(&cluster.config, &server, now);
+            let sample = pool_sample(&cluster.config(), &server, now);
             let mut ring = before.remove(&*server.address).unwrap_or_default();
-            let last = ring.iter().last().map_or(0, |last| last.totals.ended);
-            if sample.totals.ended < last {
+            let last = ring.iter().last().map_or(0, PoolSample::commands);
+            if sample.commands() < last {
                 // Another pool: its server had left and is back.
                 ring = Ring::default();
             }
-            self.commands += sample.totals.ended.saturating_sub(last);
+            self.commands += sample.commands().saturating_sub(last);
             ring.push(sample);
             self.servers.insert((*server.address).clone(), ring);
         }
@@ -66,6 +66,8 @@ fn pool_sample(config: &ClusterConfig, server: &Server, now: Instant) -> PoolSam
     let mut sample = PoolSample {
         at: now,
         totals,
+        own_commands: server.pool.own_commands(),
+        created: snapshot.created,
         closed: std::array::from_fn(|index| metrics.connections_closed[ConnectionClosed::ALL[index]].get()),
         open: snapshot.counts.available + snapshot.counts.in_use,
         peak: usage.take_peak(),
@@ -163,7 +165,7 @@ mod tests {
             "1 of at most 1 upstream connections are in use",
             "of ten that there may be"
         );
-        let sample = pool_sample(&fixture.cluster.config, &server, Instant::now());
+        let sample = pool_sample(&fixture.cluster.config(), &server, Instant::now());
         assert_eq!((sample.limit, sample.adapted), (1, 1));
         drop(held);
         fixture.end().await;

@@ -14,12 +14,13 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::access::Caller;
 use super::{Access, Admin, router};
 use crate::client::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
+use crate::client::shift::Shift;
 use crate::client::tls::{ClientTls, HandshakeError};
 use crate::config::limits::{ADMIN_EXCHANGE_TIMEOUT, ADMIN_HEAD_BYTES, MAX_ADMIN_CONNECTIONS};
 use crate::tasks::Tasks;
@@ -87,14 +88,19 @@ impl Served {
     }
 }
 
-/// Serves the admin port until the tasks are cancelled; with `tls` its TCP sockets are encrypted.
+/// Serves the admin port in this process's turn, until the tasks are cancelled; with `tls` its TCP sockets are encrypted.
 pub async fn serve(
-    listener: BoundSocket,
+    listener: Arc<BoundSocket>,
     admin: Arc<Admin>,
     access: Access,
     tls: Option<Arc<ClientTls>>,
+    mut shift: watch::Receiver<Shift>,
     tasks: Tasks,
 ) {
+    tokio::select! {
+        () = Shift::until(&mut shift, |shift| shift != Shift::Before) => {}
+        () = tasks.cancelled() => return,
+    }
     let service = TowerToHyperService::new(router(admin, Arc::new(access)));
     let served = Served { service, tls, refused: Arc::default() };
     let places = Arc::new(Semaphore::new(MAX_ADMIN_CONNECTIONS));
@@ -106,6 +112,7 @@ pub async fn serve(
         };
         let (place, accepted) = tokio::select! {
             next = next => next,
+            () = Shift::until(&mut shift, |shift| !shift.accepts_admin()) => return,
             () = tasks.cancelled() => return,
         };
         let exchange = match accepted {
@@ -141,18 +148,13 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::admission::MemoryBudget;
+    use crate::admin::fixture::idle_admin;
     use crate::config::{Address, ClientCertificates, ListenerTls, TlsVersion};
-    use crate::telemetry::Metrics;
     use crate::upstream::Liveness;
 
     const ORDER: &str = "POST /admin/drain HTTP/1.1\r\nHost: localhost\r\nX-Mongomux: 1\r\n\
                          Content-Type: application/json\r\n";
     const LIVENESS: Liveness = Liveness::UPSTREAM;
-
-    fn admin() -> Arc<Admin> {
-        Admin::new(Vec::new(), Vec::new(), Metrics::new(), MemoryBudget::plenty(), watch::Sender::default())
-    }
 
     /// A port that is served, without any cluster.
     async fn served() -> (std::net::SocketAddr, Tasks) {
@@ -164,7 +166,8 @@ mod tests {
         let address = listener.address().to_string().parse().unwrap();
         let tasks = Tasks::new();
         let access = Access::new(listener.address().clone(), false, None);
-        tasks.spawn("admin", serve(listener, admin(), access, tls, tasks.clone()));
+        let shift = watch::channel(Shift::Ours).1;
+        tasks.spawn("admin", serve(Arc::new(listener), idle_admin(), access, tls, shift, tasks.clone()));
         (address, tasks)
     }
 
@@ -298,7 +301,8 @@ mod tests {
         let listener = BoundSocket::bind(&address, LIVENESS).await.expect("the dead socket is replaced");
         let tasks = Tasks::new();
         let access = Access::new(address.clone(), false, None);
-        tasks.spawn("admin", serve(listener, admin(), access, None, tasks.clone()));
+        let shift = watch::channel(Shift::Ours).1;
+        tasks.spawn("admin", serve(Arc::new(listener), idle_admin(), access, None, shift, tasks.clone()));
         let stream = UnixStream::connect(&path).await.unwrap();
         let text = answer(stream, "GET /stats HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert!(text.starts_with("HTTP/1.1 200"), "a unix socket counts as loopback: {text}");

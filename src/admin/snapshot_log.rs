@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::long_held::Look;
 use super::suspicions::{LastLook, Suspicion, Usage, at_a_look};
@@ -33,19 +33,17 @@ impl Line {
     }
 }
 
-/// Logs every `interval` how each server's pool stands, unless it is unused and unchanged, until the tasks are cancelled.
+/// Logs after each `interval`, which may be another one each time, how each server's pool stands, unless it is unused and unchanged, until the tasks are cancelled.
 /// Tells what takes long, and warns of what looks leaked.
-pub fn log_snapshots(clusters: Vec<Arc<Cluster>>, interval: Duration, tasks: &Tasks) {
+pub fn log_snapshots(clusters: Vec<Arc<Cluster>>, interval: impl Fn() -> Duration + Send + 'static, tasks: &Tasks) {
     let cancelled = tasks.clone();
     tasks.spawn("log snapshots", async move {
-        let mut ticks = tokio::time::interval_at(Instant::now() + interval, interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Of the servers there were last time, so it grows no larger than they are.
         let mut before = BTreeMap::new();
         loop {
-            // Nothing is lost when an arm loses: a tick that is due stays due.
+            // Nothing is lost when an arm loses.
             tokio::select! {
-                now = ticks.tick() => before = log_all(&clusters, before, now),
+                () = tokio::time::sleep(interval()) => before = log_all(&clusters, before, Instant::now()),
                 () = cancelled.cancelled() => return,
             }
         }
@@ -70,13 +68,13 @@ fn log_all(clusters: &[Arc<Cluster>], mut before: Servers, now: Instant) -> Serv
             let key = (index, (*server.address).clone());
             let last = before.remove(&key);
             if line.is_news(last.as_ref().map(|last| &last.line)) {
-                log(&cluster.config.name, &server.address, &line, now);
+                log(&cluster.name, &server.address, &line, now);
             }
             let (at, mut look) = last.map_or((now, LastLook::default()), |last| (last.at, last.look));
             let held = Look::at(cluster, &server, now);
             let usage = Usage { in_use: line.pool.counts.in_use, operations: server.operations(), uses: &held.uses };
             for suspicion in look.next(at_a_look(&held), usage, now.duration_since(at)) {
-                tell(&cluster.config.name, &server.address, &suspicion);
+                tell(&cluster.name, &server.address, &suspicion);
             }
             servers.insert(key, Seen { at: now, line, look });
         }
@@ -192,7 +190,7 @@ mod tests {
         assert_eq!((lines.len(), key.1.to_string()), (1, server));
         assert!(!line.is_news(Some(line)), "at rest");
         assert_eq!(log_all(&[], lines, Instant::now()).len(), 0);
-        log_snapshots(clusters.to_vec(), Duration::from_secs(60), &fixture.tasks);
+        log_snapshots(clusters.to_vec(), || Duration::from_secs(60), &fixture.tasks);
         fixture.end().await;
     }
 }

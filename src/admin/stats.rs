@@ -3,6 +3,7 @@
 //! The structs can be read back, for the commands that show them. Names in JSON are the contract with dashboards and
 //! scripts: what is in it stays, new names may come.
 
+use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::advice;
+use super::history::{PoolSample, Ring};
 use super::long_held::{LongHeldStats, Look};
+use super::pooling::PoolingStats;
 use super::rules::ListenerStats;
 use super::sampler::{self, ClusterHistory};
 use super::suspicions::at_a_look;
@@ -18,10 +21,11 @@ use super::tenants::TenantStats;
 use super::trends::{self, Trends};
 use super::users::UserStats;
 use crate::breaker::BreakerState;
-use crate::telemetry::labels::ServerEvent;
+use crate::telemetry::labels::{ConnectionClosed, Label as _, Lane, ServerEvent};
 use crate::telemetry::metrics::ServerMetrics;
 use crate::topology::{ServerDescription, ServerKind};
 use crate::upstream::Cluster;
+use crate::upstream::fleet::FleetView;
 use crate::upstream::pool::{PoolSnapshot, lock};
 use crate::upstream::pool_state::PoolStatus;
 
@@ -49,6 +53,9 @@ pub struct Stats {
     pub draining: bool,
     /// Client sockets beyond `max_clients`, whose commands are answered that there is no room.
     pub surplus_clients: usize,
+    /// Requests and replies that are buffered.
+    #[serde(default)]
+    pub memory: MemoryStats,
     /// In the order of the configuration.
     pub clusters: Vec<ClusterStats>,
     /// Likewise.
@@ -66,10 +73,18 @@ pub struct ClusterStats {
     pub upstream: String,
     /// `normal`, `read-only` or `maintenance`: how far it serves, by order of the operator.
     pub mode: String,
+    /// What waits for the time being, by order of the operator: all of it, or databases.
+    #[serde(default)]
+    pub paused: Vec<PauseStats>,
     /// Down when writes find no server, degraded when any server is not healthy.
     pub status: Status,
     /// Why it is down, with the servers named.
     pub problem: Option<String>,
+    /// Release series of the server that takes writes, else of any; `None` while it is unknown.
+    pub server_version: Option<String>,
+    /// The worst of its servers' breakers.
+    #[serde(default)]
+    pub breaker: String,
     /// Connections.
     #[serde(flatten)]
     pub connections: Connections,
@@ -81,10 +96,26 @@ pub struct ClusterStats {
     pub pins: PinStats,
     /// Client sockets.
     pub clients: usize,
+    /// How far they share connections.
+    #[serde(default)]
+    pub pooling: PoolingStats,
+    /// All sidecars together, and what the servers take.
+    #[serde(default)]
+    pub fleet: FleetStats,
     /// What to do, in plain words; empty when nothing is.
     pub recommendations: Vec<String>,
     /// Ordered by address.
     pub servers: Vec<ServerStats>,
+}
+
+/// What is paused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PauseStats {
+    /// The database; `None` for all of the cluster.
+    pub database: Option<String>,
+    /// It goes on by itself after this, milliseconds; `None` where somebody has to say so.
+    pub remaining_ms: Option<u64>,
 }
 
 /// One server.
@@ -106,6 +137,9 @@ pub struct ServerStats {
     pub limit: u32,
     /// Commands that wait for one of its connections.
     pub wait_queue: WaitQueueStats,
+    /// Who has and wants its connections, by what for; in a fixed order.
+    #[serde(default)]
+    pub lanes: Vec<LaneStats>,
     /// `closed`, `half_open` or `open`.
     pub breaker: String,
     /// Why it is not closed; `None` while it is.
@@ -114,6 +148,12 @@ pub struct ServerStats {
     pub events: EventCounts,
     /// Cursors and transactions that are bound to it.
     pub pins: PinStats,
+    /// Clients that have a command at it, under way or waiting; what the proxy asks for itself counts as well.
+    #[serde(default)]
+    pub clients: u32,
+    /// How its connections come and go.
+    #[serde(default)]
+    pub churn: ChurnStats,
     /// Who shares its connections; those first that were served most.
     pub tenants: Vec<TenantStats>,
     /// Where users have connections of their own: those first that have or want most.
@@ -146,17 +186,116 @@ pub struct Connections {
     pub utilization: u32,
 }
 
+/// A share of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStats {
+    /// `transaction`, `regular`, `await` or `background`.
+    pub lane: String,
+    /// Connections in use.
+    pub active: u32,
+    /// Commands that wait for one.
+    pub waiting: usize,
+}
+
+impl LaneStats {
+    fn of(pool: &PoolSnapshot) -> Vec<Self> {
+        let lanes = Lane::ALL.iter().zip(pool.in_use).zip(pool.waiting);
+        lanes.map(|((lane, active), waiting)| Self { lane: lane.as_str().to_owned(), active, waiting }).collect()
+    }
+}
+
 /// Who waits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct WaitQueueStats {
     /// Commands.
     pub length: usize,
-    /// How long the one that has waited longest for a connection has, milliseconds; 0 when none does.
+    /// How long the one that has waited longest has, milliseconds; 0 when none does. Of a server: for one of its connections. Of
+    /// a cluster: for whatever, a server and the end of a pause included, long polls excepted that wait for nothing else.
     pub oldest_ms: u64,
     /// Their requests, of a cluster: there they have a bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
+}
+
+/// Memory that requests and replies take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryStats {
+    /// Now.
+    pub used_bytes: usize,
+    /// At most.
+    pub limit_bytes: usize,
+}
+
+/// How connections come and go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ChurnStats {
+    /// Established since the server was found.
+    pub created: u64,
+    /// Closed since then, for whatever reason.
+    pub closed: u64,
+    /// Of these, closed for their age, or as an operator had them replaced.
+    pub replaced: u64,
+    /// Of late.
+    pub created_per_minute: f64,
+    /// Likewise.
+    pub closed_per_minute: f64,
+}
+
+impl ChurnStats {
+    /// `ring` tells of the last minutes, where there were any.
+    fn of(metrics: &ServerMetrics, ring: Option<&Ring<PoolSample>>) -> Self {
+        let closed = |reason: &ConnectionClosed| metrics.connections_closed[*reason].get();
+        let (created_per_minute, closed_per_minute) = ring.map(trends::churn_per_minute).unwrap_or_default();
+        Self {
+            created: metrics.connections_created.get(),
+            closed: ConnectionClosed::ALL.iter().map(closed).sum(),
+            replaced: closed(&ConnectionClosed::Lifetime),
+            created_per_minute,
+            closed_per_minute,
+        }
+    }
+}
+
+/// All sidecars together, as far as one of them knows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FleetStats {
+    /// Sidecars; `None` while that is unknown.
+    pub size: Option<u64>,
+    /// How it is known: `configured`, `seen` or `unknown`.
+    pub source: String,
+    /// As many connections may each of them open to one server.
+    pub cap: u64,
+    /// As many may all of them.
+    pub wanted: Option<u64>,
+    /// As many connections takes the server that is full first; `None` while that is unknown.
+    pub server_limit: Option<u64>,
+    /// As many are open to it, whoever's they are.
+    pub server_connections: Option<u64>,
+    /// `wanted` in percent of `server_limit`.
+    pub share: Option<u64>,
+    /// What to do before it is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
+}
+
+impl FleetStats {
+    fn of(view: &FleetView) -> Self {
+        let room = view.tightest.as_ref().map(|(_, room)| room);
+        Self {
+            size: view.size,
+            source: view.source.as_str().to_owned(),
+            cap: view.cap,
+            wanted: view.wanted(),
+            server_limit: room.map(|room| room.limit),
+            server_connections: room.map(|room| room.current),
+            share: view.share(),
+            warning: view.warning().map(|it| it.words),
+        }
+    }
 }
 
 /// What has happened to a server, and how often.
@@ -240,6 +379,26 @@ pub struct ManagerHealth {
     pub is_processing_queue: bool,
 }
 
+impl PauseStats {
+    fn of((database, until): (Option<&str>, Option<Instant>), now: Instant) -> Self {
+        let remaining_ms = until.map(|until| milliseconds(until.saturating_duration_since(now)));
+        Self { database: database.map(str::to_owned), remaining_ms }
+    }
+}
+
+impl fmt::Display for PauseStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("paused")?;
+        if let Some(database) = &self.database {
+            write!(f, " (database {database})")?;
+        }
+        match self.remaining_ms {
+            Some(ms) => write!(f, " for another {:.0?}", Duration::from_millis(ms)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Connections {
     fn of(pool: &PoolSnapshot) -> Self {
         let counts = pool.counts;
@@ -289,6 +448,10 @@ pub struct ServerFacts<'a> {
     pub events: EventCounts,
     /// Cursors and transactions on it.
     pub pins: (usize, usize),
+    /// Commands at it.
+    pub commands: u32,
+    /// How its connections come and go.
+    pub churn: ChurnStats,
     /// What is held for what.
     pub look: &'a Look,
     /// What has been held for long.
@@ -313,10 +476,13 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
             oldest_ms: pool.oldest.map_or(0, |since| milliseconds(now.duration_since(since))),
             bytes: None,
         },
+        lanes: LaneStats::of(pool),
         breaker: facts.breaker.as_str().to_owned(),
         breaker_reason: facts.breaker_reason.clone(),
         events: facts.events,
         pins: PinStats { cursors: facts.pins.0, transactions: facts.pins.1 },
+        clients: facts.commands,
+        churn: facts.churn,
         tenants: Vec::new(),
         users: Vec::new(),
         long_held: facts.long_held.clone(),
@@ -344,16 +510,21 @@ pub fn of_server(facts: &ServerFacts<'_>, now: Instant) -> ServerStats {
 
 /// Tells of one cluster.
 pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> ClusterStats {
-    let (topology, bounds) = (cluster.topology(), sampler::bounds(&cluster.config));
+    let (topology, bounds) = (cluster.topology(), sampler::bounds(&cluster.config()));
     let name = |id| cluster.metrics.applications.name(id).map(String::from);
     let servers = cluster.servers().into_iter().map(|server| {
         // One after the other: each takes the same lock, and a guard lives as long as its statement.
         let pins = lock(&cluster.pins).count_on(&server.address);
         let look = Look::at(cluster, &server, now);
+        // All numbers of connections and of who waits for one are of one moment.
+        let pool = server.pool.snapshot();
+        let ring = history.servers.get(&*server.address);
         let facts = ServerFacts {
             address: server.address.to_string(),
             description: topology.servers.get(&*server.address),
-            pool: &server.pool.snapshot(),
+            commands: server.operations(),
+            churn: ChurnStats::of(&server.metrics, ring),
+            pool: &pool,
             breaker: server.health.state(),
             breaker_reason: server.health.trouble(),
             passes: server.passes(),
@@ -361,7 +532,7 @@ pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> 
             pins,
             long_held: look.stats(name),
             look: &look,
-            trends: history.servers.get(&*server.address).map(|ring| trends::for_server(ring, bounds, name)),
+            trends: ring.map(|ring| trends::for_server(ring, bounds, name)),
         };
         let tenants = super::tenants::of_server(cluster, &server);
         let users = super::users::of_server(cluster, &server);
@@ -369,32 +540,48 @@ pub fn of_cluster(cluster: &Cluster, history: &ClusterHistory, now: Instant) -> 
     });
     let servers: Vec<ServerStats> = servers.collect();
     let (cursors, transactions) = lock(&cluster.pins).count();
+    let at_servers = servers.iter().map(|server| server.wait_queue.oldest_ms);
+    let admitted = cluster.admission.oldest().map(|since| milliseconds(now.saturating_duration_since(since)));
     let wait_queue = WaitQueueStats {
         length: cluster.admission.waiting(),
-        oldest_ms: servers.iter().map(|server| server.wait_queue.oldest_ms).max().unwrap_or_default(),
+        oldest_ms: at_servers.chain(admitted).max().unwrap_or_default(),
         bytes: Some(cluster.admission.bytes()),
     };
     let problem = cluster.not_ready();
+    let breaker = BreakerState::ALL.iter().rev().map(|state| state.as_str());
+    let breaker = breaker.into_iter().find(|state| servers.iter().any(|server| server.breaker == *state));
     let mut stats = ClusterStats {
-        name: cluster.config.name.clone(),
-        upstream: cluster.config.upstream.redacted.clone(),
+        name: cluster.name.clone(),
+        upstream: cluster.config().upstream.redacted.clone(),
         mode: cluster.mode.mode().to_string(),
+        paused: cluster.mode.ask(|orders| orders.pauses.all().map(|pause| PauseStats::of(pause, now)).collect()),
         status: cluster_status(problem.is_some(), &servers),
         problem,
+        server_version: version_of(&servers),
+        breaker: breaker.unwrap_or(BreakerState::Closed.as_str()).to_owned(),
         connections: Connections::sum(
             servers.iter().map(|server| server.connections),
-            cluster.config.max_upstream_connections,
+            cluster.config().max_upstream_connections,
         ),
         wait_queue,
-        wait_queue_size: cluster.config.wait_queue_size,
+        wait_queue_size: cluster.config().wait_queue_size,
         pins: PinStats { cursors, transactions },
         clients: cluster.clients.load(Ordering::Relaxed),
+        pooling: PoolingStats::of(cluster, now),
+        fleet: FleetStats::of(&cluster.fleet()),
         recommendations: Vec::new(),
         servers,
     };
     stats.recommendations = advice::for_cluster(&stats);
     stats.recommendations.extend(trends::for_clients(&history.clients));
     stats
+}
+
+fn version_of(servers: &[ServerStats]) -> Option<String> {
+    let writable = |server: &&ServerStats| server.role == ServerKind::RsPrimary.name();
+    let known = |server: &&ServerStats| server.server_version.is_some();
+    let server = servers.iter().find(writable).filter(known).or_else(|| servers.iter().find(known));
+    server.and_then(|server| server.server_version.clone())
 }
 
 fn cluster_status(has_problem: bool, servers: &[ServerStats]) -> Status {
@@ -469,6 +656,7 @@ pub(super) mod tests {
             limit: 10,
             most_in_use: 10,
             shortage: (in_use >= 10).then_some(Shortage::Pool),
+            in_use: [0, in_use, 0, 0],
             waiting: [0, waiting, 0, 0],
             oldest: None,
             created: 10,
@@ -496,6 +684,8 @@ pub(super) mod tests {
             passes: true,
             events: EventCounts { connected: 1, ..EventCounts::default() },
             pins: (3, 1),
+            commands: 10,
+            churn: ChurnStats { created: 12, closed: 4, replaced: 1, created_per_minute: 1.5, closed_per_minute: 0.5 },
             look,
             long_held: look.stats(|_| None),
             trends: None,
@@ -515,8 +705,11 @@ pub(super) mod tests {
             name: "default".to_owned(),
             upstream: "mongodb://db/".to_owned(),
             mode: "normal".to_owned(),
+            paused: Vec::new(),
             status: cluster_status(false, &servers),
             problem: None,
+            server_version: version_of(&servers),
+            breaker: "closed".to_owned(),
             connections: Connections::sum(servers.iter().map(|server| server.connections), None),
             wait_queue: WaitQueueStats {
                 length: servers.iter().map(|server| server.wait_queue.length).sum(),
@@ -526,6 +719,8 @@ pub(super) mod tests {
             wait_queue_size: 4_000,
             pins: PinStats::default(),
             clients: 2_000,
+            pooling: PoolingStats { bound_holds: true, ..PoolingStats::default() },
+            fleet: FleetStats::default(),
             recommendations: Vec::new(),
             servers,
         }
@@ -537,6 +732,7 @@ pub(super) mod tests {
             uptime_seconds: 5,
             draining: false,
             surplus_clients: 0,
+            memory: MemoryStats { used_bytes: 7, limit_bytes: 100 },
             clusters,
             listeners: Vec::new(),
         }
@@ -552,8 +748,13 @@ pub(super) mod tests {
             "address": "db:27017", "status": "healthy", "role": "primary", "serverVersion": "8.0",
             "active": 7, "idle": 1, "pending": 0, "closing": 0, "min": 2, "max": 10, "utilization": 70,
             "limit": 10, "waitQueue": {"length": 3, "oldestMs": 1234}, "breaker": "closed", "breakerReason": null,
+            "lanes": [
+                {"lane": "transaction", "active": 0, "waiting": 0}, {"lane": "regular", "active": 7, "waiting": 3},
+                {"lane": "await", "active": 0, "waiting": 0}, {"lane": "background", "active": 0, "waiting": 0},
+            ],
             "events": {"connected": 1, "error": 0, "disconnected": 0, "reconnected": 0},
-            "pins": {"cursors": 3, "transactions": 1}, "tenants": [], "users": [], "longHeld": {"count": 0, "items": []},
+            "pins": {"cursors": 3, "transactions": 1}, "clients": 10,
+            "churn": {"created": 12, "closed": 4, "replaced": 1, "createdPerMinute": 1.5, "closedPerMinute": 0.5}, "tenants": [], "users": [], "longHeld": {"count": 0, "items": []},
             "error": null, "recommendations": [],
         });
         assert_eq!(shown, expected);
@@ -570,6 +771,10 @@ pub(super) mod tests {
             "name",
             "upstream",
             "status",
+            "serverVersion",
+            "breaker",
+            "fleet",
+            "pooling",
             "active",
             "idle",
             "pending",
@@ -586,6 +791,19 @@ pub(super) mod tests {
         }
         assert_eq!((&cluster["active"], &cluster["max"], &cluster["utilization"]), (&json!(3), &json!(20), &json!(15)));
         assert_eq!((&shown["uptimeSeconds"], &shown["surplusClients"]), (&json!(5), &json!(0)));
+    }
+
+    #[test]
+    fn a_cluster_has_the_version_of_who_takes_writes() {
+        let of = |role: &str, version: Option<&str>| ServerStats {
+            role: role.to_owned(),
+            server_version: version.map(str::to_owned),
+            ..server(0, 0)
+        };
+        let (new, old) = (of("secondary", Some("8.0")), of("primary", Some("7.0")));
+        assert_eq!(version_of(&[new.clone(), old]).as_deref(), Some("7.0"));
+        assert_eq!(version_of(&[of("unknown", None), new]).as_deref(), Some("8.0"));
+        assert_eq!(version_of(&[of("unknown", None)]), None);
     }
 
     #[test]

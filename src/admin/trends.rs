@@ -304,6 +304,7 @@ fn churn((first, last): (&PoolSample, &PoolSample), period: &Period) -> Option<S
             "most gave their places to other users: raise max_pool_size towards the number of users that are busy at once"
         }
         ConnectionClosed::Revoked => "most were of users that were dropped, or have other passwords now",
+        ConnectionClosed::Shrunk | ConnectionClosed::Ordered => "most were closed by order of the operator",
         ConnectionClosed::Stale | ConnectionClosed::PoolClosed => "most were closed as their server was lost",
     };
     Some(format!(
@@ -311,6 +312,18 @@ fn churn((first, last): (&PoolSample, &PoolSample), period: &Period) -> Option<S
         minutes(period.length),
         period.commands,
     ))
+}
+
+/// Connections that were established and closed a minute, over all that is remembered, rounded to tenths.
+pub fn churn_per_minute(ring: &Ring<PoolSample>) -> (f64, f64) {
+    let (Some(first), Some(last)) = (ring.iter().next(), ring.iter().last()) else { return (0.0, 0.0) };
+    let minutes = last.at.saturating_duration_since(first.at).as_secs_f64() / 60.0;
+    if minutes <= 0.0 {
+        return (0.0, 0.0);
+    }
+    let a_minute = |count: u64| (float(count) / minutes * 10.0).round() / 10.0;
+    let closed = |sample: &PoolSample| sample.closed.iter().sum::<u64>();
+    (a_minute(last.created.saturating_sub(first.created)), a_minute(closed(last).saturating_sub(closed(first))))
 }
 
 /// Of a cluster: its clients connect anew for each operation. So they did the whole time and still do: who starts together
@@ -362,10 +375,26 @@ fn time(seconds: f64) -> String {
 mod tests {
     use tokio::time::Instant;
 
+    use super::super::history::tests::sample;
     use super::super::history::{INTERVALS, SAMPLE_INTERVAL};
     use super::*;
     use crate::telemetry::Applications;
     use crate::upstream::usage::UsageTotals;
+
+    #[test]
+    fn churn_is_told_by_the_minute() {
+        let (start, mut ring) = (Instant::now(), Ring::default());
+        assert_eq!(churn_per_minute(&ring), (0.0, 0.0));
+        ring.push(sample(start, 0));
+        assert_eq!(churn_per_minute(&ring), (0.0, 0.0));
+        for (seconds, created, closed) in [(30, 9, 1), (90, 12, 4)] {
+            let mut later = sample(start, seconds);
+            later.created += created;
+            later.closed[1] = closed;
+            ring.push(later);
+        }
+        assert_eq!(churn_per_minute(&ring), (8.0, 2.7));
+    }
 
     /// What happens in one interval of ten seconds.
     #[derive(Clone)]
@@ -403,7 +432,9 @@ mod tests {
         let mut sample = PoolSample {
             at: Instant::now(),
             totals: UsageTotals::default(),
-            closed: [0; 7],
+            own_commands: 0,
+            created: 10,
+            closed: [0; ConnectionClosed::ALL.len()],
             open: 10,
             peak: 10,
             limit,

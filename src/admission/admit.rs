@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::line::Line;
+
 /// The last part of this many of the queue is for tenants that have less in it than an equal share: however many one of
 /// them sends, the others are let on.
 const LAST_PART: usize = 10;
@@ -53,6 +55,8 @@ pub struct Newcomer {
     pub tenants: usize,
     /// Size of its request.
     pub bytes: usize,
+    /// Since when it waits; `None` for one that is meant to wait and whose time says nothing.
+    pub since: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +64,10 @@ struct Waiting {
     count: usize,
     bytes: usize,
     tenants: Vec<usize>,
+    limits: Limits,
+    /// Since when those wait whose time counts, by the number of their permit.
+    since: Line<Instant>,
+    next: u64,
     /// How many of those in line may still be asked whether they can use what has come free. Here, as a look that finds
     /// nothing and a place that comes free must not pass each other.
     asked: usize,
@@ -70,7 +78,8 @@ impl Waiting {
         self.tenants.get(usize::from(tenant)).copied().unwrap_or_default()
     }
 
-    fn refusal(&self, newcomer: Newcomer, limits: Limits) -> Option<AdmitError> {
+    fn refusal(&self, newcomer: Newcomer) -> Option<AdmitError> {
+        let limits = self.limits;
         let (waiting, limit) = (self.count, limits.count);
         if waiting >= limit {
             return Some(AdmitError::QueueFull { waiting, limit });
@@ -85,7 +94,8 @@ impl Waiting {
         (waiting >= limit).then_some(AdmitError::TenantFull { waiting, limit })
     }
 
-    fn add(&mut self, newcomer: Newcomer) {
+    /// Returns the number of the permit.
+    fn add(&mut self, newcomer: Newcomer) -> u64 {
         self.count += 1;
         self.bytes += newcomer.bytes;
         let index = usize::from(newcomer.tenant);
@@ -93,6 +103,12 @@ impl Waiting {
             self.tenants.resize(index + 1, 0);
         }
         self.tenants[index] += 1;
+        let number = self.next;
+        self.next += 1;
+        if let Some(since) = newcomer.since {
+            self.since.insert(number, since);
+        }
+        number
     }
 
     /// Whether the first in line is to be asked if it can use what has come free; not when all have been asked.
@@ -102,14 +118,15 @@ impl Waiting {
         asks
     }
 
-    fn remove(&mut self, newcomer: Newcomer) {
+    fn remove(&mut self, newcomer: Newcomer, number: u64) {
+        self.since.remove(number);
         self.count -= 1;
         self.bytes -= newcomer.bytes;
         self.tenants[usize::from(newcomer.tenant)] -= 1;
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Limits {
     count: usize,
     bytes: usize,
@@ -119,7 +136,6 @@ struct Limits {
 #[derive(Debug)]
 pub struct Admission {
     waiting: Mutex<Waiting>,
-    limits: Limits,
     freed: Notify,
     /// Who waits for a permit.
     in_line: AtomicUsize,
@@ -128,8 +144,21 @@ pub struct Admission {
 impl Admission {
     /// Lets at most `count` commands wait, with requests of `bytes` all together.
     pub fn new(count: usize, bytes: usize) -> Arc<Self> {
-        let (waiting, freed) = (Mutex::default(), Notify::new());
-        Arc::new(Self { waiting, limits: Limits { count, bytes }, freed, in_line: AtomicUsize::new(0) })
+        let waiting = Mutex::new(Waiting { limits: Limits { count, bytes }, ..Waiting::default() });
+        Arc::new(Self { waiting, freed: Notify::new(), in_line: AtomicUsize::new(0) })
+    }
+
+    /// Puts other limits in force. Those who wait already stay, and who waits for the right to is asked again.
+    pub fn set_limits(&self, count: usize, bytes: usize) {
+        let asks_next = {
+            let mut waiting = self.lock();
+            waiting.limits = Limits { count, bytes };
+            waiting.asked = self.in_line.load(Ordering::Relaxed);
+            waiting.ask_next()
+        };
+        if asks_next {
+            self.freed.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -146,19 +175,19 @@ impl Admission {
     }
 
     fn admit_of(self: &Arc<Self>, waiting: &mut Waiting, newcomer: Newcomer) -> Result<Permit, AdmitError> {
-        match waiting.refusal(newcomer, self.limits) {
+        match waiting.refusal(newcomer) {
             Some(refusal) => Err(refusal),
             None => {
-                waiting.add(newcomer);
-                Ok(Permit { admission: self.clone(), newcomer })
+                let number = waiting.add(newcomer);
+                Ok(Permit { admission: self.clone(), newcomer, number })
             }
         }
     }
 
     /// Allows one more to wait whatever the limits say: for what frees others.
     pub fn admit_always(self: &Arc<Self>, newcomer: Newcomer) -> Permit {
-        self.lock().add(newcomer);
-        Permit { admission: self.clone(), newcomer }
+        let number = self.lock().add(newcomer);
+        Permit { admission: self.clone(), newcomer, number }
     }
 
     /// As [`Admission::admit`], for who cannot be refused: waits for a place until `deadline`.
@@ -205,6 +234,11 @@ impl Admission {
         self.lock().count
     }
 
+    /// Since when the one waits that was let on first of those whose time counts.
+    pub fn oldest(&self) -> Option<Instant> {
+        self.lock().since.first().map(|(_, since)| *since)
+    }
+
     /// How large their requests are, all together.
     pub fn bytes(&self) -> usize {
         self.lock().bytes
@@ -216,6 +250,7 @@ impl Admission {
 pub struct Permit {
     admission: Arc<Admission>,
     newcomer: Newcomer,
+    number: u64,
 }
 
 impl Drop for Permit {
@@ -223,7 +258,7 @@ impl Drop for Permit {
         let admission = &self.admission;
         let asks_next = {
             let mut waiting = admission.lock();
-            waiting.remove(self.newcomer);
+            waiting.remove(self.newcomer, self.number);
             // One after the other, and each once: to wake all of thousands for each place would cost more than the place is worth.
             waiting.asked = admission.in_line.load(Ordering::Relaxed);
             waiting.ask_next()
@@ -254,7 +289,7 @@ impl Drop for InLine<'_> {
 mod tests {
     use super::*;
 
-    const ONE: Newcomer = Newcomer { tenant: 0, max_waiting: usize::MAX, tenants: 1, bytes: 10 };
+    const ONE: Newcomer = Newcomer { tenant: 0, max_waiting: usize::MAX, tenants: 1, bytes: 10, since: None };
 
     #[test]
     fn the_limit_holds_and_places_come_back() {
@@ -265,6 +300,27 @@ mod tests {
         drop(first);
         assert_eq!(admission.waiting(), 1);
         assert!(admission.admit(ONE).is_ok());
+    }
+
+    #[test]
+    fn the_oldest_is_told_of_those_whose_time_counts() {
+        let admission = Admission::new(10, 1_000);
+        let start = Instant::now();
+        let at = |seconds| start + std::time::Duration::from_secs(seconds);
+        let of = |seconds| Newcomer { since: Some(at(seconds)), ..ONE };
+        assert_eq!(admission.oldest(), None);
+        let _long_poll = admission.admit(ONE).unwrap();
+        assert_eq!(admission.oldest(), None, "it is meant to wait");
+        let [first, second, third] = [1, 2, 3].map(|seconds| admission.admit(of(seconds)).unwrap());
+        let last = admission.admit_always(of(4));
+        drop(second);
+        assert_eq!(admission.oldest(), Some(at(1)));
+        drop(first);
+        assert_eq!(admission.oldest(), Some(at(3)));
+        drop(third);
+        assert_eq!(admission.oldest(), Some(at(4)));
+        drop(last);
+        assert_eq!((admission.oldest(), admission.waiting()), (None, 1));
     }
 
     #[test]
@@ -308,7 +364,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whom_another_limit_holds_back_does_not_hold_back_the_next_in_line() {
         let admission = Admission::new(10, 100);
-        let of = |tenant, bytes| Newcomer { tenant, bytes, max_waiting: 1, tenants: 3 };
+        let of = |tenant, bytes| Newcomer { tenant, bytes, max_waiting: 1, tenants: 3, since: None };
         let held = [admission.admit(of(1, 10)).unwrap(), admission.admit(of(2, 80)).unwrap()];
         let until = Instant::now() + std::time::Duration::from_secs(9);
         // Its tenant has all that it may have; too large; and one that fits as soon as the large one has gone.

@@ -2,14 +2,14 @@
 //!
 //! The algorithm is Gradient2 of Netflix' concurrency-limits library (github.com/Netflix/concurrency-limits, described in
 //! "Performance Under Load"), after its description: the latency of a short time is compared with that of a long time, and
-//! the limit follows their ratio. While commands take at most [`TOLERANCE`] times what is normal, the limit grows by a small
+//! the limit follows their ratio. While commands take at most `TOLERANCE` times what is normal, the limit grows by a small
 //! allowance, the queue that a server may have; beyond it the limit shrinks with the ratio, to half at most.
 //!
 //! Four things differ, as a pool has 2 to 300 connections and there is one server behind it:
 //!
 //! - The short time is a window and not one command: a pool carries cheap and dear ones side by side.
 //! - The allowance is 4 for large limits only. Under a ratio that stays bad the limit falls to twice the allowance, which
-//!   must not be most of a pool of ten. See [`allowance`].
+//!   must not be most of a pool of ten. See `allowance`.
 //! - It starts at its least and doubles with each window until the first that takes too long: a limit that begins too
 //!   high sends an avalanche to a server that is cold, and takes it for normal.
 //! - Where the limit cannot fall any further and commands still take too long, they do so without a queue at the server: the
@@ -80,6 +80,12 @@ impl Gradient {
         let max = max.max(1);
         let (min, max) = (f64::from(min.clamp(1, max)), f64::from(max));
         Self { min, max, limit: min, normal: None, phase: Phase::Starting, window: Window::default() }
+    }
+
+    /// Goes on between other bounds.
+    pub fn set_bounds(&mut self, min: u32, max: u32) {
+        let Self { min, max, .. } = Self::new(min, max);
+        (self.min, self.max, self.limit) = (min, max, self.limit.clamp(min, max));
     }
 
     /// Commands that may be in flight.

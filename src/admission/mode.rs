@@ -12,6 +12,7 @@
 
 use std::fmt;
 
+use super::pauses::Pauses;
 use crate::command::{Command, Handling};
 
 /// How far a cluster serves, by order of its operator.
@@ -73,6 +74,39 @@ pub enum Ruling {
     RefuseWrite,
     /// Refused, because it is new.
     RefuseNew,
+}
+
+/// What an operator has ordered about the commands of a cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Orders {
+    /// How far it serves.
+    pub mode: Mode,
+    /// What waits for the time being, whatever the mode.
+    pub pauses: Pauses,
+}
+
+impl Orders {
+    /// True where nothing is held or refused.
+    pub fn is_normal(&self) -> bool {
+        self.mode == Mode::Normal && self.pauses.is_empty()
+    }
+
+    /// Decides about a command on `database`. Who is refused anyway does not wait for it.
+    pub fn rules(&self, bearing: Bearing, database: &str) -> Ruling {
+        self.with_pause(bearing, self.pauses.holds(database))
+    }
+
+    /// As [`Orders::rules`] for one that waits for its turn already: the pause of a database lets it go on.
+    pub fn rules_waiting(&self, bearing: Bearing) -> Ruling {
+        self.with_pause(bearing, self.pauses.is_whole())
+    }
+
+    fn with_pause(&self, bearing: Bearing, is_paused: bool) -> Ruling {
+        match self.mode.rules(bearing) {
+            Ruling::Pass if is_paused && !bearing.continues => Ruling::Hold,
+            ruling => ruling,
+        }
+    }
 }
 
 impl Mode {

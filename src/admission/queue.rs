@@ -202,12 +202,9 @@ impl<T> Default for WaitQueue<T> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::super::claim::{Claim, Tenant};
     use super::super::tenant_use::TenantTable;
     use super::*;
-    use crate::telemetry::labels::Label as _;
 
     /// A queue that numbers those who come.
     #[derive(Default)]
@@ -315,62 +312,5 @@ mod tests {
         queue.insert(first, early, 3);
         assert_eq!((queue.oldest(), queue.len()), (Some(early), 2));
         assert_eq!(order(&mut queue), [3, 2]);
-    }
-
-    proptest! {
-        /// Against a plain list: whatever the rules, nobody is lost or served twice, each tenant's commands of one lane and
-        /// level go in order, and nobody goes whose lane may not.
-        #[test]
-        fn behaves_like_a_list(
-            operations in prop::collection::vec((0_u8..4, 0_usize..4, 0_usize..20, 0_u8..16), 1..300)
-        ) {
-            let mut queue = Numbered::default();
-            let mut model: Vec<(Ticket, u32)> = Vec::new();
-            let (now, tenants) = (Instant::now(), TenantTable::default());
-            for (step, (operation, lane, index, mask)) in operations.into_iter().enumerate() {
-                let waiter = u32::try_from(step).unwrap();
-                match operation {
-                    0 | 1 => {
-                        let tenant = Tenant { id: u16::try_from(index % 3).unwrap(), ..Tenant::COMMON };
-                        let (level, locks) = (Level::ALL[index / 3 % 3], index % 2 == 1);
-                        let ticket = queue.push(Claim { lane: Lane::ALL[lane], level, locks, tenant, ..Lane::Regular.into() }, now, waiter);
-                        model.push((ticket, waiter));
-                    }
-                    2 => {
-                        let allowed = |lane: Lane| mask & (1 << lane.index()) != 0;
-                        let may_lock = index % 2 == 0;
-                        let may = |claim: Claim| allowed(claim.lane) && (may_lock || !claim.locks || claim.lane != Lane::Regular);
-                        let pick = Pick { may_lock, newest_first: false, tenants: &tenants };
-                        prop_assert_eq!(queue.may_go(allowed, pick), model.iter().any(|(ticket, _)| may(ticket.claim)));
-                        let Some((ticket, entry)) = queue.pop(allowed, pick) else {
-                            prop_assert!(!model.iter().any(|(ticket, _)| may(ticket.claim)), "somebody may go");
-                            continue;
-                        };
-                        prop_assert!(may(ticket.claim));
-                        let first = model.iter().position(|(other, _)| {
-                            let same = other.claim.lane == ticket.claim.lane;
-                            let apart = other.claim.level == ticket.claim.level && other.claim.tenant == ticket.claim.tenant;
-                            same && may(other.claim) && (ticket.claim.lane != Lane::Regular || apart)
-                        });
-                        prop_assert_eq!(model.remove(first.unwrap()), (ticket, entry.waiter));
-                        let transaction = model.iter().any(|(other, _)| other.claim.lane == Lane::Transaction);
-                        prop_assert!(ticket.claim.lane == Lane::Transaction || !(transaction && allowed(Lane::Transaction)));
-                    }
-                    _ if index < model.len() => {
-                        let (ticket, waiter) = model.remove(index);
-                        prop_assert_eq!(queue.get_mut(ticket), Some(&mut waiter.clone()));
-                        prop_assert_eq!(queue.remove(ticket).map(|entry| entry.waiter), Some(waiter));
-                        prop_assert_eq!(queue.remove(ticket), None);
-                    }
-                    _ => {}
-                }
-                prop_assert_eq!(queue.len(), model.len());
-                prop_assert_eq!(queue.is_empty(), model.is_empty());
-                for lane in Lane::ALL {
-                    let waiting = model.iter().filter(|(ticket, _)| ticket.claim.lane == *lane).count();
-                    prop_assert_eq!(queue.lane_len(*lane), waiting);
-                }
-            }
-        }
     }
 }

@@ -1,22 +1,23 @@
-//! The switch between modes, which whoever waits is told of.
+//! The orders of an operator about the commands of a cluster, which whoever waits is told of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::watch;
 
-use super::mode::Mode;
+use super::mode::{Mode, Orders};
+use super::pauses::Pauses;
 
-/// The mode in force.
+/// The orders in force.
 #[derive(Debug)]
 pub struct ModeSwitch {
     /// What almost every command asks, without a lock.
     normal: AtomicBool,
-    mode: watch::Sender<Mode>,
+    orders: watch::Sender<Orders>,
 }
 
 impl Default for ModeSwitch {
     fn default() -> Self {
-        Self { normal: AtomicBool::new(true), mode: watch::Sender::default() }
+        Self { normal: AtomicBool::new(true), orders: watch::Sender::default() }
     }
 }
 
@@ -28,23 +29,37 @@ impl ModeSwitch {
 
     /// The mode in force.
     pub fn mode(&self) -> Mode {
-        *self.mode.borrow()
+        self.orders.borrow().mode
+    }
+
+    /// Asks the orders in force; `ask` gives none.
+    pub fn ask<T>(&self, ask: impl FnOnce(&Orders) -> T) -> T {
+        ask(&self.orders.borrow())
     }
 
     /// Puts another mode in force and wakes who waits for one; returns the one before.
     pub fn switch(&self, to: Mode) -> Mode {
-        let mut before = to;
-        // Both under the lock of the watch, so that two orders at once leave them agreeing.
-        self.mode.send_modify(|mode| {
-            before = std::mem::replace(mode, to);
-            self.normal.store(to == Mode::Normal, Ordering::Release);
-        });
-        before
+        self.change(|orders| std::mem::replace(&mut orders.mode, to))
     }
 
-    /// For waiting for another mode.
-    pub fn subscribe(&self) -> watch::Receiver<Mode> {
-        self.mode.subscribe()
+    /// Changes what is paused, and wakes who waits for that.
+    pub fn pauses<T>(&self, change: impl FnOnce(&mut Pauses) -> T) -> T {
+        self.change(|orders| change(&mut orders.pauses))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Orders) -> T) -> T {
+        let mut told = None;
+        // Both under the lock of the watch, so that two orders at once leave them agreeing.
+        self.orders.send_modify(|orders| {
+            told = Some(change(orders));
+            self.normal.store(orders.is_normal(), Ordering::Release);
+        });
+        told.expect("a watch is changed whoever listens")
+    }
+
+    /// For waiting for other orders.
+    pub fn subscribe(&self) -> watch::Receiver<Orders> {
+        self.orders.subscribe()
     }
 }
 
@@ -60,8 +75,12 @@ mod tests {
         assert_eq!(switch.switch(Mode::ReadOnly), Mode::Normal);
         assert!(!switch.is_normal());
         told.changed().await.unwrap();
-        assert_eq!(*told.borrow_and_update(), Mode::ReadOnly);
+        assert_eq!(told.borrow_and_update().mode, Mode::ReadOnly);
+        switch.pauses(|pauses| pauses.pause(None, None)).unwrap();
+        assert!(told.has_changed().unwrap());
         assert_eq!(switch.switch(Mode::Normal), Mode::ReadOnly);
-        assert!(switch.is_normal() && told.has_changed().unwrap());
+        assert!(!switch.is_normal(), "paused still");
+        switch.pauses(|pauses| pauses.resume(None));
+        assert!(switch.is_normal());
     }
 }

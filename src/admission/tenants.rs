@@ -23,6 +23,15 @@ struct Known {
     max_waiting: usize,
 }
 
+impl Known {
+    fn new(id: u16, name: &str, config: &FairnessConfig) -> Self {
+        let bounds = config.bounds_of(name);
+        let (weight, max_in_flight) = (bounds.weight.unwrap_or(1), bounds.max_in_flight.unwrap_or(u16::MAX));
+        let tenant = Tenant { id, weight, max_in_flight };
+        Self { name: name.into(), tenant, max_waiting: bounds.max_waiting.unwrap_or(usize::MAX) }
+    }
+}
+
 impl Tenants {
     /// Only the one without a name.
     pub fn new(config: FairnessConfig) -> Self {
@@ -47,13 +56,20 @@ impl Tenants {
         }
     }
 
+    /// Gives every tenant what another configuration gives it. Those who wait do so as they began.
+    pub fn reconfigure(&mut self, config: FairnessConfig) {
+        self.config = config;
+        for known in &mut self.all {
+            *known = Known::new(known.tenant.id, &known.name, &self.config);
+        }
+    }
+
     fn add(&mut self, name: &str) -> Tenant {
         let id = u16::try_from(self.all.len()).expect("there are at most MAX_TENANTS");
-        let bounds = self.config.bounds_of(name);
-        let (weight, max_in_flight) = (bounds.weight.unwrap_or(1), bounds.max_in_flight.unwrap_or(u16::MAX));
-        let tenant = Tenant { id, weight, max_in_flight };
+        let known = Known::new(id, name, &self.config);
+        let tenant = known.tenant;
         self.ids.insert(name.into(), id);
-        self.all.push(Known { name: name.into(), tenant, max_waiting: bounds.max_waiting.unwrap_or(usize::MAX) });
+        self.all.push(known);
         tenant
     }
 

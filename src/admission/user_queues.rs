@@ -4,6 +4,9 @@
 //! What is free belongs to a user, so only those in that user's queue can have it. Which user is to get a further connection is
 //! the pool's business.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -12,6 +15,11 @@ use tokio::time::Instant;
 use super::claim::{Claim, Entry, Lane, Ticket};
 use super::fair_line::Pick;
 use super::queue::WaitQueue;
+#[cfg(test)]
+use super::{
+    claim::{Level, Tenant},
+    tenant_use::TenantTable,
+};
 use crate::auth::UserId;
 
 /// Who waits for a connection of one server, by user.
@@ -156,7 +164,8 @@ impl<T> UserQueues<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tenant_use::TenantTable;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn of(user: u32) -> Claim {
@@ -178,5 +187,12 @@ mod tests {
         assert!(queues.of(UserId::numbered(1)).is_none() && queues.remove(tickets[3]).is_none());
         assert_eq!(queues.drain(), [10]);
         assert!(queues.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn behave_like_a_list(operations in prop::collection::vec((0_u8..4, 0_u8..4, 0_u8..20, any::<u8>()), 1..300)) {
+            model::run(&operations);
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::client::ClientTls;
 use crate::reload::Reload;
 use crate::tasks::Tasks;
+use crate::telemetry::EventKind;
 use crate::telemetry::labels::CertificateSide;
 use crate::telemetry::metrics::Metrics;
 use crate::topology::monitor::Monitor;
@@ -86,11 +87,15 @@ impl Certificates {
         match read {
             Ok(expires) => {
                 tracing::info!(whose, "TLS files were read again");
+                let told = format!("the TLS files of {whose} were read again");
+                self.metrics.events.record(EventKind::Reload, None, None, &told);
                 self.note(side, whose, expires);
                 true
             }
             Err(error) => {
                 tracing::error!(whose, %error, "TLS files cannot be used: those from before stay in force");
+                let told = format!("the TLS files of {whose} cannot be used, those from before stay in force: {error}");
+                self.metrics.events.record(EventKind::Reload, None, None, &told);
                 false
             }
         }

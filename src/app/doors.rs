@@ -11,6 +11,7 @@ use crate::auth::scram_server::Decoys;
 use crate::auth::users::UserSource;
 use crate::client::file_users::FileUsers;
 use crate::client::log_in::LogIns;
+use crate::client::shared::ClientLimits;
 use crate::config::{Auth, ClusterConfig, Config, ConfigErrors, ListenerConfig};
 use crate::reload::Reload;
 use crate::tasks::{Tasks, compute};
@@ -48,23 +49,23 @@ pub(super) struct Doors {
     /// By the name of the cluster.
     of_clusters: HashMap<String, Arc<LogIns>>,
     decoys: Arc<Decoys>,
-    most_failed: Option<u32>,
+    limits: Arc<ClientLimits>,
     metrics: Arc<Metrics>,
 }
 
 impl Doors {
     pub(super) fn new(
         files: UsersOfFiles,
-        most_failed: Option<u32>,
+        limits: Arc<ClientLimits>,
         metrics: Arc<Metrics>,
         reload: &Reload,
         tasks: &Tasks,
     ) -> Self {
         let UsersOfFiles { users, decoys } = files;
         let (of_files, of_clusters) = (HashMap::new(), HashMap::new());
-        let mut doors = Self { of_files, of_clusters, decoys, most_failed, metrics };
+        let mut doors = Self { of_files, of_clusters, decoys, limits, metrics };
         for (file, users) in users {
-            users.follow(reload, tasks);
+            users.follow(doors.metrics.events.clone(), reload, tasks);
             let door = doors.to(users);
             doors.of_files.insert(file, door);
         }
@@ -77,7 +78,7 @@ impl Doors {
             Auth::None => None,
             Auth::Users(file) => self.of_files.get(file).cloned(),
             Auth::Upstream => {
-                let name = &cluster.config.name;
+                let name = &cluster.name;
                 if let Some(known) = self.of_clusters.get(name) {
                     return Some(known.clone());
                 }
@@ -89,7 +90,7 @@ impl Doors {
     }
 
     fn to(&self, source: Arc<dyn UserSource>) -> Arc<LogIns> {
-        LogIns::new(source, self.decoys.clone(), self.most_failed, self.metrics.clone())
+        LogIns::new(source, self.decoys.clone(), self.limits.clone(), self.metrics.clone())
     }
 }
 

@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::doors::UsersOfFiles;
+use super::upgrade_socket;
 use crate::admin::AdminTokens;
+use crate::admin::rules::warn_of_unknown_commands;
 use crate::auth::Identities;
 use crate::client::ClientTls;
 use crate::client::tls::ClientTlsError;
 use crate::config::system::read_secret;
 use crate::config::uri::Credential;
-use crate::config::{AdminAccess, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerTls};
+use crate::config::{AdminAccess, Attempt, ClusterConfig, Config, ConfigError, ConfigErrors, ListenerTls};
 use crate::tls::FileErrors;
 use crate::upstream::rotation;
 use crate::upstream::tls::{TlsError, UpstreamTls};
@@ -26,6 +28,8 @@ pub(super) struct Files {
     pub(super) clusters: Vec<FilesOfCluster>,
     pub(super) admin_tls: Option<Arc<ClientTls>>,
     pub(super) admin_tokens: Option<Arc<AdminTokens>>,
+    #[cfg(feature = "otel")]
+    pub(super) export: Option<crate::telemetry::otlp::Export>,
 }
 
 /// What the files of one cluster hold.
@@ -40,7 +44,28 @@ pub(super) struct FilesOfCluster {
 /// # Errors
 /// Everything that is wrong with them.
 pub async fn check(config: &Config) -> Result<(), ConfigErrors> {
-    Files::read(config, &Arc::default()).await.map(drop)
+    config.listeners.iter().for_each(|listener| warn_of_unknown_commands(&listener.listen, &listener.rules));
+    let mistakes = in_files(config).await;
+    if mistakes.is_empty() { Ok(()) } else { Err(ConfigErrors(mistakes)) }
+}
+
+/// What is wrong with a configuration, and with the files that it names as far as it can be understood: nobody is to mend the
+/// one to be told of the other then.
+pub async fn all_mistakes(attempt: Attempt) -> ConfigErrors {
+    let mut mistakes = attempt.mistakes;
+    if let Some(config) = &attempt.config {
+        mistakes.extend(in_files(config).await);
+    }
+    ConfigErrors(mistakes)
+}
+
+async fn in_files(config: &Config) -> Vec<ConfigError> {
+    let mut mistakes =
+        Mistakes(Files::read(config, &Arc::default()).await.err().map_or_else(Vec::new, |errors| errors.0));
+    if let Some(path) = &config.upgrade_socket {
+        mistakes.upgrade_socket(path);
+    }
+    mistakes.0
 }
 
 impl Files {
@@ -67,8 +92,18 @@ impl Files {
             AdminAccess::Proven { tokens: Some(file), .. } => mistakes.tokens(file),
             AdminAccess::Proven { .. } | AdminAccess::Loopback | AdminAccess::ProbesOnly => None,
         };
+        #[cfg(feature = "otel")]
+        let export = mistakes.export(config.otlp_endpoint.as_deref());
         match users {
-            Some(users) if mistakes.0.is_empty() => Ok(Self { users, listeners, clusters, admin_tls, admin_tokens }),
+            Some(users) if mistakes.0.is_empty() => Ok(Self {
+                users,
+                listeners,
+                clusters,
+                admin_tls,
+                admin_tokens,
+                #[cfg(feature = "otel")]
+                export,
+            }),
             _ => Err(ConfigErrors(mistakes.0)),
         }
     }
@@ -115,6 +150,19 @@ impl Mistakes {
             read.map_err(|error| self.add(&whose, error.file.display(), &error.problem)).ok()
         });
         FilesOfCluster { tls, credential }
+    }
+
+    /// Who starts finds out itself: the process that is there may hand over its own socket.
+    fn upgrade_socket(&mut self, path: &Path) {
+        if let Err(problem) = upgrade_socket::check(path) {
+            self.add("upgrade_socket", path.display(), problem);
+        }
+    }
+
+    #[cfg(feature = "otel")]
+    fn export(&mut self, endpoint: Option<&str>) -> Option<crate::telemetry::otlp::Export> {
+        let export = crate::telemetry::otlp::Export::prepare(endpoint, &|name| std::env::var(name).ok());
+        export.map_err(|error| self.add("telemetry", &error.name, &error.problem)).ok().flatten()
     }
 
     fn tokens(&mut self, file: &Path) -> Option<Arc<AdminTokens>> {

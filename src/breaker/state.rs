@@ -21,6 +21,9 @@
 //!
 //! A method that changes the state returns the [`Transition`], for the caller to log and count.
 
+#[cfg(test)]
+mod model;
+
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -181,6 +184,14 @@ impl Breaker {
         }
     }
 
+    /// Goes on by other rules. What was counted is forgotten, and an open breaker stays open as long as it was to be.
+    pub fn reconfigure(&mut self, config: &BreakerConfig) {
+        self.window = Window::new(config.window);
+        self.consecutive_failures = 0;
+        self.next_open = self.next_open.clamp(config.open_initial, config.open_max);
+        self.config = config.clone();
+    }
+
     /// The state as of the last change. An open one whose time is over still says open: the first to ask for admission
     /// makes it half-open.
     pub fn state(&self) -> BreakerState {
@@ -317,9 +328,9 @@ impl Breaker {
     }
 }
 
-#[cfg(test)]
 impl Breaker {
-    pub(super) fn check_invariants(&mut self, now: Instant) {
+    /// Panics where what must hold does not. For tests, those of others included.
+    pub fn check_invariants(&mut self, now: Instant) {
         self.window.check_invariants();
         assert!((self.config.open_initial..=self.config.open_max).contains(&self.next_open));
         match self.state {
@@ -338,6 +349,8 @@ impl Breaker {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const FAILURE: Outcome = Outcome::Failure(Failure::Network);
@@ -565,5 +578,12 @@ mod tests {
     fn states_are_in_the_order_of_the_metric() {
         assert_eq!(BreakerState::ALL.map(|state| state as u8), [0, 1, 2]);
         assert_eq!(BreakerState::ALL.map(BreakerState::as_str), ["closed", "half_open", "open"]);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_the_naive_model(operations in prop::collection::vec(any::<(u8, u8)>(), 1..300)) {
+            model::run(operations.into_iter().map(model::Operation::of));
+        }
     }
 }

@@ -84,8 +84,8 @@ impl Window {
         self.began = Some(began);
     }
 
-    #[cfg(test)]
-    pub(super) fn check_invariants(&self) {
+    /// Panics where what must hold does not. For tests, those of others included.
+    pub fn check_invariants(&self) {
         let mut sum = Counts::default();
         for bucket in &self.buckets {
             assert!(bucket.successes <= bucket.total);

@@ -48,8 +48,10 @@ impl Abandoned {
     ) -> Self {
         let command = &exchange.command;
         let cursor = OpenCursor::of_get_more(operation.server(), exchange);
-        // Of the others the server goes on whatever we do.
-        let interruptible = exchange.kind == OperationKind::Read
+        // Of the others the server goes on whatever we do. In a transaction it ends that as well, as it does when a client goes
+        // that is connected to it.
+        let interruptible = matches!(exchange.kind, OperationKind::Read | OperationKind::InTransaction)
+            && !command.may_write()
             && matches!(command.spec.name, "find" | "aggregate" | "count" | "distinct");
         let transaction = command.session.transaction().map(|id| (id, command.spec.handling));
         let mut in_use = OpenTransactions::default();
@@ -68,6 +70,14 @@ pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
         let Abandoned { operation, mut connection, sent, mut interruptible, .. } = abandoned;
         // Taken until the server is done, whatever its answer.
         let _until_done = (abandoned.place, abandoned.in_use, abandoned.application);
+        if connection.is_own() && (interruptible || abandoned.cursor.is_some()) && !connection.has_reply() {
+            // Without a proxy its socket would be closed now, and it has nobody else to serve.
+            connection.discard(ConnectionClosed::Error);
+            if let Some(cursor) = abandoned.cursor {
+                cursor.kill(&cluster);
+            }
+            return;
+        }
         let received = loop {
             // Nothing is lost when an arm loses: the connection goes back or is closed, as it stands. Biased, so that a
             // reply that is there is not lost: it may leave a cursor open.
@@ -89,7 +99,11 @@ pub(super) fn finish(cluster: Arc<Cluster>, abandoned: Abandoned) {
         let inspected = match received {
             Ok(()) => inspect(connection.reply(), false).ok(),
             Err(why) => {
-                cluster.network_error(server, connection.generation, &why);
+                if connection.is_own() {
+                    cluster.own_network_error(server, connection.generation, &why);
+                } else {
+                    cluster.network_error(server, connection.generation, &why);
+                }
                 None
             }
         };

@@ -2,6 +2,7 @@
 //! after a wait that `wait_queue_size` bounds by count and the command's deadlines by time.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::reply::errors::{self, ErrorReply};
 use crate::reply::{OperationKind, Situation};
 use crate::routing::{Lost, Route, route};
 use crate::upstream::pool::lock;
-use crate::upstream::{CheckOutError, Cluster, Operation, PooledConnection, SelectError, Server, Turn};
+use crate::upstream::{CheckOutError, Cluster, Operation, OwnConnections, PooledConnection, SelectError, Server, Turn};
 
 /// After a pool was cleared the command is routed anew, but never in a tight loop.
 const REROUTE_PAUSE: Duration = Duration::from_millis(5);
@@ -49,7 +50,8 @@ pub(super) enum Now {
 /// A command that waits: since when, and its place in the count of those who do.
 pub(super) struct Wait {
     began: Instant,
-    _permit: Permit,
+    /// None for who has connections of its own: there are no more of those than clients.
+    _permit: Option<Permit>,
 }
 
 /// A server and a connection, if both are there now.
@@ -61,6 +63,13 @@ pub(super) fn acquire_now(exchange: &mut Exchange, now: Instant) -> Result<Now, 
         return Ok(Now::Nothing);
     }
     let Some(found) = find_server(exchange, now)? else { return Ok(Now::Nothing) };
+    if let Some(own) = &exchange.own {
+        let Some(connection) = own.take(&found.operation.server().pool, exchange.claim, now) else {
+            return Ok(Now::Nothing);
+        };
+        has_waited(exchange, &found, Duration::ZERO);
+        return Ok(Now::Connection(found.operation, connection));
+    }
     if !try_enter(exchange, found.operation.server()) {
         return Ok(Now::Nothing);
     }
@@ -76,6 +85,7 @@ pub(super) fn acquire_now(exchange: &mut Exchange, now: Instant) -> Result<Now, 
 
 /// It has its connection, after so long.
 fn has_waited(exchange: &mut Exchange, found: &Found, waited: Duration) {
+    exchange.waited += waited;
     exchange.cluster.metrics.wait_queue_seconds.observe(waited.as_secs_f64());
     degraded::stand_in(exchange, found);
 }
@@ -143,7 +153,7 @@ pub(super) fn begin_wait(exchange: &Exchange, began: Instant) -> Result<Option<W
     if exchange.kind == OperationKind::Unacknowledged {
         return Ok(None);
     }
-    Ok(Some(Wait { began, _permit: admit_now(exchange)? }))
+    Ok(Some(Wait { began, _permit: Some(admit_now(exchange, began)?) }))
 }
 
 /// Waits in the queue of a server that was found. `None` when the command is to be routed anew, or may not go on in the mode
@@ -157,7 +167,7 @@ pub(super) async fn take_turn(
     wait: &Wait,
     mut left: impl FnMut(&mut Context<'_>) -> Poll<()>,
 ) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
-    let until = exchange.checked_out_by(&exchange.cluster.config, wait.began);
+    let until = exchange.checked_out_by(&exchange.cluster.config(), wait.began);
     let turn = {
         let mut turn = found.operation.server().pool.check_out_since(exchange.claim, wait.began, until);
         let exchange = &*exchange;
@@ -204,16 +214,20 @@ pub(super) async fn acquire(
 ) -> Result<(Operation, PooledConnection), Refusal> {
     let wait = match wait {
         Some(wait) => wait,
-        None => Wait { began: Instant::now(), _permit: admit(exchange).await? },
+        None if exchange.own.is_some() => Wait { began: Instant::now(), _permit: None },
+        None => {
+            let began = Instant::now();
+            Wait { began, _permit: Some(admit(exchange, began).await?) }
+        }
     };
-    let (bearing, mut modes) = (exchange.bearing(), exchange.cluster.mode.subscribe());
+    let (bearing, mut orders) = (exchange.bearing(), exchange.cluster.mode.subscribe());
     loop {
-        held::until_it_passes(exchange, &mut modes).await?;
+        held::until_it_passes(exchange, &mut orders).await?;
         // Nothing is lost when an arm loses: a waiter that is dropped leaves the queue, and the watch keeps its newest
         // value. Whoever goes on in the new mode, too, keeps its place.
         tokio::select! {
             acquired = acquire_in_line(exchange, wait.began) => return acquired,
-            () = held::stopped(bearing, modes.clone()) => {}
+            () = held::stopped(bearing, orders.clone()) => {}
         }
     }
 }
@@ -232,10 +246,16 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
                 None => continue,
             },
         };
+        if let Some(own) = exchange.own.clone() {
+            match acquire_own(exchange, found, &own, began).await? {
+                Some(acquired) => return Ok(acquired),
+                None => continue,
+            }
+        }
         let operation = &found.operation;
         let pool = operation.server().pool.clone();
         let queued = Instant::now();
-        let until = exchange.checked_out_by(&cluster.config, queued);
+        let until = exchange.checked_out_by(&cluster.config(), queued);
         if tokio::time::timeout_at(until, enter(exchange, operation.server())).await.is_err() {
             return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
         }
@@ -251,13 +271,43 @@ async fn acquire_in_line(exchange: &mut Exchange, began: Instant) -> Result<(Ope
             // Nobody could be told: it joins again, as the newest.
             Err(CheckOutError::Shed)
                 if exchange.kind == OperationKind::Unacknowledged
-                    && Instant::now() < exchange.sent_by(&cluster.config) => {}
+                    && Instant::now() < exchange.sent_by(&cluster.config()) => {}
             Err(CheckOutError::Shed) => return Err(shed(exchange, operation.server(), queued.elapsed())),
             Err(CheckOutError::Timeout) => {
                 return Err(waited_in_vain(exchange, operation.server(), queued.elapsed()).into());
             }
         }
     }
+}
+
+/// The connection of the client's own to the server that was found, established where there is none. `None` when the command is to
+/// be routed anew.
+///
+/// # Cancel safety
+/// Safe: nothing is left behind.
+async fn acquire_own(
+    exchange: &mut Exchange,
+    found: Found,
+    own: &Arc<OwnConnections>,
+    began: Instant,
+) -> Result<Option<(Operation, PooledConnection)>, Refusal> {
+    let pool = found.operation.server().pool.clone();
+    let until = exchange.sent_by(&exchange.cluster.config());
+    let connected = match own.take(&pool, exchange.claim, Instant::now()) {
+        Some(connection) => Ok(connection),
+        None => own.connect(&pool, exchange.claim, until).await,
+    };
+    match connected {
+        Ok(connection) => {
+            has_waited(exchange, &found, began.elapsed());
+            return Ok(Some((found.operation, connection)));
+        }
+        Err(CheckOutError::Cleared | CheckOutError::Closed) if Instant::now() < until => {}
+        Err(_) => return Err(not_connected(exchange, found.operation.server(), began.elapsed()).into()),
+    }
+    drop(found);
+    before_rerouting(exchange).await?;
+    Ok(None)
 }
 
 /// Its pool was cleared: it is to be routed anew after a pause, in which what has happened becomes known.
@@ -271,7 +321,7 @@ async fn before_rerouting(exchange: &mut Exchange) -> Result<(), Refusal> {
     if let Some(expired) = exchange.expired() {
         return Err(expired.into());
     }
-    if Instant::now() >= exchange.sent_by(&cluster.config) {
+    if Instant::now() >= exchange.sent_by(&cluster.config()) {
         let (waited, why) = (exchange.unsent_since.elapsed(), cluster.problem(&cluster.topology()));
         return Err(Situation::NoSuitableServer { waited, why }.into());
     }
@@ -281,29 +331,31 @@ async fn before_rerouting(exchange: &mut Exchange) -> Result<(), Refusal> {
 }
 
 /// The permission to wait. An unacknowledged write cannot be refused, so its client waits for the permission, too.
-async fn admit(exchange: &Exchange) -> Result<Permit, Refusal> {
+async fn admit(exchange: &Exchange, began: Instant) -> Result<Permit, Refusal> {
     if exchange.kind != OperationKind::Unacknowledged || exchange.claim.lane == Lane::Transaction {
-        return admit_now(exchange);
+        return admit_now(exchange, began);
     }
     let cluster = &exchange.cluster;
-    let until = exchange.checked_out_by(&cluster.config, Instant::now());
-    cluster.admission.admit_until(newcomer(exchange), until).await.map_err(|refusal| full(cluster, refusal))
+    let until = exchange.checked_out_by(&cluster.config(), began);
+    cluster.admission.admit_until(newcomer(exchange, began), until).await.map_err(|refusal| full(cluster, refusal))
 }
 
 /// As [`admit`], for who can be refused. Statements of open transactions, their ends and killCursors always get it: they free
 /// what others wait for, and are no more than there are transactions and sockets.
-fn admit_now(exchange: &Exchange) -> Result<Permit, Refusal> {
+fn admit_now(exchange: &Exchange, began: Instant) -> Result<Permit, Refusal> {
     let cluster = &exchange.cluster;
     if exchange.claim.lane == Lane::Transaction {
-        return Ok(cluster.admission.admit_always(newcomer(exchange)));
+        return Ok(cluster.admission.admit_always(newcomer(exchange, began)));
     }
-    cluster.admission.admit(newcomer(exchange)).map_err(|refusal| full(cluster, refusal))
+    cluster.admission.admit(newcomer(exchange, began)).map_err(|refusal| full(cluster, refusal))
 }
 
-fn newcomer(exchange: &Exchange) -> Newcomer {
+fn newcomer(exchange: &Exchange, began: Instant) -> Newcomer {
     let (tenant, bytes) = (exchange.claim.tenant.id, exchange.frame.bytes().len());
+    // A long poll waits for data that may never come, and for its turn to do so behind others like it.
+    let since = (exchange.claim.lane != Lane::Await).then_some(began);
     let tenants = lock(&exchange.cluster.tenants);
-    Newcomer { tenant, max_waiting: tenants.max_waiting(tenant), tenants: tenants.count(), bytes }
+    Newcomer { tenant, max_waiting: tenants.max_waiting(tenant), tenants: tenants.count(), bytes, since }
 }
 
 fn full(cluster: &Cluster, refusal: AdmitError) -> Refusal {
@@ -319,7 +371,7 @@ fn shed(exchange: &Exchange, server: &Server, waited: Duration) -> Refusal {
 /// `None` when there is news of the server that the command is bound to: it is to be routed anew.
 async fn wait_for_server(exchange: &Exchange) -> Result<Option<Found>, Refusal> {
     let cluster = &exchange.cluster;
-    let deadline = exchange.selected_by(&cluster.config);
+    let deadline = exchange.selected_by(&cluster.config());
     let topology = cluster.topology();
     let now = Instant::now();
     let route = route(&exchange.command, &exchange.frame, &mut lock(&cluster.pins), &topology, now);
@@ -340,6 +392,16 @@ fn no_server(error: SelectError, waited: Duration) -> Situation {
         SelectError::BreakerOpen(why) => Situation::BreakerOpen { why },
         SelectError::NoSuitableServer(why) => Situation::NoSuitableServer { waited, why },
     }
+}
+
+/// No connection of the client's own in time: the command's own time is over, or none can be made.
+fn not_connected(exchange: &Exchange, server: &Server, waited: Duration) -> Situation {
+    if let Some(expired) = exchange.expired() {
+        return expired;
+    }
+    let (server, last_error) = ((*server.address).clone(), server.pool.snapshot().last_connect_error);
+    let why = last_error.unwrap_or_else(|| format!("others are being established, for {} ms now", waited.as_millis()));
+    Situation::ConnectFailed { server, why }
 }
 
 /// No connection in time: the command's own time is over, all connections are busy, or none can be made.

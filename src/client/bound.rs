@@ -1,14 +1,18 @@
-//! Sockets that listen, for clients and for the admin port: bound before anything else starts.
+//! Sockets that listen, for clients and for the admin port: bound before anything else starts, or [given](super::given) by
+//! whoever had them before.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
+use super::given::{GivenSocket, Listening};
 use crate::config::Address;
 use crate::config::limits::UNSENT_BYTES;
 use crate::upstream::Liveness;
@@ -33,12 +37,14 @@ pub struct BindError {
 pub struct BoundSocket {
     socket: Socket,
     address: Address,
+    /// After the socket, as nobody can connect to a file that nobody listens behind.
+    file: Option<SocketFile>,
 }
 
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    Unix { listener: UnixListener, _file: RemoveFile },
+    Unix(UnixListener),
 }
 
 /// A connection that was accepted.
@@ -50,23 +56,25 @@ pub enum Accepted {
     Unix(UnixStream),
 }
 
-/// The file of a unix socket leaves with its listener, unless somebody else has put another one in its place.
+/// The file of a unix socket leaves with its listener, unless somebody else listens there as well, or has put another one in
+/// its place.
 #[derive(Debug)]
-struct RemoveFile {
+struct SocketFile {
     path: PathBuf,
     /// Device and number of the file; `None` if they cannot be told.
     identity: Option<(u64, u64)>,
+    ours: AtomicBool,
 }
 
-impl RemoveFile {
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), identity: identity(path) }
+impl SocketFile {
+    fn new(path: &Path, ours: bool) -> Self {
+        Self { path: path.to_owned(), identity: identity(path), ours: AtomicBool::new(ours) }
     }
 }
 
-impl Drop for RemoveFile {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
+        if *self.ours.get_mut() && self.identity.is_some() && identity(&self.path) == self.identity {
             // Somebody else has removed it just now: fine as well.
             std::fs::remove_file(&self.path).unwrap_or_default();
         }
@@ -91,6 +99,54 @@ impl BoundSocket {
         bound.map_err(|error| BindError { address: address.clone(), error })
     }
 
+    /// Goes on with a socket that listens already. Its file, if it has one, is its giver's until [`Self::own_file`].
+    ///
+    /// # Errors
+    /// [`BindError`]: the system does not let us wait for connections on it.
+    pub fn given(given: GivenSocket, liveness: Liveness) -> Result<Self, BindError> {
+        let GivenSocket { listening, address, .. } = given;
+        let (file, socket) = match listening {
+            Listening::Tcp(listener) => {
+                prepare(&listener, &address, liveness);
+                (None, listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener)).map(Socket::Tcp))
+            }
+            Listening::Unix(listener) => {
+                let file = match &address {
+                    Address::Unix(path) => Some(SocketFile::new(path, false)),
+                    Address::Tcp { .. } => None,
+                };
+                (file, listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener)).map(Socket::Unix))
+            }
+        };
+        match socket {
+            Ok(socket) => Ok(Self { socket, address, file }),
+            Err(error) => Err(BindError { address, error }),
+        }
+    }
+
+    /// The same socket once more, for another process. It listens as long as one of them is open.
+    ///
+    /// # Errors
+    /// Open files have run out.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Socket::Unix(listener) => listener.as_fd().try_clone_to_owned(),
+        }
+    }
+
+    /// Whether the file of a unix socket goes with this one, or another process listens there.
+    pub fn own_file(&self, ours: bool) {
+        if let Some(file) = &self.file {
+            file.ours.store(ours, Ordering::Relaxed);
+        }
+    }
+
+    /// True when the file of a unix socket goes with this one.
+    pub fn owns_file(&self) -> bool {
+        self.file.as_ref().is_some_and(|file| file.ours.load(Ordering::Relaxed))
+    }
+
     /// Where it listens, with the port that the system chose if it was asked to.
     pub fn address(&self) -> &Address {
         &self.address
@@ -106,7 +162,7 @@ impl BoundSocket {
     pub async fn accept(&self) -> io::Result<Accepted> {
         match &self.socket {
             Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Socket::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+            Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
         }
     }
 }
@@ -117,25 +173,28 @@ async fn bind_tcp(host: &str, port: u16, liveness: Liveness) -> io::Result<Bound
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // A restart must not wait for sockets of the run before.
         socket.set_reuseaddr(true)?;
-        // Passed on to the sockets that are accepted. Without it they serve as well; it only shows later who has stopped
-        // reading.
-        if let Err(error) = SockRef::from(&socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
-            tracing::debug!(%address, %error, "cannot set TCP_NOTSENT_LOWAT");
-        }
-        // Passed on as well, so that it costs no call for each client.
-        if let Err(error) = liveness.watch(&socket) {
-            tracing::warn!(%address, %error, "clients that vanish will be noticed late");
-        }
+        prepare(&socket, &address, liveness);
         match socket.bind(address).and_then(|()| socket.listen(BACKLOG)) {
             Ok(listener) => {
                 let local = listener.local_addr()?;
                 let address = Address::tcp(local.ip().to_string(), local.port());
-                return Ok(BoundSocket { socket: Socket::Tcp(listener), address });
+                return Ok(BoundSocket { socket: Socket::Tcp(listener), address, file: None });
             }
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// Sets what is passed on to the sockets that are accepted, so that it costs no call for each client.
+fn prepare(socket: &impl AsFd, address: &impl std::fmt::Display, liveness: Liveness) {
+    // Without it they serve as well; it only shows later who has stopped reading.
+    if let Err(error) = SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES) {
+        tracing::debug!(%address, %error, "cannot set TCP_NOTSENT_LOWAT");
+    }
+    if let Err(error) = liveness.watch(socket) {
+        tracing::warn!(%address, %error, "clients that vanish will be noticed late");
+    }
 }
 
 async fn bind_unix(path: &Path) -> io::Result<BoundSocket> {
@@ -146,8 +205,8 @@ async fn bind_unix(path: &Path) -> io::Result<BoundSocket> {
         }
         bound => bound,
     }?;
-    let socket = Socket::Unix { listener, _file: RemoveFile::new(path) };
-    Ok(BoundSocket { socket, address: Address::Unix(path.to_owned()) })
+    let file = Some(SocketFile::new(path, true));
+    Ok(BoundSocket { socket: Socket::Unix(listener), address: Address::Unix(path.to_owned()), file })
 }
 
 /// A socket file that nobody listens behind. Anything else at that path is somebody's and stays.

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use super::ends::Ends;
 use crate::admission::{Level, Tenant};
 use crate::auth::Identity;
-use crate::config::FairBy;
+use crate::config::{FairBy, FairnessConfig};
 use crate::reply::ClientState;
-use crate::upstream::Cluster;
 use crate::upstream::pool::lock;
+use crate::upstream::{Cluster, OwnConnections};
 
 /// Who sends a command.
-#[derive(Clone, Copy)]
 pub(super) struct Caller<'a> {
     /// What it has told of itself.
     pub(super) state: &'a ClientState,
@@ -19,6 +18,8 @@ pub(super) struct Caller<'a> {
     pub(super) ends: &'a Ends,
     /// As whom it has logged in.
     pub(super) identity: Option<&'a Arc<Identity>>,
+    /// Its own connections, if the command goes over one of them.
+    pub(super) own: Option<Arc<OwnConnections>>,
 }
 
 impl Caller<'_> {
@@ -28,8 +29,12 @@ impl Caller<'_> {
     }
 
     /// Its tenant, and how much its command matters.
-    pub(super) fn stands<'d>(&self, cluster: &Cluster, database: impl FnOnce() -> &'d str) -> (Tenant, Level) {
-        let fairness = &cluster.config.fairness;
+    pub(super) fn stands<'d>(
+        &self,
+        cluster: &Cluster,
+        fairness: &FairnessConfig,
+        database: impl FnOnce() -> &'d str,
+    ) -> (Tenant, Level) {
         let level = fairness.level_of(self.application());
         let tenant = |name: &str| lock(&cluster.tenants).of(name);
         let tenant = match fairness.by {

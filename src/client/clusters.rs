@@ -84,7 +84,7 @@ impl Clusters {
             Some((first, others)) => {
                 let cluster = of_database(first);
                 if let Some(other) = others.iter().find(|other| !Arc::ptr_eq(of_database(other), cluster)) {
-                    let named = |name: &'_ str| of_database(name).config.name.clone();
+                    let named = |name: &'_ str| of_database(name).name.clone();
                     let name = command.spec.name;
                     return Err(errors::two_clusters(name, (first, &named(first)), (other, &named(other))));
                 }
@@ -96,7 +96,7 @@ impl Clusters {
             let runs_in = self.all().find(|cluster| lock(&cluster.pins).transaction(id, now).is_some());
             return match runs_in {
                 Some(runs_in) if ends_transaction || on_results || Arc::ptr_eq(runs_in, cluster) => Ok(runs_in),
-                Some(runs_in) => Err(errors::second_cluster(&runs_in.config.name, about, &cluster.config.name)),
+                Some(runs_in) => Err(errors::second_cluster(&runs_in.name, about, &cluster.name)),
                 None if command.spec.name == "commitTransaction" => Err(errors::commit_of_unknown_cluster()),
                 // Nothing of it was ever sent, or its server has forgotten it as well.
                 None if ends_transaction => Err(errors::transaction_of_no_cluster()),

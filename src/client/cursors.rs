@@ -150,7 +150,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
         }
         let cluster = clusters.default().clone();
-        let mut exchange = Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
+        let own = self.own_for(&cluster, &command, &frame);
+        let mut exchange =
+            Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller(own));
         self.execute(&mut exchange).await
     }
 
@@ -169,11 +171,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return self.error(&command, &frame, reply_to, &error, Outcome::Refused).await;
         }
         ids.iter().for_each(|id| self.cursors.ended(*id));
+        cluster.learn_of_cursors(&ids, command.session.user).await;
         let groups = lock(&cluster.pins).split(&ids);
         if groups.is_empty() || cluster.servers().len() == 1 {
             // One server has them all, those from before our start, too; and what names none it is to judge.
+            let own = self.own_for(&cluster, &command, &frame);
             let mut exchange =
-                Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller());
+                Exchange::new(command, frame, reply_to, reservation, &self.shared, cluster, self.caller(own));
             return self.execute(&mut exchange).await;
         }
         let begun = command.session.transaction().map(|id| self.begin_statement(id, &cluster)).transpose();
@@ -201,26 +205,31 @@ async fn kill_on_each(
     let mut results: [Vec<i64>; KILL_RESULTS.len()] = Default::default();
     let mut refused = None;
     for (server, ids) in groups {
-        let reply = match server {
+        let reply = match &server {
             Some(server) => {
                 let split = with_cursors(command.document(frame), &ids);
-                let reply = cluster.run(Errand::Server(server.clone()), user, Lane::Transaction, &split).await;
-                reply.map(|reply| (server, reply))
+                cluster.run(Errand::Server(server.clone()), user, Lane::Transaction, &split).await
             }
             None => None,
         };
         match reply {
-            Some((server, reply)) if reply.get_f64("ok").ok() == Some(1.0) => {
+            Some(reply) if reply.get_f64("ok").ok() == Some(1.0) => {
                 for (name, result) in KILL_RESULTS.iter().zip(&mut results) {
                     let items = reply.get_array(name).into_iter().flatten().filter_map(Result::ok);
                     items.filter_map(RawBsonRef::as_i64).for_each(|id| result.push(id));
                 }
-                ids.into_iter().for_each(|id| unpin_cursor(cluster, &server, id));
             }
-            // The command itself is wrong, for instance one of its other fields.
-            Some((_, reply)) if !is_state_change(&reply) => refused = Some(reply),
+            // The command itself is wrong, for instance one of its other fields: they are as they were.
+            Some(reply) if !is_state_change(&reply) => {
+                refused = Some(reply);
+                continue;
+            }
             // Unknown to us, or on a server that is gone and took them along.
-            _ => ids.iter().for_each(|id| results[1].push(*id)),
+            _ => results[1].extend(&ids),
+        }
+        // Its client goes on with none of them, whatever has become of them.
+        if let Some(server) = server {
+            ids.into_iter().for_each(|id| unpin_cursor(cluster, &server, id));
         }
     }
     if let Some(refused) = refused {

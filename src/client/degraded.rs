@@ -70,7 +70,7 @@ pub(super) async fn select(exchange: &Exchange, asked: Criteria<'_>, deadline: I
 
 /// Whether the operator has agreed to old data for this command.
 fn may_do_without(exchange: &Exchange) -> bool {
-    let agreed = &exchange.cluster.config.degraded_reads;
+    let agreed = &exchange.cluster.config().degraded_reads;
     let read = if agreed.is_empty() { None } else { exchange.command.primary_read(&exchange.frame) };
     // A join reads collections that it names somewhere within: all of the database must have been agreed to.
     read.is_some_and(|read| match read.joins {
@@ -89,13 +89,13 @@ pub(super) fn stand_in(exchange: &mut Exchange, found: &Found) {
     server.metrics.degraded_reads.inc();
     if cluster.degraded.begins() {
         let why = cluster.not_ready().unwrap_or_default();
-        tracing::info!(cluster = %cluster.config.name, why, "no primary: secondaries answer degraded reads");
+        tracing::info!(cluster = %cluster.name, why, "no primary: secondaries answer degraded reads");
     }
     tracing::debug!(server = %server.address, command = exchange.command.spec.name, "degraded read");
 }
 
 fn primary_found(cluster: &Cluster) {
     if let Some(reads) = cluster.degraded.ends() {
-        tracing::info!(cluster = %cluster.config.name, reads, "a primary again: no more degraded reads");
+        tracing::info!(cluster = %cluster.name, reads, "a primary again: no more degraded reads");
     }
 }

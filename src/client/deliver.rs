@@ -82,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         } else {
             None
         };
-        let limit = self.shared.limits.max_message_bytes;
+        let limit = self.shared.limits.load().max_message_bytes;
         let message = op_compressed::compress(connection.reply(), compressor, limit);
         if !connection.replace_reply(message, room) {
             tracing::debug!("no memory for a compressed reply: it goes out as it came");
@@ -105,7 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         drop(connection);
         let mut message = bytes;
         if let Some(mut room) = self.room_for_compressed(message.len(), compressor) {
-            let limit = self.shared.limits.max_message_bytes;
+            let limit = self.shared.limits.load().max_message_bytes;
             let compress = move || op_compressed::compress(&message, compressor, limit);
             let compressed = compute(compress).await;
             message = compressed.expect("compressing does not panic, and is not aborted while it is waited for");

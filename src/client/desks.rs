@@ -8,8 +8,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
-
+use super::leaving::ClientStream;
+use super::registry::{AtWork, Registry};
 use super::session::{Served, Session};
 use super::socket::{Incoming, ReadEnd};
 use crate::config::limits::MAX_FREE_DESKS;
@@ -19,6 +19,7 @@ use crate::upstream::pool::lock;
 pub(super) struct Desk<S> {
     work: Pin<Box<dyn Future<Output = ()> + Send>>,
     tray: Arc<Mutex<Option<Tray<S>>>>,
+    at_work: Arc<AtWork>,
 }
 
 /// What lies on a desk before and after the work.
@@ -27,10 +28,10 @@ enum Tray<S> {
     Done(Served<S>),
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Desk<S> {
-    fn new() -> Self {
+impl<S: ClientStream> Desk<S> {
+    fn new(registry: &Registry) -> Self {
         let tray = Arc::new(Mutex::new(None));
-        Self { work: Box::pin(work(tray.clone())), tray }
+        Self { work: Box::pin(work(tray.clone())), tray, at_work: registry.desk() }
     }
 
     /// Serves the message that lies on the tray.
@@ -45,7 +46,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Desk<S> {
 }
 
 /// Serves one message after the other. Whoever puts one on the tray polls.
-async fn work<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(tray: Arc<Mutex<Option<Tray<S>>>>) {
+async fn work<S: ClientStream>(tray: Arc<Mutex<Option<Tray<S>>>>) {
     loop {
         let (session, message) =
             std::future::poll_fn(|_| match lock(&tray).take_if(|tray| matches!(tray, Tray::Job(..))) {
@@ -69,17 +70,19 @@ impl<S> Default for Desks<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Desks<S> {
+impl<S: ClientStream> Desks<S> {
     /// Takes a desk for a client and its message.
     pub(super) fn take(&self, session: Box<Session<S>>, message: Result<Incoming, ReadEnd>) -> Desk<S> {
         let free = lock(&self.free).pop();
-        let desk = free.unwrap_or_else(Desk::new);
+        let desk = free.unwrap_or_else(|| Desk::new(&session.shared.bounds.registry));
+        desk.at_work.begins(session.number());
         *lock(&desk.tray) = Some(Tray::Job(session, message));
         desk
     }
 
     /// The work is done.
     pub(super) fn give_back(&self, desk: Desk<S>) {
+        desk.at_work.ends();
         let mut free = lock(&self.free);
         if free.len() < MAX_FREE_DESKS {
             free.push(desk);

@@ -74,6 +74,11 @@ impl Ends {
         Address::tcp(local.ip().to_canonical().to_string(), local.port()).to_string()
     }
 
+    /// The client's port; `None` where there are none.
+    pub fn port(&self) -> Option<u16> {
+        self.peer().map(|peer| peer.port())
+    }
+
     /// The client's host.
     pub fn host(&self) -> Option<IpAddr> {
         self.peer().map(|peer| peer.ip().to_canonical())

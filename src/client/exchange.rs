@@ -20,7 +20,7 @@ use crate::reply::{Attempted, OperationKind, Situation};
 use crate::reply::{ErrorReply, log_in};
 use crate::telemetry::labels::CommandLabel;
 use crate::upstream::pool::lock;
-use crate::upstream::{Cluster, Place, Server};
+use crate::upstream::{Cluster, OwnConnections, Place, Server};
 use crate::wire::Frame;
 
 /// One command on its way.
@@ -41,21 +41,29 @@ pub(super) struct Exchange {
     pub(super) started: Instant,
     /// `maxTimeMS` after arrival.
     pub(super) deadline: Option<Instant>,
+    /// Longest that a server may take to answer, as it was configured on arrival.
+    pub(super) command_timeout: Option<Duration>,
     /// Since when it waits to be sent: its arrival, or the last time that a server had it.
     pub(super) unsent_since: Instant,
     /// Attempts since then that were not written whole.
     pub(super) attempts: u16,
     /// Was sent again already, after it had been written whole.
     pub(super) resent: bool,
+    /// A server may have carried it out before, for all that is known.
+    pub(super) may_be_done: bool,
     /// The server that the last attempt failed on.
     pub(super) failed: Option<Arc<Address>>,
+    /// As long has it been with servers, and as long it has waited to get there.
     pub(super) upstream: Duration,
+    pub(super) waited: Duration,
     /// Its wait for data, where it is known to wait for data.
     pub(super) poll: Option<Box<LongPoll>>,
     /// It continues a cursor that nobody here knows.
     pub(super) cursor_unknown: bool,
     /// Its place among the statements of its transaction that are on their way.
     pub(super) statement: Option<Box<StatementGuard>>,
+    /// The connections of its client's own, if it goes over one of them: it is observed only.
+    pub(super) own: Option<Arc<OwnConnections>>,
     /// Its place in the share of the pool that it is kept to, while it is upstream.
     pub(super) place: Option<Place>,
     /// Memory for the request, and the counts of what is under way: held until the command has ended.
@@ -75,7 +83,10 @@ impl Exchange {
         command.clear_flags(&mut frame);
         let started = Instant::now();
         let (kind, mut claim, cursor_unknown) = classify(&command, &frame, &cluster, started);
-        (claim.tenant, claim.level) = client.stands(&cluster, || command.database(&frame));
+        let config = cluster.config();
+        let command_timeout = config.command_timeout;
+        (claim.tenant, claim.level) = client.stands(&cluster, &config.fairness, || command.database(&frame));
+        drop(config);
         let identity = client.identity.cloned();
         if let Some(identity) = &identity {
             claim.user = identity.upstream;
@@ -84,7 +95,9 @@ impl Exchange {
         // Long polls do not keep a drain from ending.
         let in_flight = shared.activity.begin(lane == Lane::Await);
         let deadline = command.max_time().map(|time| started + time);
-        let poll = if lane == Lane::Await { LongPoll::new(&command, &frame, &cluster, started) } else { None };
+        // Who has a connection of its own may wait on the server for as long as it likes.
+        let takes_turns = lane == Lane::Await && client.own.is_none();
+        let poll = if takes_turns { LongPoll::new(&command, &frame, &cluster, started) } else { None };
         Self {
             label: CommandLabel::of(command.spec.name),
             command,
@@ -97,14 +110,18 @@ impl Exchange {
             claim,
             started,
             deadline,
+            command_timeout,
             unsent_since: started,
             attempts: 0,
             resent: false,
+            may_be_done: false,
             failed: None,
             upstream: Duration::ZERO,
+            waited: Duration::ZERO,
             poll,
             cursor_unknown,
             statement: None,
+            own: client.own,
             place: None,
             _held: (reservation, in_flight),
         }
@@ -117,7 +134,7 @@ impl Exchange {
 
     /// The share of the server's pool that it has to have a place in, and has not; almost always none.
     pub(super) fn needs_place(&self, server: &Server) -> Option<Share> {
-        if self.place.is_some() {
+        if self.place.is_some() || self.own.is_some() {
             None
         } else if self.claim.lane == Lane::Await {
             Some(Share::LongPolls)

@@ -18,6 +18,9 @@ use super::packing::Form;
 use super::session::Session;
 use super::shared::ClientShared;
 use super::socket::ReadEnd;
+#[cfg(feature = "otel")]
+use super::spans;
+use super::told::{self, Ended};
 use crate::admission::{AdmitError, Lane};
 use crate::breaker::{self, Outcome};
 use crate::command::Handling;
@@ -29,6 +32,7 @@ use crate::reply::{
     answer_state_change, inspect, retry,
 };
 use crate::routing::pins::Room;
+use crate::telemetry::EventKind;
 use crate::telemetry::labels::{self, ClientClosed, ShedReason, Side};
 use crate::topology::TopologyVersion;
 use crate::upstream::in_use::Work;
@@ -45,6 +49,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// A server gets this much longer than `maxTimeMS` to say itself that the time is over.
 const MAX_TIME_GRACE: Duration = Duration::from_secs(1);
+
+/// Why a command has failed whose reply nobody waits for any more.
+const CLIENT_LEFT: &str = "its client has left";
 
 /// What became of one attempt.
 enum Attempt {
@@ -90,6 +97,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 Ok(Attempt::Again(pause)) => {
                     // Others need it meanwhile.
                     exchange.place = None;
+                    exchange.waited += pause;
                     Box::pin(tokio::time::sleep(pause)).await;
                 }
                 Err(Failed::Refused(refusal)) => return Box::pin(self.refused(exchange, refusal)).await,
@@ -147,15 +155,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (command, waits) = (Some(exchange.label), exchange.claim.lane == Lane::Await);
         connection.in_use().begin(Work { command, application: self.application.id(), waits }, sent);
         let limit = self.limit(exchange, sent);
+        told::started(self.who(), exchange, &operation, &connection);
         let waited_for = exchange.kind != OperationKind::Unacknowledged;
         // A request that loses was not written whole and is never executed: its connection is closed.
         let written = tokio::select! {
             biased;
             written = connection.send(exchange.message()) => written,
-            () = self.socket.left(), if waited_for => return Err(Failed::Refused(Refusal::Left)),
-            limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
+            () = self.socket.left(), if waited_for => {
+                exchange.upstream += sent.elapsed();
+                told::failed(self.who(), exchange, &operation, &connection, sent.elapsed(), &CLIENT_LEFT);
+                return Err(Failed::Refused(Refusal::Left));
+            }
+            limit = over(limit) => return Err(self.too_slow(exchange, &operation, &connection, sent, limit).into()),
         };
         if let Err(error) = written {
+            told::failed(self.who(), exchange, &operation, &connection, sent.elapsed(), &error.0);
             return self.not_written(exchange, &operation, &connection, &error.0.to_string());
         }
         self.shared.metrics.sent_bytes[Side::Upstream].inc_by(exchange.message().len() as u64);
@@ -167,30 +181,51 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             received = connection.receive() => received,
             () = self.socket.left() => {
                 let cluster = exchange.cluster.clone();
+                let left = Instant::now();
+                exchange.upstream += left.duration_since(sent);
+                told::failed(self.who(), exchange, &operation, &connection, left.duration_since(sent), &CLIENT_LEFT);
+                self.tell_if_slow(exchange, Some(&operation.server().address), Ended::Abandoned, left);
+                #[cfg(feature = "otel")]
+                spans::tell_sent(&self.shared, exchange, &operation, &connection, sent, spans::End::Failed("abandoned"));
                 abandoned::finish(cluster, Abandoned::new(exchange, operation, connection, sent, self.application.clone()));
                 self.shared.metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
                 return Err(Failed::Client(ReadEnd::Left));
             }
-            limit = over(limit) => return Err(self.too_slow(exchange, &operation, sent, limit).into()),
+            limit = over(limit) => return Err(self.too_slow(exchange, &operation, &connection, sent, limit).into()),
             () = long_polls_end(&self.shared, exchange.claim.lane) => {
+                exchange.upstream += sent.elapsed();
+                told::failed(self.who(), exchange, &operation, &connection, sent.elapsed(), &"the proxy ends");
                 self.lost_reply(exchange, &operation);
                 let id = exchange.command.cursor_id(&exchange.frame).unwrap_or_default();
                 return Err(Failed::Refused(Refusal::Reply(errors::cursor_not_found(id))));
             }
         };
+        exchange.place = None;
+        if let Err(ReceiveError::Silent(limit)) = received {
+            return Err(self.too_slow(exchange, &operation, &connection, sent, limit).into());
+        }
         let answered = Instant::now();
         let took = answered.duration_since(sent);
         exchange.upstream += took;
-        exchange.place = None;
-        if let Err(ReceiveError::Silent(limit)) = received {
-            return Err(self.too_slow(exchange, &operation, sent, limit).into());
-        }
         if let Err(error) = received {
+            told::failed(self.who(), exchange, &operation, &connection, took, &error);
+            #[cfg(feature = "otel")]
+            spans::tell_sent(&self.shared, exchange, &operation, &connection, sent, spans::End::Failed("network"));
             return self.no_reply(exchange, &operation, &connection, &error);
         }
-        operation.server().pool.answered(exchange.claim.lane, took, answered);
+        if exchange.own.is_none() {
+            operation.server().pool.answered(exchange.claim.lane, took, answered);
+        }
+        told::answered(self.who(), exchange, &operation, &connection, took);
+        #[cfg(feature = "otel")]
+        spans::tell_sent(&self.shared, exchange, &operation, &connection, sent, spans::End::Answered);
         let mut undelivered = None;
-        let delivered = match self.judge(exchange, &operation, &mut connection, answered, &mut undelivered)? {
+        let verdict = self.judge(exchange, &operation, &mut connection, answered, &mut undelivered)?;
+        if !matches!(verdict, Verdict::Again) {
+            let ended = Ended::Answered(connection.reply().len());
+            self.tell_if_slow(exchange, Some(&operation.server().address), ended, answered);
+        }
+        let delivered = match verdict {
             Verdict::Again => return Ok(Attempt::Again(Duration::ZERO)),
             Verdict::Nothing => {
                 // The client will never know the id of a new one.
@@ -201,7 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             }
             Verdict::Reply(compressor) => self.deliver(connection, compressor).await,
         };
-        self.observe(exchange.label, exchange.started, exchange.upstream);
+        self.observe(exchange, true);
         if let Err(end) = delivered {
             self.kill_lost(undelivered, &exchange.cluster);
             return Err(Failed::Client(end));
@@ -269,7 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let server = operation.server();
         self.broke(exchange, operation, connection, why);
         exchange.attempts = exchange.attempts.saturating_add(1);
-        let in_time = Instant::now() < exchange.sent_by(&exchange.cluster.config);
+        let in_time = Instant::now() < exchange.sent_by(&exchange.cluster.config());
         if in_time && self.again(exchange, operation, Failure::NotWritten) {
             let doubled = FIRST_PAUSE.saturating_mul(1_u32.checked_shl(exchange.attempts.into()).unwrap_or(u32::MAX));
             let pause = if exchange.attempts > 1 { doubled.min(LONGEST_PAUSE) } else { Duration::ZERO };
@@ -280,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// Whether to send the command once more: only where that is safe, and while the retry budget lasts.
     fn again(&self, exchange: &mut Exchange, operation: &Operation, failure: Failure) -> bool {
-        let Some(reason) = retry(failure, exchange.attempted(), exchange.cluster.config.retry) else { return false };
+        let Some(reason) = retry(failure, exchange.attempted(), exchange.cluster.config().retry) else { return false };
         if !operation.server().health.may_retry() {
             return false;
         }
@@ -288,6 +323,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         exchange.failed = Some(operation.server().address.clone());
         if failure != Failure::NotWritten {
             exchange.resent = true;
+            exchange.may_be_done |= failure != Failure::StateChange { refused_at_start: true };
             exchange.was_sent();
         }
         true
@@ -295,13 +331,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
 
     /// When a server that does not answer is given up, and which limit that is.
     fn limit(&self, exchange: &Exchange, sent: Instant) -> Option<(Instant, Duration)> {
-        let config = &exchange.cluster.config;
         let own = exchange.deadline.map(|deadline| (deadline + MAX_TIME_GRACE, deadline - exchange.started));
-        config.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
+        exchange.command_timeout.map(|limit| (sent + limit, limit)).into_iter().chain(own).min()
     }
 
-    fn too_slow(&mut self, exchange: &Exchange, operation: &Operation, sent: Instant, limit: Duration) -> Situation {
-        let server = operation.server();
+    fn too_slow(
+        &mut self,
+        exchange: &mut Exchange,
+        operation: &Operation,
+        connection: &PooledConnection,
+        sent: Instant,
+        limit: Duration,
+    ) -> Situation {
+        let (server, took) = (operation.server(), sent.elapsed());
+        exchange.upstream += took;
+        exchange.failed = Some(server.address.clone());
+        let failure = format_args!("no answer within {} ms", limit.as_millis());
+        told::failed(self.who(), exchange, operation, connection, took, &failure);
+        #[cfg(feature = "otel")]
+        spans::tell_sent(&self.shared, exchange, operation, connection, sent, spans::End::Failed("timeout"));
         tracing::info!(server = %server.address, command = exchange.command.spec.name, ?limit, "no answer in time");
         server.command_ended(Outcome::Failure(breaker::Failure::Timeout), Instant::now());
         server.pool.doubt_idle_since(sent);
@@ -325,6 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
             return Ok(Attempt::Again(Duration::ZERO));
         }
         self.lost_reply(exchange, operation);
+        exchange.failed = Some(server.address.clone());
         Err(Situation::NoReply { server: (*server.address).clone(), why: error.to_string() }.into())
     }
 
@@ -334,7 +383,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if server.pool.is_current(connection.generation) {
             server.command_ended(Outcome::Failure(breaker::Failure::Network), Instant::now());
         }
-        exchange.cluster.network_error(server, connection.generation, why);
+        if connection.is_own() {
+            exchange.cluster.own_network_error(server, connection.generation, why);
+        } else {
+            exchange.cluster.network_error(server, connection.generation, why);
+        }
     }
 
     /// Looks at a whole reply, acts on what it says, and decides what the client reads. A cursor that the reply leaves
@@ -366,6 +419,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         {
             return Ok(instead);
         }
+        if exchange.may_be_done
+            && exchange.kind != OperationKind::Read
+            && !inspected.facts.ok
+            && inspected.facts.labels.intersects(Labels::NOTHING_DONE)
+        {
+            // True of this attempt, and not of the one before.
+            let failed = exchange.failed.as_ref().unwrap_or(&server.address);
+            let why = "and a server refused it when it was sent again".to_owned();
+            return Err(Situation::NoReply { server: (**failed).clone(), why }.into());
+        }
         if let Some(time) = inspected.facts.operation_time {
             server.long_polls.heard(time);
         }
@@ -383,6 +446,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         if inspected.facts.ok && exchange.command.changes_users(&exchange.frame) {
             // Before its client hears of it: who logs in from then on is looked up anew.
             exchange.cluster.user_changes.happened();
+            let (events, cluster) = (&self.shared.metrics.events, &exchange.cluster.name);
+            events.record(EventKind::User, Some(cluster), None, "a client's command has changed users or roles");
         }
         if server.settling.in_progress()
             && inspected.facts.ok
@@ -452,6 +517,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         let (error, outcome) = match refusal {
             Refusal::Left => {
                 metrics.commands[(exchange.label, labels::Outcome::Abandoned)].inc();
+                self.tell_if_slow(exchange, None, Ended::Abandoned, Instant::now());
                 return Err(ReadEnd::Left);
             }
             Refusal::Reply(error) => (Some(error), labels::Outcome::Failed),
@@ -467,13 +533,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
                 )
             }
             Refusal::Situation(situation) => {
+                #[cfg(feature = "otel")]
+                if !situation.after_complete_write() {
+                    spans::tell_unsent(&self.shared, exchange, situation_name(&situation));
+                }
                 count_shed(&self.shared, &situation, exchange.kind);
                 let outcome =
                     if situation.after_complete_write() { labels::Outcome::Failed } else { labels::Outcome::Refused };
                 (answer(&situation, exchange.kind), outcome)
             }
         };
-        self.observe(exchange.label, exchange.started, exchange.upstream);
+        self.observe(exchange, false);
+        self.tell_if_slow(exchange, exchange.failed.as_deref(), Ended::Refused, Instant::now());
         match error {
             Some(error) => self.error(&exchange.command, &exchange.frame, exchange.reply_to, &error, outcome).await?,
             None => self.shared.metrics.commands[(exchange.label, outcome)].inc(),
@@ -522,6 +593,18 @@ async fn long_polls_end(shared: &ClientShared, lane: Lane) {
         Box::pin(shared.activity.long_polls_end()).await;
     } else {
         std::future::pending().await
+    }
+}
+
+/// The class of an error, for a span.
+#[cfg(feature = "otel")]
+fn situation_name(situation: &Situation) -> &'static str {
+    match situation {
+        Situation::MaxTimeExpiredInQueue { .. } => "timeout",
+        Situation::QueueTimeout { .. } => "wait_queue_timeout",
+        Situation::NoSuitableServer { .. } => "server_selection_timeout",
+        Situation::BreakerOpen { .. } => "breaker_open",
+        _ => "refused",
     }
 }
 

@@ -20,6 +20,7 @@ use crate::config::users_file::{self, EXTERNAL, FileUser};
 use crate::config::{ConfigError, ConfigErrors};
 use crate::reload::Reload;
 use crate::tasks::{Tasks, compute};
+use crate::telemetry::{EventKind, Events};
 use crate::upstream::pool::lock;
 
 /// The users of a file.
@@ -50,11 +51,16 @@ impl FileUsers {
     }
 
     /// Reads the file again whenever it changes. A broken one changes nothing, and is told of.
-    pub fn follow(self: &Arc<Self>, reload: &Reload, tasks: &Tasks) {
+    pub fn follow(self: &Arc<Self>, events: Arc<Events>, reload: &Reload, tasks: &Tasks) {
         let users = self.clone();
         reload.watch(vec![self.path.clone()], tasks, move || {
-            let users = users.clone();
-            async move { users.read_again().await }
+            let (users, events) = (users.clone(), events.clone());
+            async move {
+                let success = users.read_again().await;
+                let how = if success { "was read again" } else { "cannot be used: the users stay as they were" };
+                events.record(EventKind::User, None, None, &format!("the users file {} {how}", users.path.display()));
+                success
+            }
         });
     }
 
@@ -253,7 +259,7 @@ mod tests {
         let path = directory.path().join("users.toml");
         write(&path, &of("a", "x"));
         let (users, reload, tasks) = (users(&path, &Arc::default()).await, Reload::new(Metrics::new()), Tasks::new());
-        users.follow(&reload, &tasks);
+        users.follow(Arc::default(), &reload, &tasks);
         write(&path, &of("longer", "x"));
         reload.now();
         let seen = async {

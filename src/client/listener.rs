@@ -7,17 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncRead;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::bound::{ACCEPT_PAUSE, Accepted, BoundSocket};
 use super::desks::Desks;
 use super::ends::Ends;
+use super::leaving::ClientStream;
 use super::places::{Place, Places};
 use super::proxy_header;
 use super::session::Session;
 use super::shared::ClientShared;
+use super::shift::Shift;
 use super::tls::{ClientTls, HandshakeError};
 use super::tls_socket::TlsSocket;
 use crate::config::Address;
@@ -27,16 +30,18 @@ use crate::telemetry::labels::{ClientClosed, ClientState};
 /// millisecond more, and is over in a second all the same.
 const ACCEPTS_PER_TURN: usize = 16;
 
-/// Accepts clients until the future is dropped, which closes the socket and leaves its clients alone. Each takes one of
+/// Accepts clients while it is this process's turn; then lets go of the socket and leaves its clients alone. Each takes one of
 /// `places` as long as it is open. `proxied` says that each begins with a header of the PROXY protocol; then, where there is
 /// `tls`, comes that.
 pub async fn serve(
-    socket: BoundSocket,
+    socket: Arc<BoundSocket>,
     proxied: bool,
     tls: Option<Arc<ClientTls>>,
     shared: Arc<ClientShared>,
     places: Arc<Places>,
+    mut shift: watch::Receiver<Shift>,
 ) {
+    Shift::until(&mut shift, |shift| shift != Shift::Before).await;
     let (tcp, encrypted, unix) = (Arc::default(), Arc::default(), Arc::default());
     for accepted in 1_usize.. {
         if accepted % ACCEPTS_PER_TURN == 0 {
@@ -44,7 +49,14 @@ pub async fn serve(
         }
         // Before a place is taken, so that a listener without clients keeps none from the others. Where there is none, one
         // connection waits here as the others do in the backlog.
-        match socket.accept().await {
+        let accepted = tokio::select! {
+            // Nothing is lost when an arm loses: what was not accepted stays in the system's queue, for the next process if
+            // there is one. Biased, as that one accepts from the moment it is told to.
+            biased;
+            () = Shift::until(&mut shift, |shift| !shift.accepts_clients()) => return,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted {
             Ok(Accepted::Tcp(stream, peer)) => {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
@@ -84,7 +96,7 @@ pub async fn serve(
 
 fn begin<S>(stream: S, ends: Ends, proxied: bool, shared: &Arc<ClientShared>, place: Place, desks: &Arc<Desks<S>>)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: ClientStream,
 {
     if proxied {
         start(after_header(stream, ends, shared.clone(), place, desks.clone()), shared);
@@ -102,9 +114,9 @@ async fn after_header<S>(
     desks: Arc<Desks<S>>,
 ) -> ClientClosed
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: ClientStream,
 {
-    let deadline = Instant::now() + shared.limits.handshake_timeout;
+    let deadline = Instant::now() + shared.limits.load().handshake_timeout;
     // Boxed, as it is done with long before the client is.
     let header = Box::pin(tokio::time::timeout_at(deadline, told_ends(&mut stream, ends))).await;
     let ends = match header {
@@ -140,7 +152,7 @@ struct Newcomer {
 /// A session that begins once the client has shaken hands. That, the header of a load balancer and the first message have one
 /// time together.
 async fn secured(newcomer: Newcomer, proxied: bool, tls: Arc<ClientTls>, desks: Arc<Desks<TlsSocket>>) -> ClientClosed {
-    let deadline = Instant::now() + newcomer.shared.limits.handshake_timeout;
+    let deadline = Instant::now() + newcomer.shared.limits.load().handshake_timeout;
     // Boxed, as it is done with long before the client is.
     let session = match Box::pin(tokio::time::timeout_at(deadline, secure(newcomer, proxied, tls))).await {
         Ok(Ok(mut session)) => {
@@ -163,7 +175,7 @@ async fn secure(
         ends = told_ends(&mut stream, ends).await?;
         place = place.of(ends.host()).ok_or(ClientClosed::MaxClientsPerAddress)?;
     }
-    match tls.accept(stream, shared.limits.stall_timeout).await {
+    match tls.accept(stream, shared.limits.load().stall_timeout).await {
         Ok((stream, certificate)) => Ok(Session::new(stream, ends.secured(certificate), shared, place)),
         Err(HandshakeError::Left(_)) => Err(ClientClosed::ClientLeft),
         Err(error @ HandshakeError::NotTls) => {
@@ -182,7 +194,7 @@ async fn secure(
 }
 
 /// Runs a session in a task of its own, and counts it.
-fn start(session: impl Future<Output = ClientClosed> + Send + 'static, shared: &Arc<ClientShared>) {
+pub(super) fn start(session: impl Future<Output = ClientClosed> + Send + 'static, shared: &Arc<ClientShared>) {
     let open = OpenClient::new(shared.clone());
     shared.activity.sessions.spawn("client", session.map(move |reason| open.closed(reason)));
 }

@@ -31,6 +31,11 @@ impl OpenCursors {
         self.0.take_if(|held| held.0.is_empty());
     }
 
+    /// True when there is none.
+    pub(super) fn are_none(&self) -> bool {
+        self.0.is_none()
+    }
+
     fn kill_all(&mut self) {
         let mut rest = self.0.take().map_or_else(Vec::new, |held| held.0);
         while let Some((cluster, _)) = rest.first() {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::ends::Ends;
 use super::failed_log_ins::{FailedLogIns, Origin};
 use super::session::Session;
+use super::shared::ClientLimits;
 use crate::auth::identity::UserName;
 use crate::auth::scram_server::{ClientFirst, Decoys, ScramServer, ServerNonce};
 use crate::auth::users::{Proof, UserRecord, UserSource, UsersUnavailable};
@@ -37,7 +38,7 @@ pub struct LogIns {
     source: Arc<dyn UserSource>,
     decoys: Arc<Decoys>,
     /// How many log-ins from one address may fail in a row.
-    most_failed: Option<u32>,
+    limits: Arc<ClientLimits>,
     failed: Mutex<FailedLogIns>,
     logged: Mutex<Logged>,
     metrics: Arc<Metrics>,
@@ -55,12 +56,12 @@ impl LogIns {
     pub fn new(
         source: Arc<dyn UserSource>,
         decoys: Arc<Decoys>,
-        most_failed: Option<u32>,
+        limits: Arc<ClientLimits>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         let now = Instant::now();
         let (failed, logged) = (Mutex::default(), Mutex::new(Logged { since: now, count: 0 }));
-        Arc::new(Self { source, decoys, most_failed, failed, logged, metrics, began: now })
+        Arc::new(Self { source, decoys, limits, failed, logged, metrics, began: now })
     }
 
     /// Since when, for [`Knocks`](super::knocks::Knocks).
@@ -69,7 +70,8 @@ impl LogIns {
     }
 
     fn is_paused(&self, ends: &Ends) -> bool {
-        self.most_failed.is_some() && lock(&self.failed).is_paused(Origin::of(ends.host()), Instant::now())
+        self.limits.load().failed_log_ins.is_some()
+            && lock(&self.failed).is_paused(Origin::of(ends.host()), Instant::now())
     }
 
     fn count(&self, mechanism: LogInMechanism, outcome: LogInOutcome) {
@@ -90,7 +92,9 @@ impl LogIns {
         self.count(mechanism, LogInOutcome::Failed);
         let now = Instant::now();
         let in_a_row = self
-            .most_failed
+            .limits
+            .load()
+            .failed_log_ins
             .map(|most| lock(&self.failed).failed(Origin::of(ends.host()), user, most, now))
             .unwrap_or_default();
         if self.may_log(now) {
@@ -351,7 +355,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
         }
         let verifier = log_ins.decoys.verifier_of(record.as_deref(), mechanism, &user.to_string());
         let (server, payload) = first.challenge(&verifier, &ServerNonce::from_random(rand::random()));
-        let deadline = Instant::now() + self.shared.limits.handshake_timeout;
+        let deadline = Instant::now() + self.shared.limits.load().handshake_timeout;
         let stage = Stage::Proof(server, record);
         let skip_empty_exchange = start.skip_empty_exchange;
         self.log_in.get_or_insert_default().conversation =
@@ -475,7 +479,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     fn logged_in(&mut self, log_ins: &LogIns, mechanism: LogInMechanism, identity: Arc<Identity>) {
         log_ins.count(mechanism, LogInOutcome::Succeeded);
         lock(&log_ins.failed).succeeded(Origin::of(self.ends.host()), &identity.user);
-        tracing::debug!(peer = %self.ends, user = ?identity.user.name, database = ?identity.user.database, "logged in");
+        tracing::debug!(client = self.number(), peer = %self.ends, user = ?identity.user.name, database = ?identity.user.database, "logged in");
+        self.socket.is_user(Some(identity.clone()));
         self.identity = Some(identity);
         self.socket.only_small(false);
         self.end_conversation();
@@ -491,6 +496,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Session<S> {
     }
 
     fn forget(&mut self) {
+        self.socket.is_user(None);
         self.identity = None;
         self.socket.only_small(true);
     }
@@ -561,7 +567,9 @@ mod tests {
     async fn names_that_are_too_long_are_neither_kept_nor_looked_up() {
         let asked = Arc::new(Asked::default());
         let metrics = Metrics::new();
-        let log_ins = LogIns::new(asked.clone(), Arc::new(Decoys::new([1; 32])), None, metrics);
+        let (config, _) = crate::config::Config::load(&crate::config::Sources::default()).unwrap();
+        let limits = Arc::new(ClientLimits::from_pointee(config.client));
+        let log_ins = LogIns::new(asked.clone(), Arc::new(Decoys::new([1; 32])), limits, metrics);
         let (most, more) = ("x".repeat(MAX_USER_NAME_BYTES), "x".repeat(MAX_USER_NAME_BYTES + 1));
         for (database, name) in [("admin", more.as_str()), (&more, "app"), ("admin", &"ä".repeat(40_000))] {
             let user = called(database, name);

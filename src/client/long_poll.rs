@@ -151,7 +151,7 @@ impl LongPoll {
         }
         self.waited += parked.elapsed();
         let queued = Instant::now();
-        let (mut place, in_vain) = (std::pin::pin!(polls.enter()), cluster.config.wait_queue_timeout);
+        let (mut place, in_vain) = (std::pin::pin!(polls.enter()), cluster.config().wait_queue_timeout);
         let mut limit = std::pin::pin!(tokio::time::sleep_until(queued + in_vain));
         while sound {
             // Nothing is lost when an arm loses: the place in the line is kept, and the limit.

@@ -74,6 +74,11 @@ pub(super) struct Doings {
 }
 
 impl Doings {
+    /// Of a client that has been here before.
+    pub(super) fn before() -> Self {
+        Self { command: true, ..Self::default() }
+    }
+
     /// True for the first command.
     pub(super) fn command(&mut self) -> bool {
         !std::mem::replace(&mut self.command, true)
@@ -185,6 +190,7 @@ mod tests {
             application: Some(application.into()),
             driver_name: "PyMongo".into(),
             driver_version: "4".into(),
+            platform: None,
         };
         ClientState { metadata: Some(Arc::new(metadata)), ..ClientState::default() }
     }

@@ -65,13 +65,13 @@ impl Exchange {
         if op_compressed::takes_long_to_compress(length, how.compressor) {
             return Some((how, room));
         }
-        self.form = pack(&self.frame, how, room, shared.limits.max_message_bytes);
+        self.form = pack(&self.frame, how, room, shared.limits.load().max_message_bytes);
         None
     }
 
     /// Compresses a large request while others go on.
     pub(super) async fn pack_elsewhere(&mut self, how: Deflation, room: Reservation, shared: &ClientShared) {
-        let limit = shared.limits.max_message_bytes;
+        let limit = shared.limits.load().max_message_bytes;
         let frame = std::mem::replace(&mut self.frame, Frame::build(0, 0, OpCode::Msg, &[]));
         let packed = compute(move || (pack(&frame, how, room, limit), frame)).await;
         (self.form, self.frame) =

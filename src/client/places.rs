@@ -15,14 +15,15 @@ use tokio::sync::Semaphore;
 
 use super::addresses::{Addresses, Seat};
 use crate::config::ClientConfig;
+use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::permits;
 use crate::upstream::pool::lock;
 
 /// The places of all listeners.
 pub struct Places {
     /// Free places of either kind.
-    room: Semaphore,
-    limit: usize,
+    room: Arc<Semaphore>,
     /// Every ticket below this one is regular, or has left. Changed with `state` held only.
     regular_below: AtomicU64,
     state: Mutex<State>,
@@ -33,7 +34,11 @@ pub struct Places {
 
 /// Free regular places are there only while nobody is surplus.
 struct State {
+    /// `max_clients`
+    limit: usize,
     free: usize,
+    /// Regular sockets beyond the limit, which was lowered. None is free then.
+    excess: usize,
     next_ticket: u64,
     /// Tickets of the sockets without a regular place, all of them at least `regular_below`.
     surplus: BTreeSet<u64>,
@@ -42,12 +47,12 @@ struct State {
 impl Places {
     /// All of them free.
     pub fn new(config: &ClientConfig, metrics: Arc<Metrics>) -> Arc<Self> {
-        let (limit, surplus) = (config.max_clients, config.surplus_clients());
-        let state = State { free: limit, next_ticket: 0, surplus: BTreeSet::new() };
-        let room = Semaphore::new(limit + surplus);
+        let limit = config.max_clients;
+        let state = State { limit, free: limit, excess: 0, next_ticket: 0, surplus: BTreeSet::new() };
+        let room = Arc::new(Semaphore::new(limit + config.surplus_clients()));
         let addresses = config.max_clients_per_address.map(Addresses::new);
         let regular_below = AtomicU64::new(0);
-        Arc::new(Self { room, limit, regular_below, state: Mutex::new(state), addresses, metrics })
+        Arc::new(Self { room, regular_below, state: Mutex::new(state), addresses, metrics })
     }
 
     /// A place, regular if one is free, else surplus; waits while there is none at all.
@@ -64,7 +69,26 @@ impl Places {
     /// Clients that have a place, the surplus ones included.
     pub fn taken(&self) -> usize {
         let state = lock(&self.state);
-        self.limit - state.free + state.surplus.len()
+        state.regular() + state.surplus.len()
+    }
+
+    /// Puts another `max_clients` in force. Who is regular stays so, and nobody is closed: those that are too many leave no place
+    /// behind.
+    pub fn resize(&self, config: &ClientConfig, tasks: &Tasks) {
+        let mut state = lock(&self.state);
+        let (before, regular) = (state.limit, state.regular());
+        state.limit = config.max_clients;
+        state.free = state.limit.saturating_sub(regular);
+        state.excess = regular.saturating_sub(state.limit);
+        while state.free > 0
+            && let Some(promoted) = state.surplus.pop_first()
+        {
+            state.free -= 1;
+            self.regular_below.store(promoted + 1, Ordering::Relaxed);
+        }
+        let room = |limit| limit + ClientConfig::surplus_of(limit);
+        permits::resize(&self.room, room(before), room(state.limit), tasks);
+        self.show(&state);
     }
 
     fn enter(&self) -> u64 {
@@ -85,17 +109,26 @@ impl Places {
     fn leave(&self, ticket: u64) {
         let mut state = lock(&self.state);
         if !state.surplus.remove(&ticket) {
-            match state.surplus.pop_first() {
-                Some(promoted) => self.regular_below.store(promoted + 1, Ordering::Relaxed),
-                None => state.free += 1,
+            if state.excess > 0 {
+                state.excess -= 1;
+            } else if let Some(promoted) = state.surplus.pop_first() {
+                self.regular_below.store(promoted + 1, Ordering::Relaxed);
+            } else {
+                state.free += 1;
             }
         }
-        debug_assert!(state.free <= self.limit, "a place was given back twice");
+        debug_assert!(state.free <= state.limit, "a place was given back twice");
         self.show(&state);
     }
 
     fn show(&self, state: &State) {
         self.metrics.client_connections_surplus.set(i64::try_from(state.surplus.len()).unwrap_or(i64::MAX));
+    }
+}
+
+impl State {
+    fn regular(&self) -> usize {
+        self.limit - self.free + self.excess
     }
 }
 
@@ -146,7 +179,7 @@ impl Place {
                 let (clients, limit) = seat.of_its_address();
                 Crowd { clients, limit, of_address: true }
             }
-            _ => Crowd { clients: self.places.taken(), limit: self.places.limit, of_address: false },
+            _ => Crowd { clients: self.places.taken(), limit: lock(&self.places.state).limit, of_address: false },
         }
     }
 }
@@ -237,27 +270,50 @@ mod tests {
     }
 
     proptest! {
-        /// Against the obvious: those who came first are regular, up to the limit.
+        /// Against the obvious: those who came first are regular, up to the limit. Who was regular stays so when it is lowered.
         #[test]
         fn no_place_is_lost_or_taken_twice(
             limit in 1_usize..25,
-            steps in proptest::collection::vec((any::<bool>(), 0_usize..30), 0..300),
+            steps in proptest::collection::vec((0_u8..7, 0_usize..30), 0..300),
         ) {
-            let places = places(limit);
-            let room = limit + limit.div_ceil(10);
-            let mut taken: Vec<Place> = Vec::new();
-            for (enters, which) in steps {
-                if enters {
-                    let place = take(&places);
-                    prop_assert_eq!(place.is_some(), taken.len() < room);
-                    taken.extend(place);
-                } else if which < taken.len() {
-                    drop(taken.remove(which));
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (_entered, tasks) = (runtime.enter(), Tasks::new());
+            let (places, mut limit) = (places(limit), limit);
+            let (mut taken, mut expected) = (Vec::<Place>::new(), Vec::<bool>::new());
+            for (step, which) in steps {
+                match step {
+                    0..3 => {
+                        let place = take(&places);
+                        prop_assert_eq!(place.is_some(), taken.len() < limit + limit.div_ceil(10));
+                        if let Some(place) = place {
+                            taken.push(place);
+                            expected.push(false);
+                        }
+                    }
+                    3..6 if which < taken.len() => {
+                        drop(taken.remove(which));
+                        expected.remove(which);
+                    }
+                    6 => {
+                        limit = which.max(1);
+                        let (config, _) = Config::load(&Sources::default()).unwrap();
+                        places.resize(&ClientConfig { max_clients: limit, ..config.client }, &tasks);
+                    }
+                    _ => {}
                 }
-                let expected: Vec<bool> = (0..taken.len()).map(|index| index < limit).collect();
-                prop_assert_eq!(regular(&taken), expected);
+                for index in 0..expected.len() {
+                    let regular = expected.iter().filter(|regular| **regular).count();
+                    expected[index] |= regular < limit;
+                }
+                // Who takes places back has its turn.
+                runtime.block_on(async {
+                    for _ in 0..3 {
+                        tokio::task::yield_now().await;
+                    }
+                });
+                prop_assert_eq!(regular(&taken), expected.clone());
                 prop_assert_eq!(places.taken(), taken.len());
-                let surplus = i64::try_from(taken.len().saturating_sub(limit)).unwrap();
+                let surplus = i64::try_from(expected.iter().filter(|regular| !**regular).count()).unwrap();
                 prop_assert_eq!(places.metrics.client_connections_surplus.get(), surplus);
             }
         }

@@ -18,7 +18,7 @@ const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Why a connection is not served.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HeaderError {
+pub enum HeaderError {
     /// It ended, or broke.
     #[error("the connection ended within its PROXY header: {0}")]
     Ended(#[from] io::Error),
@@ -35,11 +35,11 @@ pub(super) enum HeaderError {
 
 /// What a header tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Told {
+pub struct Told {
     /// Where the client is.
-    pub(super) source: SocketAddr,
+    pub source: SocketAddr,
     /// What it has dialled.
-    pub(super) destination: SocketAddr,
+    pub destination: SocketAddr,
 }
 
 /// Takes the header off a stream. `None` when it names no address: the sender speaks for itself, as for a health check, or the
@@ -47,7 +47,7 @@ pub(super) struct Told {
 ///
 /// # Errors
 /// [`HeaderError`]; the connection is to be closed.
-pub(super) async fn take(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Told>, HeaderError> {
+pub async fn take(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<Told>, HeaderError> {
     let mut header = vec![0; FIXED_BYTES];
     stream.read_exact(&mut header).await?;
     if !header.starts_with(SIGNATURE) {

@@ -1,31 +1,39 @@
 //! What all sessions of a listener share, and what those of all listeners do.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use super::clusters::Clusters;
+use super::leaving::Successor;
 use super::log_in::LogIns;
 use super::misfits::Misfits;
 use super::rules::RulesInForce;
 use super::socket::SocketBounds;
-use crate::config::ClientConfig;
+use crate::config::{Address, ClientConfig};
 use crate::reply::{Facts, MetadataPool};
 use crate::tasks::Tasks;
 use crate::telemetry::labels::ClientState;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::seldom::Seldom;
+use crate::upstream::Cluster;
 use crate::wire::Compressor;
+
+/// What the configuration says about the client side; a reload puts another one in its place.
+pub type ClientLimits = ArcSwap<ClientConfig>;
 
 /// What all sessions of a listener share.
 pub struct ClientShared {
+    /// The listener.
+    pub listener: Address,
     /// Where their commands go.
     pub clusters: Clusters,
     /// What they may do.
     pub rules: Arc<RulesInForce>,
-    /// Limits of the client side.
-    pub limits: Arc<ClientConfig>,
+    /// Limits of the client side, as they are now.
+    pub limits: Arc<ClientLimits>,
     /// What bounds the sockets.
     pub bounds: Arc<SocketBounds>,
     /// Metrics of all.
@@ -49,20 +57,24 @@ pub struct ClientShared {
 impl ClientShared {
     /// Without clients yet.
     pub fn new(
+        listener: Address,
         clusters: Clusters,
         rules: Arc<RulesInForce>,
-        limits: Arc<ClientConfig>,
+        limits: Arc<ClientLimits>,
         facts: watch::Receiver<Option<Facts>>,
         activity: Arc<Activity>,
         log_ins: Option<Arc<LogIns>>,
     ) -> Arc<Self> {
         let cluster = clusters.default();
         let (metrics, memory) = (cluster.metrics.clone(), cluster.memory.clone());
-        let room_timeout = cluster.config.wait_queue_timeout;
-        let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout });
+        let waited_in = cluster.clone();
+        let room_timeout = Box::new(move || waited_in.config().wait_queue_timeout);
+        let registry = Arc::default();
+        let bounds = Arc::new(SocketBounds { limits: limits.clone(), memory, room_timeout, registry });
         let (metadata, misfits) = (Mutex::default(), Mutex::default());
         let [tls_on_plain, plain_on_tls, tls_refused] = std::array::from_fn(|_| Seldom::default());
         Arc::new(Self {
+            listener,
             clusters,
             rules,
             limits,
@@ -81,8 +93,11 @@ impl ClientShared {
 
     /// True when upstream connections may have agreed on `compressor`, so that what came in it need not be compressed again.
     pub(super) fn goes_on_as_it_came(&self, compressor: Compressor) -> bool {
-        let mut ours = self.clusters.all().flat_map(|cluster| &cluster.config.upstream.compression.compressors);
-        ours.any(|name| Compressor::from(*name) == compressor)
+        let may_have = |cluster: &Arc<Cluster>| {
+            let ours = &cluster.config().upstream.compression.compressors;
+            ours.iter().any(|name| Compressor::from(*name) == compressor)
+        };
+        self.clusters.all().any(may_have)
     }
 }
 
@@ -92,6 +107,8 @@ pub struct Activity {
     /// Where sessions run. They end with their clients, and those that are left at the end of a drain with the runtime: to
     /// tell thousands of idle ones would cost each of them memory all its life.
     pub sessions: Tasks,
+    /// The process that goes on with their sockets.
+    pub successor: OnceLock<Successor>,
     /// Client sockets that are open.
     pub clients: AtomicUsize,
     /// Commands between their arrival and the end of their reply; hello and long polls do not count.

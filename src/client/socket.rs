@@ -15,17 +15,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::Cache;
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::io::poll_read_buf;
 
+use super::ends::Ends;
 use super::pace::Pace;
+use super::registry::{Registry, Slot};
+use super::shared::ClientLimits;
 use super::spare;
 use super::tls_socket::RecordStalled;
 use crate::admission::{MemoryBudget, Reservation};
+use crate::auth::Identity;
 use crate::config::ClientConfig;
 use crate::config::limits::{SCRATCH_BUFFER_BYTES, UNAUTHENTICATED_MESSAGE_BYTES};
+use crate::reply::ClientMetadata;
 use crate::telemetry::labels::ClientClosed;
 use crate::wire::{Frame, FrameError, HEADER_LEN, MessageHeader, OpCode, op_compressed};
 
@@ -67,20 +73,24 @@ pub enum ReadEnd {
     /// Nothing came for too long; says how long nothing was to be expected.
     #[error("nothing came for too long")]
     Timeout(ClientClosed),
+    /// The client is idle, and is to go to the next process.
+    #[error("to go to the next process")]
+    ToldToGo,
     /// We close it: the session says why.
     #[error("closed by the proxy")]
     Closed(ClientClosed),
 }
 
 /// What bounds the sockets of a listener's clients.
-#[derive(Debug)]
 pub struct SocketBounds {
-    /// Sizes and times.
-    pub limits: Arc<ClientConfig>,
+    /// Sizes and times, as they are now.
+    pub limits: Arc<ClientLimits>,
     /// Memory of all.
     pub memory: Arc<MemoryBudget>,
     /// Longest wait for memory before a message is shed.
-    pub room_timeout: Duration,
+    pub room_timeout: Box<dyn Fn() -> Duration + Send + Sync>,
+    /// Who is to go.
+    pub registry: Arc<Registry>,
 }
 
 /// A client's socket.
@@ -94,7 +104,13 @@ pub struct ClientSocket<S> {
     handshake_deadline: Option<Instant>,
     /// Only small messages are taken: the client has still to log in.
     small: bool,
+    /// Nothing was there at the last look.
+    idle: bool,
+    /// Where it is listed, once it is.
+    slot: Option<Slot>,
     bounds: Arc<SocketBounds>,
+    /// Those of the bounds, at hand: they are looked at several times for each message.
+    limits: Cache<Arc<ClientLimits>, Arc<ClientConfig>>,
 }
 
 /// What a socket holds in the middle of a message or of several.
@@ -140,8 +156,44 @@ enum Filled {
 impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Wraps a socket that was just accepted.
     pub fn new(stream: S, bounds: Arc<SocketBounds>) -> Self {
-        let handshake_deadline = Some(Instant::now() + bounds.limits.handshake_timeout);
-        Self { stream, pending: BytesMut::new(), held: None, handshake_deadline, small: false, bounds }
+        let mut limits = Cache::new(bounds.limits.clone());
+        let handshake_deadline = Some(Instant::now() + limits.load().handshake_timeout);
+        Self {
+            stream,
+            pending: BytesMut::new(),
+            held: None,
+            handshake_deadline,
+            small: false,
+            idle: false,
+            slot: None,
+            bounds,
+            limits,
+        }
+    }
+
+    /// Lists the client of that number, whose task is the one that polls.
+    pub fn enlist(&mut self, number: i64, ends: &Ends, context: &Context<'_>) {
+        debug_assert!(self.slot.is_none(), "a client is listed once");
+        self.slot = Some(self.bounds.registry.enter(number, ends, context.waker().clone()));
+    }
+
+    /// Shows what the client has told of itself.
+    pub fn greeted(&self, metadata: Arc<ClientMetadata>) {
+        if let Some(slot) = self.slot {
+            self.bounds.registry.greeted(slot, metadata);
+        }
+    }
+
+    /// Shows who the client has logged in as.
+    pub fn is_user(&self, user: Option<Arc<Identity>>) {
+        if let Some(slot) = self.slot {
+            self.bounds.registry.is_user(slot, user);
+        }
+    }
+
+    /// True when an operator has ended this client. Its socket looks then as if the client had left.
+    pub fn is_killed(&self) -> bool {
+        self.bounds.registry.is_killed(self.slot)
     }
 
     /// Takes only small messages from here on, or all again.
@@ -155,8 +207,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 
     /// The largest message that is taken, bytes, and what may be inside of a compressed one.
-    pub fn max_message_bytes(&self) -> usize {
-        let most = self.bounds.limits.max_message_bytes;
+    pub fn max_message_bytes(&mut self) -> usize {
+        let most = self.limits.load().max_message_bytes;
         if self.small { most.min(UNAUTHENTICATED_MESSAGE_BYTES) } else { most }
     }
 
@@ -169,6 +221,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     /// Safe: what has arrived stays in the socket. A wait for memory that is dropped starts at the end of the line again.
     pub async fn next(&mut self) -> Result<Incoming, ReadEnd> {
         loop {
+            if self.is_killed() {
+                return Err(ReadEnd::Left);
+            }
             // Ends before any wait: what is matched on would be room in the task of every idle client.
             let first = match self.look() {
                 Ok(Next::Return(incoming)) => return Ok(incoming),
@@ -210,6 +265,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
 
     /// As [`ClientSocket::left`].
     pub fn poll_left(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.is_killed() {
+            return Poll::Ready(());
+        }
         while self.pending.len() < HEAD_BYTES {
             let read = self.poll_scratch(context, HEAD_BYTES - self.pending.len(), |socket, bytes| {
                 socket.pending.extend_from_slice(bytes);
@@ -252,6 +310,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         .await;
     }
 
+    /// It has had its first message already.
+    pub fn is_known(&mut self) {
+        self.handshake_deadline = None;
+    }
+
     /// Something went before the first message, and counts against the same time.
     pub fn handshake_until(&mut self, deadline: Instant) {
         self.handshake_deadline = Some(deadline);
@@ -264,29 +327,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     pub async fn write_all(&mut self, mut bytes: impl Buf) -> Result<(), ReadEnd> {
         use tokio::io::AsyncWriteExt;
 
-        let mut pace = Pace::new(self.bounds.limits.stall_timeout, Instant::now());
+        let stall_timeout = self.limits.load().stall_timeout;
+        let mut pace = Pace::new(stall_timeout, Instant::now());
         while bytes.has_remaining() {
-            match tokio::time::timeout_at(pace.deadline(), self.stream.write_buf(&mut bytes)).await {
+            let written = tokio::time::timeout_at(pace.deadline(), self.stream.write_buf(&mut bytes));
+            match or_killed(&self.bounds.registry, self.slot, written).await? {
                 Ok(Ok(written)) if written > 0 => pace.moved(written, Instant::now()),
                 Ok(_) => return Err(ReadEnd::Left),
                 Err(_) => return Err(ReadEnd::Timeout(ClientClosed::Stalled)),
             }
         }
-        match tokio::time::timeout(self.bounds.limits.stall_timeout, self.stream.flush()).await {
+        let flushed = tokio::time::timeout(stall_timeout, self.stream.flush());
+        match or_killed(&self.bounds.registry, self.slot, flushed).await? {
             Ok(flushed) => flushed.map_err(|_| ReadEnd::Left),
             Err(_) => Err(ReadEnd::Timeout(ClientClosed::Stalled)),
         }
     }
 
     /// Until when something must come, and what it is called when nothing does.
-    fn deadline(&self) -> Option<(Instant, ClientClosed)> {
+    fn deadline(&mut self) -> Option<(Instant, ClientClosed)> {
         if let Some(deadline) = self.handshake_deadline {
             return Some((deadline, ClientClosed::HandshakeTimeout));
         }
         match &self.held {
             Some(held) => Some((held.pace.deadline(), ClientClosed::Stalled)),
             None if !self.pending.is_empty() => Some((self.new_pace().deadline(), ClientClosed::Stalled)),
-            None => self.bounds.limits.idle_timeout.map(|timeout| (Instant::now() + timeout, ClientClosed::Idle)),
+            None => self.limits.load().idle_timeout.map(|timeout| (Instant::now() + timeout, ClientClosed::Idle)),
         }
     }
 
@@ -323,7 +389,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 
     /// The message at the start of `pending`, once enough of it is there to know what it needs.
-    fn first(&self) -> Result<Option<First>, FrameError> {
+    fn first(&mut self) -> Result<Option<First>, FrameError> {
         let limit = self.max_message_bytes();
         let Some(header) = MessageHeader::parse(&self.pending, limit)? else { return Ok(None) };
         if self.pending.len() < header.length.min(HEAD_BYTES) {
@@ -338,7 +404,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     async fn wait_for_room(&mut self, first: First) -> Result<(), ReadEnd> {
         let began = Instant::now();
         let SocketBounds { memory, room_timeout, .. } = &*self.bounds;
-        let room = tokio::time::timeout(*room_timeout, memory.request(first.needed_bytes)).await;
+        let room = tokio::time::timeout(room_timeout(), memory.request(first.needed_bytes));
+        let room = or_killed(&self.bounds.registry, self.slot, room).await?;
         if let Some(deadline) = &mut self.handshake_deadline {
             // The client could not go on either.
             *deadline += began.elapsed();
@@ -380,8 +447,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
         held
     }
 
-    fn new_pace(&self) -> Pace {
-        Pace::new(self.bounds.limits.stall_timeout, Instant::now())
+    fn new_pace(&mut self) -> Pace {
+        Pace::new(self.limits.load().stall_timeout, Instant::now())
     }
 
     /// Gives back what is not needed any more.
@@ -405,7 +472,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<Result<Filled, ReadEnd>> {
-        let length = MessageHeader::parse(&self.pending, self.max_message_bytes())?.map(|header| header.length);
+        if self.is_killed() {
+            return Poll::Ready(Ok(Filled::End));
+        }
+        let limit = self.max_message_bytes();
+        let length = MessageHeader::parse(&self.pending, limit)?.map(|header| header.length);
         let read = match (&self.held, length) {
             (Some(held), _) if let Some(rest) = &held.discarding => {
                 let most = rest.missing.min(SCRATCH_BUFFER_BYTES);
@@ -424,13 +495,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
             },
         };
         match read {
-            Poll::Ready(Ok(filled)) => Poll::Ready(filled),
+            Poll::Ready(Ok(filled)) => {
+                self.idle = false;
+                Poll::Ready(filled)
+            }
             Poll::Ready(Err(error)) if error.get_ref().is_some_and(|inner| inner.is::<RecordStalled>()) => {
                 Poll::Ready(Err(ReadEnd::Timeout(ClientClosed::Stalled)))
             }
             Poll::Ready(Err(_)) => Poll::Ready(Err(ReadEnd::Left)),
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => self.is_told_to_go(),
         }
+    }
+
+    /// Between two messages only, and not before the first.
+    fn is_told_to_go(&mut self) -> Poll<Result<Filled, ReadEnd>> {
+        let between = self.pending.is_empty() && self.held.is_none() && self.handshake_deadline.is_none();
+        if between && self.bounds.registry.may_go(std::mem::replace(&mut self.idle, true)) {
+            return Poll::Ready(Err(ReadEnd::ToldToGo));
+        }
+        Poll::Pending
+    }
+
+    /// The socket itself, to look at.
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Throws away what comes until the client has closed its end too.
+    pub(super) async fn until_closed(&mut self) {
+        let mut thrown_away = [0; 64];
+        while matches!(tokio::io::AsyncReadExt::read(&mut self.stream, &mut thrown_away).await, Ok(1..)) {}
     }
 
     /// Reads on in a message of `length` bytes that is charged, and not beyond its end.
@@ -521,6 +615,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ClientSocket<S> {
             }
         })
     }
+}
+
+impl<S> Drop for ClientSocket<S> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot {
+            self.bounds.registry.leave(slot);
+        }
+    }
+}
+
+/// What `work` comes to, unless the client is ended meanwhile.
+async fn or_killed<T>(registry: &Registry, slot: Option<Slot>, work: impl Future<Output = T>) -> Result<T, ReadEnd> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|context| {
+        if registry.is_killed(slot) {
+            return Poll::Ready(Err(ReadEnd::Left));
+        }
+        work.as_mut().poll(context).map(Ok)
+    })
+    .await
 }
 
 impl Held {

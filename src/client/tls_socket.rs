@@ -118,6 +118,16 @@ impl TlsSocket {
     pub(super) fn new(stream: TlsStream<Records<TcpStream>>, stall_timeout: Duration) -> Self {
         Self { stream, stall_timeout, stalled: None }
     }
+
+    /// What carries the records.
+    pub(super) fn tcp(&self) -> &TcpStream {
+        &self.stream.get_ref().0.stream
+    }
+
+    /// The beginning of a record has been read, and not its end.
+    pub(super) fn is_within_record(&self) -> bool {
+        self.stream.get_ref().0.is_within_one()
+    }
 }
 
 impl AsyncRead for TlsSocket {

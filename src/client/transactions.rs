@@ -67,6 +67,16 @@ impl OpenTransactions {
         self.shrink();
     }
 
+    /// True when none of them is open any more.
+    pub(super) fn have_ended(&mut self) -> bool {
+        if let Some(uses) = &mut self.0 {
+            uses.transactions.forget_ended(&lock(&uses.cluster.pins));
+            uses.of_others.have_ended();
+        }
+        self.shrink();
+        self.0.is_none()
+    }
+
     /// Leaves out a cluster without any, so that there is nothing again once all have ended.
     fn shrink(&mut self) {
         if let Some(mut empty) = self.0.take_if(|uses| uses.transactions.is_empty()) {

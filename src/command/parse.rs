@@ -347,9 +347,10 @@ impl Command {
     /// Lowers `maxTimeMS` in the message to `remaining`, which keeps the client's deadline after a wait in our queue. What
     /// did not wait stays as it is: a begun millisecond counts as a whole one, as some replies repeat their command.
     pub fn shrink_max_time(&self, frame: &mut Frame, remaining: Duration) {
-        let Some(MaxTime { milliseconds, .. }) = self.max_time else { return };
+        // Zero means "no limit", and stays.
+        let Some(MaxTime { milliseconds: granted @ 1.., .. }) = self.max_time else { return };
         let begun = remaining.as_nanos().div_ceil(1_000_000);
-        let left = i64::try_from(begun).unwrap_or(i64::MAX).clamp(1, milliseconds.max(1));
+        let left = i64::try_from(begun).unwrap_or(i64::MAX).clamp(1, granted);
         self.write_max_time(frame, left);
     }
 
@@ -728,6 +729,10 @@ mod tests {
             command.shrink_max_time(&mut message, Duration::from_secs(100));
             assert_eq!(Command::parse(&mut message).unwrap().max_time(), Some(Duration::from_millis(900)));
         }
+        let (unlimited, mut message) = parse(doc! {"find": "c", "maxTimeMS": 0, "$db": "d"});
+        let before = message.bytes().to_vec();
+        unlimited.shrink_max_time(&mut message, Duration::from_millis(345));
+        assert_eq!(message.bytes(), before);
     }
 
     #[test]

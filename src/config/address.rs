@@ -1,11 +1,15 @@
 //! Where to listen and what to dial: `host:port` or `unix:/path`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// A place to listen at or to connect to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Address {
     /// A host name or IP address with a port.
     Tcp {
@@ -27,6 +31,22 @@ impl Address {
     /// A TCP address.
     pub fn tcp(host: impl Into<String>, port: u16) -> Self {
         Self::Tcp { host: host.into(), port }
+    }
+
+    /// The host name or IP address, or the path of a unix socket.
+    pub fn host(&self) -> Cow<'_, str> {
+        match self {
+            Self::Tcp { host, .. } => Cow::Borrowed(host),
+            Self::Unix(path) => path.to_string_lossy(),
+        }
+    }
+
+    /// The port number; a unix socket has none.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Tcp { port, .. } => Some(*port),
+            Self::Unix(_) => None,
+        }
     }
 
     /// True for unix sockets and for hosts that name this machine only.
@@ -58,6 +78,20 @@ impl FromStr for Address {
         };
         let port = port.parse().map_err(|_| refuse())?;
         Ok(Self::tcp(host, port))
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.to_string()
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = AddressError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
     }
 }
 

@@ -3,27 +3,22 @@
 //! Which source of a limit wins is decided in `layers.rs`; for listeners (`listeners.rs`), the admin port and the connection
 //! string itself the order is flag (or environment), file, default.
 
+mod cluster;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
-use zeroize::Zeroizing;
-
-use super::fairness::TenantBounds;
+use super::effective::{Effective, Settings, word_of};
 use super::file::{AuthKind, FileCluster, FileConfig, FileListener};
-use super::layers::{Layers, ms, saturating_u32, saturating_usize};
+use super::keys::Place;
+use super::layers::{Layers, ms, saturating_usize};
 use super::limits::{self, Limit};
 use super::listeners::{Listeners, UsualAuth};
-use super::presentation::shown_set;
-use super::reader::{Found, Values};
+use super::reader::{Found, Said, Values};
 use super::shares::MemoryShares;
-use super::uri::{self, Upstream, UriOverrides};
-use super::vain;
 use super::{
-    Address, AdminAccess, BackoffConfig, BreakerConfig, ClientCertificates, ClientConfig, ClusterConfig, Config,
-    ConfigError, CredentialFile, FairBy, FairnessConfig, ListenerConfig, ListenerTls, PoolConfig, Presentation,
-    Profile, QueueDiscipline, Retry, Sources, Warning,
+    Address, AdminAccess, Auth, ClientCertificates, ClientConfig, ClusterConfig, Config, ConfigError, ListenerConfig,
+    ListenerTls, Profile, Sources, Warning,
 };
-use crate::telemetry::logs::redact;
 
 /// The port next to the server's own.
 pub const DEFAULT_LISTEN: (&str, u16) = ("127.0.0.1", 27016);
@@ -33,9 +28,6 @@ pub const DEFAULT_ADMIN: (&str, u16) = ("127.0.0.1", 9627);
 pub const DEFAULT_UPSTREAM: &str = "mongodb://127.0.0.1:27017";
 /// Name of the only cluster, where it has none.
 pub const DEFAULT_CLUSTER: &str = "default";
-
-/// Where listeners and the admin port of flags are said to come from in messages.
-pub(super) const FLAGS: &str = "command line or environment";
 
 /// The configuration, unless something is missing without which none can be made. Mistakes are added to `errors`.
 pub(super) fn build(
@@ -48,23 +40,44 @@ pub(super) fn build(
         admin,
         admin_token_file,
         admin_probes_only,
+        upgrade_socket,
+        reload_on_change,
         admin_tls,
+        otlp_endpoint,
         program,
+        said,
         single,
         clusters,
         listeners,
     } = file;
     let profile = sources.profile.or(profile).unwrap_or_default();
-    let mut builder =
-        Builder { sources, profile, errors, warnings: Vec::new(), queue_bytes: Vec::new(), looked_up: Vec::new() };
+    let mut builder = Builder {
+        sources,
+        profile,
+        errors,
+        warnings: Vec::new(),
+        queue_bytes: Vec::new(),
+        looked_up: Vec::new(),
+        log_ins: false,
+        effective: Effective::default(),
+    };
     let clusters = builder.named(if clusters.is_empty() { vec![single] } else { clusters });
     let admin = builder.address("admin", sources.admin.clone(), admin, DEFAULT_ADMIN);
     let tls = admin_tls.built_for_admin(&admin.value, builder.errors);
     let access = builder.admin_access(&admin, tls.as_ref(), admin_token_file, admin_probes_only);
     let listeners = builder.listeners(&clusters, listeners, &admin);
+    builder.log_ins = listeners.iter().any(|listener| !matches!(listener.auth, Auth::None));
     let clusters = builder.clusters(clusters);
     builder.can_look_up(clusters.as_deref().unwrap_or_default());
-    let config = builder.program(clusters, listeners, (admin.value, access, tls), &program);
+    let otlp_endpoint = builder.otlp_endpoint(otlp_endpoint);
+    builder.effective.program = builder.program_settings(&program, &said, &admin, tls.as_ref());
+    let mut config = builder.program(clusters, listeners, (admin.value, access, tls), &program);
+    if let Some(config) = &mut config {
+        config.upgrade_socket = sources.upgrade_socket.clone().or(upgrade_socket.map(|found| found.value));
+        let watched = sources.file.as_ref().filter(|_| reload_on_change).map(|file| PathBuf::from(&file.name));
+        config.reload_on_change = watched.into_iter().collect();
+        config.otlp_endpoint = otlp_endpoint;
+    }
     (config, builder.warnings)
 }
 
@@ -77,6 +90,10 @@ struct Builder<'a> {
     queue_bytes: Vec<Found<Option<u64>>>,
     /// Where it was said of which cluster that clients are users of it.
     looked_up: Vec<(String, Found<()>)>,
+    /// Whether clients log in, to any listener.
+    log_ins: bool,
+    /// What is known of it so far.
+    effective: Effective,
 }
 
 impl Builder<'_> {
@@ -147,189 +164,8 @@ impl Builder<'_> {
             }
         }
         self.looked_up = listeners.looked_up();
+        self.effective.listeners = listeners.effective();
         listeners.apart(admin, self.errors)
-    }
-
-    /// `None` if the connection string of any is wrong.
-    fn clusters(&mut self, named: Vec<(String, FileCluster)>) -> Option<Vec<ClusterConfig>> {
-        let several = named.len() > 1;
-        let flags = [
-            (self.sources.upstream.is_some(), "upstream"),
-            (!self.sources.listen.is_empty(), "listen"),
-            (self.sources.allow_unauthenticated_clients, "allow_unauthenticated_clients"),
-        ];
-        for (_, key) in flags.into_iter().filter(|(given, _)| *given && several) {
-            let problem = "which cluster is meant? The file has several, so it must be said there".to_owned();
-            self.errors.push(ConfigError { place: FLAGS.into(), key: key.into(), problem });
-        }
-        let built: Vec<_> = named.into_iter().map(|(name, file)| self.cluster(name, file, several)).collect();
-        built.into_iter().collect()
-    }
-
-    /// Users are looked up with the credential of the connection string.
-    fn can_look_up(&mut self, clusters: &[ClusterConfig]) {
-        for (name, said) in self.looked_up.clone() {
-            if clusters.iter().any(|cluster| cluster.name == name && cluster.upstream.credential.is_none()) {
-                let problem = format!(
-                    "found \"upstream\", and the connection string of cluster {name} has no credential: it needs one that may \
-                     look users up"
-                );
-                self.errors.push(said.error(problem));
-            }
-        }
-    }
-
-    fn cluster(&mut self, name: String, file: FileCluster, several: bool) -> Option<ClusterConfig> {
-        if several && file.upstream.is_none() {
-            self.missing(&file, "upstream", "missing: with several clusters nothing can be assumed");
-        }
-        let given = self.sources.upstream.as_ref().filter(|_| !several);
-        let given = given.map(|given| Found::of(&given.name, "", Zeroizing::new(given.text.trim().to_owned())));
-        let upstream = given.or_else(|| file.upstream.clone());
-        let mut upstream =
-            upstream.unwrap_or_else(|| Found::of("default", "upstream", Zeroizing::new(DEFAULT_UPSTREAM.to_owned())));
-        let whole = self.sources.upstream_file.clone().filter(|_| !several).map(CredentialFile::ConnectionString);
-        let credential_file = match &file.upstream_password_file {
-            Some(password_file) => match uri::without_password(&upstream.value) {
-                Ok(filled) => {
-                    upstream.value = Zeroizing::new(filled);
-                    Some(CredentialFile::Password(password_file.value.clone()))
-                }
-                Err(error) => {
-                    self.errors.push(password_file.error(error.to_string()));
-                    None
-                }
-            },
-            None => whole,
-        };
-        match Upstream::parse(&upstream.value) {
-            Ok(parsed) => {
-                let credential_file = credential_file.filter(|_| parsed.credential.is_some());
-                Some(self.with_upstream(name, file, parsed, credential_file, &upstream.place))
-            }
-            Err(error) => {
-                self.errors.push(upstream.error(redact(&error.to_string()).into_owned()));
-                None
-            }
-        }
-    }
-
-    fn with_upstream(
-        &mut self,
-        name: String,
-        file: FileCluster,
-        upstream: Upstream,
-        credential_file: Option<CredentialFile>,
-        place: &str,
-    ) -> ClusterConfig {
-        self.warnings.extend(upstream.warnings.iter().map(|text| Warning(format!("{place}: {}", redact(text)))));
-        let uri = self.uri_values(&upstream.overrides, place);
-        let layers = Layers { uri: &uri, file: &file.values, profile: self.profile };
-        let max_pool_size = layers.count(&limits::MAX_POOL_SIZE);
-        let min_pool_size = saturating_u32(self.below(&layers, &limits::MIN_POOL_SIZE, &limits::MAX_POOL_SIZE));
-        // Connections of users are not known before they come, and the proxy's own need not be warm.
-        let of_users = self.looked_up.iter().any(|(of, _)| *of == name);
-        let min_pool_size = if of_users && layers.asked(&limits::MIN_POOL_SIZE).is_none() { 0 } else { min_pool_size };
-        let shown_set = shown_set(&file, upstream.replica_set.as_deref(), self.errors);
-        self.queue_bytes.extend(layers.asked(&limits::WAIT_QUEUE_BYTES).cloned());
-        let cluster = ClusterConfig {
-            name,
-            upstream,
-            credential_file,
-            presentation: file.presentation.map_or(Presentation::Auto, |found| found.value),
-            shown_set,
-            pool: PoolConfig {
-                max_pool_size,
-                min_pool_size,
-                max_user_connections: layers.count_or_off(&limits::MAX_USER_CONNECTIONS),
-                max_connecting: layers.count(&limits::MAX_CONNECTING),
-                max_idle_time: layers.duration_or_off(&limits::MAX_IDLE_TIME).unwrap_or(limits::NEVER),
-                max_lifetime: layers.duration_or_off(&limits::MAX_LIFETIME).unwrap_or(limits::NEVER),
-                connect_timeout: layers.duration(&limits::CONNECT_TIMEOUT),
-                socket_timeout: layers.duration_or_off(&limits::SOCKET_TIMEOUT),
-            },
-            user_refresh: layers.duration(&limits::USER_REFRESH),
-            max_upstream_connections: layers.count_or_off(&limits::MAX_UPSTREAM_CONNECTIONS),
-            wait_queue_size: layers.size(&limits::WAIT_QUEUE_SIZE),
-            wait_queue_bytes: layers.size(&limits::WAIT_QUEUE_BYTES),
-            wait_queue_timeout: layers.duration(&limits::WAIT_QUEUE_TIMEOUT),
-            queue_discipline: if file.codel {
-                QueueDiscipline::Codel {
-                    target: ms(self.below(&layers, &limits::CODEL_TARGET, &limits::CODEL_INTERVAL)),
-                    interval: layers.duration(&limits::CODEL_INTERVAL),
-                }
-            } else {
-                QueueDiscipline::Fifo
-            },
-            fairness: FairnessConfig {
-                by: file.fair_by.unwrap_or(FairBy::Application),
-                all: TenantBounds {
-                    weight: None,
-                    max_in_flight: layers
-                        .count_or_off(&limits::TENANT_MAX_IN_FLIGHT)
-                        .and_then(|most| most.try_into().ok()),
-                    max_waiting: layers.count_or_off(&limits::TENANT_MAX_WAITING).and_then(|most| most.try_into().ok()),
-                },
-                tenants: file.tenants,
-                priorities: file.priorities,
-            },
-            server_selection_timeout: layers.duration(&limits::SERVER_SELECTION_TIMEOUT),
-            command_timeout: layers.duration_or_off(&limits::COMMAND_TIMEOUT),
-            long_held: layers.duration_or_off(&limits::LONG_HELD).unwrap_or(limits::NEVER),
-            transaction_idle_timeout: layers.duration_or_off(&limits::TRANSACTION_IDLE_TIMEOUT),
-            max_in_flight: layers.count_or_off(&limits::MAX_IN_FLIGHT),
-            adaptive_limit: file.adaptive_limit,
-            heartbeat_frequency: layers.duration(&limits::HEARTBEAT_FREQUENCY),
-            local_threshold: layers.duration(&limits::LOCAL_THRESHOLD),
-            health_check: layers.duration(&limits::HEALTH_CHECK),
-            breaker: BreakerConfig {
-                consecutive_failures: layers.count(&limits::BREAKER_CONSECUTIVE_FAILURES),
-                success_rate: f64::from(layers.count(&limits::BREAKER_SUCCESS_RATE)) / 100.0,
-                minimum_samples: layers.count(&limits::BREAKER_MINIMUM_SAMPLES),
-                window: layers.duration(&limits::BREAKER_WINDOW),
-                open_initial: ms(self.below(&layers, &limits::BREAKER_OPEN_INITIAL, &limits::BREAKER_OPEN_MAX)),
-                open_max: layers.duration(&limits::BREAKER_OPEN_MAX),
-            },
-            reconnect: BackoffConfig {
-                initial: ms(self.below(&layers, &limits::RECONNECT_INITIAL, &limits::RECONNECT_MAX)),
-                max: layers.duration(&limits::RECONNECT_MAX),
-            },
-            retry: file.retry.unwrap_or(Retry::Driver),
-            degraded_reads: file.degraded_reads.into(),
-        };
-        let vain = vain::of_cluster(&cluster, &layers);
-        self.warnings.extend(vain.into_iter().map(|text| Warning(format!("cluster {}: {text}", cluster.name))));
-        cluster
-    }
-
-    /// What the connection string says about limits, checked like the file.
-    fn uri_values(&mut self, overrides: &UriOverrides, place: &str) -> Values {
-        let count = |value: Option<u32>| value.map(u64::from);
-        let millis = |value: Option<Duration>| value.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
-        let given = [
-            ("maxPoolSize", &limits::MAX_POOL_SIZE, count(overrides.max_pool_size)),
-            ("minPoolSize", &limits::MIN_POOL_SIZE, count(overrides.min_pool_size)),
-            ("maxConnecting", &limits::MAX_CONNECTING, count(overrides.max_connecting)),
-            ("maxIdleTimeMS", &limits::MAX_IDLE_TIME, millis(overrides.max_idle_time)),
-            ("waitQueueTimeoutMS", &limits::WAIT_QUEUE_TIMEOUT, millis(overrides.wait_queue_timeout)),
-            ("serverSelectionTimeoutMS", &limits::SERVER_SELECTION_TIMEOUT, millis(overrides.server_selection_timeout)),
-            ("connectTimeoutMS", &limits::CONNECT_TIMEOUT, millis(overrides.connect_timeout)),
-            ("socketTimeoutMS", &limits::SOCKET_TIMEOUT, millis(overrides.socket_timeout)),
-            ("heartbeatFrequencyMS", &limits::HEARTBEAT_FREQUENCY, millis(overrides.heartbeat_frequency)),
-            ("localThresholdMS", &limits::LOCAL_THRESHOLD, millis(overrides.local_threshold)),
-        ];
-        let mut values = Values::new();
-        for (option, limit, value) in
-            given.into_iter().filter_map(|(option, limit, value)| Some((option, limit, value?)))
-        {
-            let accepted = limit.accepts(value).then_some(value);
-            let found = Found { value: accepted, place: place.to_owned(), key: option.to_owned() };
-            if accepted.is_none() {
-                self.errors.push(found.error(format!("found {value}, expected {}", limit.range())));
-            }
-            values.insert(limit.key, found);
-        }
-        values
     }
 
     /// The value of `low`, which must not be above that of `high`. Asked for, it is a mistake there; otherwise it is
@@ -353,8 +189,22 @@ impl Builder<'_> {
         file: Option<Found<Address>>,
         (host, port): (&str, u16),
     ) -> Found<Address> {
-        let flag = flag.map(|flag| Found::of(FLAGS, key, flag));
+        let flag = flag.map(|flag| Found::of(self.sources.origin(key), key, flag));
         flag.or(file).unwrap_or_else(|| Found::of("default", key, Address::tcp(host, port)))
+    }
+
+    /// Where telemetry goes, if this program can send any.
+    fn otlp_endpoint(&mut self, file: Option<Found<String>>) -> Option<String> {
+        let given = self.sources.otlp_endpoint.clone();
+        let given = given
+            .map(|endpoint| Found::of(self.sources.origin("otlp_endpoint"), "otlp_endpoint", endpoint))
+            .or(file)?;
+        if !cfg!(feature = "otel") {
+            let problem =
+                "this program was built without the feature otel: leave it out, or build with --features otel";
+            self.errors.push(given.error(problem.to_owned()));
+        }
+        Some(given.value)
     }
 
     /// Who may ask for more than probes and metrics.
@@ -383,7 +233,8 @@ impl Builder<'_> {
                 } else {
                     "admin_tls_ca_file, whose certificates"
                 };
-                let at = asked.unwrap_or_else(|| Found::of(FLAGS, "admin_probes_only", true));
+                let at = asked
+                    .unwrap_or_else(|| Found::of(self.sources.origin("admin_probes_only"), "admin_probes_only", true));
                 self.errors.push(at.error(format!("found beside {key} would open nothing")));
             }
             return AdminAccess::Proven { tokens, certificates };
@@ -401,6 +252,39 @@ impl Builder<'_> {
             )));
         }
         AdminAccess::Loopback
+    }
+
+    /// What is in force of the keys that the program has once, as far as it does not depend on others.
+    fn program_settings(
+        &self,
+        file: &Values,
+        said: &Said,
+        admin: &Found<Address>,
+        tls: Option<&ListenerTls>,
+    ) -> Settings {
+        let none = Values::new();
+        let layers = Layers { uri: &none, file, profile: self.profile };
+        let mut settings = Settings::of(&[Place::Program], said, Some(&layers));
+        let Sources { profile, admin_token_file, admin_probes_only, upgrade_socket, otlp_endpoint, .. } = self.sources;
+        if let Some(profile) = profile {
+            settings.set("profile", profile.name(), self.sources.origin("profile"));
+        }
+        settings.set("admin", admin.value.to_string(), &admin.place);
+        for (key, file) in [("admin_token_file", admin_token_file), ("upgrade_socket", upgrade_socket)] {
+            if let Some(file) = file {
+                settings.set(key, file.display().to_string(), self.sources.origin(key));
+            }
+        }
+        if let Some(endpoint) = otlp_endpoint {
+            settings.set("otlp_endpoint", endpoint.clone(), self.sources.origin("otlp_endpoint"));
+        }
+        if *admin_probes_only {
+            settings.set("admin_probes_only", true, self.sources.origin("admin_probes_only"));
+        }
+        if let Some(tls) = tls {
+            settings.set_unless_said(said, "admin_tls_min_version", word_of(tls.min_version), "default");
+        }
+        settings
     }
 
     fn program(
@@ -431,12 +315,22 @@ impl Builder<'_> {
                 )));
             }
         }
-        let drain_quiet = ms(self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT));
+        let drain_quiet = self.below(&layers, &limits::DRAIN_QUIET, &limits::DRAIN_TIMEOUT);
+        let Effective { program: settings, clusters: tables, .. } = &mut self.effective;
+        settings.adjust(limits::MEMORY_LIMIT_BYTES.key, memory_limit, "but half of the container's memory");
+        settings.adjust(limits::MAX_MESSAGE_BYTES.key, max_message, "but what memory_limit_bytes has room for");
+        settings.adjust(limits::DRAIN_QUIET.key, drain_quiet, "but at most drain_timeout_ms");
+        for (table, cluster) in tables.iter_mut().zip(clusters.iter().flatten()) {
+            let bytes = cluster.wait_queue_bytes as u64;
+            table.settings.adjust(limits::WAIT_QUEUE_BYTES.key, bytes, "but at most half of memory_limit_bytes");
+        }
+        let drain_quiet = ms(drain_quiet);
         Some(Config {
             clusters: clusters?,
             listeners,
             admin,
             admin_access,
+            otlp_endpoint: None,
             admin_tls,
             client: ClientConfig {
                 max_clients: layers.size(&limits::MAX_CLIENTS),
@@ -450,10 +344,15 @@ impl Builder<'_> {
                 max_message_bytes: saturating_usize(max_message),
             },
             memory_limit_bytes: saturating_usize(memory_limit),
-            monitor_interval: layers.duration(&limits::MONITOR_INTERVAL),
-            drain_timeout: layers.duration(&limits::DRAIN_TIMEOUT),
-            drain_quiet,
+            times: super::Times {
+                monitor_interval: layers.duration(&limits::MONITOR_INTERVAL),
+                drain_timeout: layers.duration(&limits::DRAIN_TIMEOUT),
+                drain_quiet,
+            },
+            reload_on_change: Vec::new(),
+            upgrade_socket: None,
             worker_threads: layers.size(&limits::WORKER_THREADS),
+            effective: std::mem::take(&mut self.effective),
         })
     }
 
@@ -497,8 +396,8 @@ impl Builder<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ShownSet;
     use super::super::system::Text;
+    use super::super::{CredentialFile, ShownSet};
     use super::*;
 
     /// Sources that consist of a file.
@@ -696,7 +595,7 @@ mod tests {
         );
         // Defaults give way to what was asked for.
         let (config, _) = loaded(&file("drain_timeout_ms = 1000\nreconnect.max_ms = 10"));
-        assert_eq!((config.drain_quiet, config.clusters[0].reconnect.initial), (ms(1_000), ms(10)));
+        assert_eq!((config.times.drain_quiet, config.clusters[0].reconnect.initial), (ms(1_000), ms(10)));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct NamePattern {
 pub struct NamePatternError(String);
 
 /// The longest name that drivers may send.
-const MAX_NAME_BYTES: usize = 128;
+pub(super) const MAX_NAME_BYTES: usize = 128;
 
 impl FromStr for NamePattern {
     type Err = NamePatternError;
@@ -64,6 +64,11 @@ impl FromStr for NamePattern {
 }
 
 impl NamePattern {
+    /// True where it means every name.
+    pub fn is_everything(&self) -> bool {
+        self.prefix && self.text.is_empty()
+    }
+
     /// True for a name that it means.
     pub fn matches(&self, name: &str) -> bool {
         if self.prefix { name.starts_with(&*self.text) } else { *self.text == *name }

@@ -29,6 +29,20 @@ impl<'a> Layers<'a> {
         asked.or_else(|| self.profile.value(limit)).unwrap_or(limit.default)
     }
 
+    /// Who says so.
+    pub(super) fn origin(&self, limit: &Limit) -> String {
+        if let Some(option) = self.uri.get(limit.key) {
+            return format!("{} of the connection string", option.key);
+        }
+        match self.file.get(limit.key) {
+            Some(found) => found.place.clone(),
+            None if self.profile != Profile::Default && self.profile.value(limit).is_some() => {
+                format!("profile {}", self.profile)
+            }
+            None => "default".to_owned(),
+        }
+    }
+
     pub(super) fn count(&self, limit: &Limit) -> u32 {
         saturating_u32(self.value(limit))
     }

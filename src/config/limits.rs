@@ -1,7 +1,7 @@
 //! Every bound of the program: default, unit, range, reason.
 //!
-//! The first half are the bounds an operator can set, as [`Limit`]s under the key they have in the file; [`CLUSTER`]
-//! and [`PROGRAM`] list them, so that reading, checking and suggesting keys all follow from this one table. The
+//! The first half are the bounds an operator can set, as [`Limit`]s under the key they have in the file; what each means to an
+//! operator is told in the tables of `keys.rs`, from which reading, checking and suggesting keys follow. The
 //! second half is fixed. What depends on something else is tied to it by a const assertion at the end. How values of
 //! several sources are merged is not here but in `layers.rs`.
 
@@ -56,8 +56,8 @@ impl Limit {
     }
 }
 
-const MS: &str = "ms";
-const BYTES: &str = "bytes";
+pub(super) const MS: &str = "ms";
+pub(super) const BYTES: &str = "bytes";
 const CONNECTIONS: &str = "connections";
 const COMMANDS: &str = "commands";
 
@@ -73,6 +73,12 @@ pub const MAX_POOL_SIZE: Limit = Limit::new("max_pool_size", CONNECTIONS, 10, 1,
 /// Over all servers of a cluster. None by default: a cluster rarely has more servers than the operator expects.
 pub const MAX_UPSTREAM_CONNECTIONS: Limit =
     Limit::off_by_default("max_upstream_connections", CONNECTIONS, "none", 1, 100_000);
+/// Sidecars that share the servers, to reckon what all of them may open together. Unset: they are counted by their connections
+/// where the service's user may look at those.
+pub const FLEET_SIZE: Limit = Limit::off_by_default("fleet_size", "sidecars", "as seen", 1, 100_000);
+/// Clients whose commands share connections: all, as that is what the program is for. Less is for a team that switches step by
+/// step.
+pub const POOLED_CLIENTS: Limit = Limit::new("pooled_clients_percent", "percent", 100, 0, 100);
 /// Of one user, per server, where clients log in as users of MongoDB. None by default: whoever is alone may have all, and gives up
 /// what others need.
 pub const MAX_USER_CONNECTIONS: Limit =
@@ -112,6 +118,8 @@ pub const SERVER_SELECTION_TIMEOUT: Limit = Limit::new("server_selection_timeout
 pub const SOCKET_TIMEOUT: Limit = Limit::off_by_default("socket_timeout_ms", MS, "off", 10, DAY);
 /// Longest run of one command once sent. Off: a server sets no limit either.
 pub const COMMAND_TIMEOUT: Limit = Limit::off_by_default("command_timeout_ms", MS, "off", 10, DAY);
+/// A command that takes longer, waiting included, has a line in the log. Off: what is slow, only its operator knows.
+pub const SLOW_COMMAND: Limit = Limit::off_by_default("slow_command_ms", MS, "off", 1, DAY);
 /// Commands, cursors and open transactions that are older are listed in `/stats`, counted and told in the log. Long for a
 /// request that a person waits for, and time enough to act before servers end a transaction, after 60 s.
 pub const LONG_HELD: Limit = Limit::new("long_held_ms", MS, 30_000, 100, DAY).or_zero("never");
@@ -143,49 +151,8 @@ pub const RECONNECT_INITIAL: Limit = Limit::new("reconnect.initial_ms", MS, 100,
 /// Upper bound of every such wait: what a server that comes back is kept waiting at most.
 pub const RECONNECT_MAX: Limit = Limit::new("reconnect.max_ms", MS, 30_000, 1, HOUR);
 
-/// All limits that each cluster has.
-pub const CLUSTER: &[Limit] = &[
-    MAX_POOL_SIZE,
-    MAX_UPSTREAM_CONNECTIONS,
-    MAX_USER_CONNECTIONS,
-    USER_REFRESH,
-    MIN_POOL_SIZE,
-    MAX_CONNECTING,
-    MAX_IDLE_TIME,
-    MAX_LIFETIME,
-    CONNECT_TIMEOUT,
-    WAIT_QUEUE_TIMEOUT,
-    WAIT_QUEUE_SIZE,
-    WAIT_QUEUE_BYTES,
-    TENANT_MAX_IN_FLIGHT,
-    TENANT_MAX_WAITING,
-    CODEL_TARGET,
-    CODEL_INTERVAL,
-    SERVER_SELECTION_TIMEOUT,
-    SOCKET_TIMEOUT,
-    COMMAND_TIMEOUT,
-    LONG_HELD,
-    TRANSACTION_IDLE_TIMEOUT,
-    MAX_IN_FLIGHT,
-    HEARTBEAT_FREQUENCY,
-    LOCAL_THRESHOLD,
-    HEALTH_CHECK,
-    BREAKER_CONSECUTIVE_FAILURES,
-    BREAKER_SUCCESS_RATE,
-    BREAKER_MINIMUM_SAMPLES,
-    BREAKER_WINDOW,
-    BREAKER_OPEN_INITIAL,
-    BREAKER_OPEN_MAX,
-    RECONNECT_INITIAL,
-    RECONNECT_MAX,
-];
-
-/// All limits that a `[[tenant]]` has: its share relative to others, and what it has beside the limits of all tenants.
-pub const TENANT: &[Limit] = &[
-    Limit::new("weight", "shares", 1, 1, 100),
-    Limit { key: "max_in_flight", ..TENANT_MAX_IN_FLIGHT },
-    Limit { key: "max_waiting", ..TENANT_MAX_WAITING },
-];
+/// Share of one tenant relative to others.
+pub const TENANT_WEIGHT: Limit = Limit::new("weight", "shares", 1, 1, 100);
 
 // ---- of the program ----
 
@@ -221,22 +188,6 @@ pub const DRAIN_QUIET: Limit = Limit::new("drain_quiet_ms", MS, 5_000, 0, HOUR);
 /// Threads that clients and servers are served on. On one thread a command is never woken across threads: a second one costs
 /// a fifth to a third more CPU for each command, and pays where one is full, see `docs/performance.md`.
 pub const WORKER_THREADS: Limit = Limit::new("worker_threads", "threads", 1, 1, 64);
-
-/// All limits that the program has once.
-pub const PROGRAM: &[Limit] = &[
-    MAX_CLIENTS,
-    MAX_CLIENTS_PER_ADDRESS,
-    CLIENT_IDLE_TIMEOUT,
-    HANDSHAKE_TIMEOUT,
-    FAILED_LOG_INS,
-    CLIENT_STALL_TIMEOUT,
-    MAX_MESSAGE_BYTES,
-    MEMORY_LIMIT_BYTES,
-    MONITOR_INTERVAL,
-    DRAIN_TIMEOUT,
-    DRAIN_QUIET,
-    WORKER_THREADS,
-];
 
 // ---- fixed ----
 
@@ -295,8 +246,16 @@ pub const KNOCKS_PER_SECOND: u32 = 8;
 pub const MAX_CLUSTER_NAME_BYTES: usize = 64;
 /// Longest name of a replica set that is shown, bytes: far beyond what people write.
 pub const MAX_REPLICA_SET_NAME_BYTES: usize = 128;
+/// Longest URL of a collector, bytes.
+pub const MAX_ENDPOINT_BYTES: usize = 2_048;
 /// Entries of `degraded_reads`, compared one by one while there is no primary: who means more names whole databases.
 pub const MAX_DEGRADED_NAMESPACES: usize = 256;
+/// Entries of `pooled_databases`, compared one by one with each command while there are any: who means more means all.
+pub const MAX_POOLED_DATABASES: usize = 64;
+/// Longest pause that ends by itself: whoever needs more has time to say so again.
+pub const PAUSE_TIMEOUT_MAX: Duration = Duration::from_secs(60 * 60);
+/// Databases of a cluster that are paused, each by itself: who means more means all.
+pub const MAX_PAUSED_DATABASES: usize = 256;
 /// Entries of one list of a listener's rules, compared one by one with each command.
 pub const MAX_RULE_ENTRIES: usize = 256;
 /// Longest namespace, bytes: the server's own limit.
@@ -352,6 +311,10 @@ pub const MAX_CURSORS_PER_SOCKET: usize = 64;
 /// Names of applications that are told apart. What is beyond them is one application without a name: where each client has
 /// a name of its own, none of them says anything.
 pub const MAX_APPLICATIONS: usize = 1_000;
+/// Events that are remembered, to be shown: some days of a quiet program, and the last minutes of a very bad one.
+pub const MAX_EVENTS: usize = 500;
+/// As much of what an event says is kept: a sentence and an error of a server.
+pub const EVENT_TEXT_CHARS: usize = 400;
 /// Of what has been held for long, this many are listed for each server: the oldest tell the story, the rest is a number.
 pub const MAX_LONG_HELD_SHOWN: usize = 20;
 /// The largest reply there is, bytes: one document of a server with its message around it.
@@ -382,6 +345,10 @@ pub const ADMIN_EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ADMIN_HEAD_BYTES: usize = 16 << 10;
 /// The body of an order to the admin port, bytes: three short fields.
 pub const ADMIN_BODY_BYTES: usize = 1 << 10;
+/// Groups of clients that `/clients` shows: the largest, beside the number of all others.
+pub const MAX_CLIENT_GROUPS: usize = 500;
+/// Single clients that `/clients` shows unless it is asked for more.
+pub const CLIENTS_SHOWN: usize = 100;
 /// The body of an order to change rules, bytes: lists of a thousand short names, or of all the long ones that anybody writes.
 pub const ADMIN_RULES_BYTES: usize = 64 << 10;
 
@@ -415,20 +382,6 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn keys_are_unique_and_end_in_the_unit_of_their_value() {
-        let mut keys: Vec<&str> = CLUSTER.iter().chain(PROGRAM).map(|limit| limit.key).collect();
-        keys.sort_unstable();
-        let count = keys.len();
-        keys.dedup();
-        assert_eq!(keys.len(), count);
-        for limit in CLUSTER.iter().chain(PROGRAM) {
-            assert_eq!(limit.key.ends_with("_ms"), limit.unit == MS, "{}", limit.key);
-            assert_eq!(limit.key.ends_with("_bytes"), limit.unit == BYTES, "{}", limit.key);
-            assert!(limit.accepts(limit.default), "{}", limit.key);
-        }
-    }
 
     #[test]
     fn a_range_accepts_its_ends_and_zero_only_with_a_meaning() {

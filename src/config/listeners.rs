@@ -4,9 +4,13 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
-use super::build::{DEFAULT_LISTEN, FLAGS};
+use toml::Value;
+
+use super::build::DEFAULT_LISTEN;
 use super::databases::Databases;
+use super::effective::{Settings, Table, word_of};
 use super::file::{AuthKind, FileListener};
+use super::keys::Place;
 use super::reader::{Found, nearest};
 use super::{Address, Auth, CompressorName, ConfigError, ListenerConfig, Sources};
 
@@ -17,6 +21,7 @@ pub(super) struct BuiltListener {
     pub(super) at: Found<String>,
     /// Where it was said that its clients are users of MongoDB.
     looked_up: Option<Found<()>>,
+    effective: Table,
 }
 
 /// How the clients of a cluster log in, where their listener says nothing else.
@@ -47,7 +52,7 @@ impl<'a> Listeners<'a> {
         let only = self.clusters.len() == 1;
         let flags = if only { self.sources.listen.as_slice() } else { &[] };
         let listen = match &own.listen {
-            _ if !flags.is_empty() => Found::of(FLAGS, "listen", flags.to_vec()),
+            _ if !flags.is_empty() => Found::of(self.sources.origin("listen"), "listen", flags.to_vec()),
             Some(listen) => listen.clone(),
             None if alone => {
                 let (host, port) = DEFAULT_LISTEN;
@@ -131,8 +136,53 @@ impl<'a> Listeners<'a> {
                 tls: tls.clone().filter(|_| matches!(address, Address::Tcp { .. })),
             };
             let at = Found { value: called.clone(), place: listen.place.clone(), key: listen.key.clone() };
-            self.built.push(BuiltListener { config, at, looked_up: said.clone() });
+            let effective = self.in_force(&config, own, listen);
+            self.built.push(BuiltListener { config, at, looked_up: said.clone(), effective });
         }
+    }
+
+    /// Each key of a listener, and who says so.
+    fn in_force(&self, config: &ListenerConfig, own: &FileListener, listen: &Found<Vec<Address>>) -> Table {
+        let (name, said) = (config.listen.to_string(), &own.said);
+        let mut settings = Settings::of(&[Place::ListenerTable, Place::Listener], said, None);
+        settings.set("listen", &*name, &listen.place);
+        settings.set_unless_said(said, "cluster", &*config.cluster, "the cluster that it stands with");
+        let usual = self.clusters.iter().position(|name| *name == config.cluster).map(|index| &self.usual[index]);
+        if let Some(auth) = usual.and_then(|usual| usual.auth.as_ref()) {
+            settings.set_unless_said(said, "auth", word_of(auth.value), &auth.place);
+        }
+        match &config.auth {
+            Auth::Users(file) => {
+                let place = usual.and_then(|usual| usual.users_file.as_ref()).map_or("", |file| &file.place);
+                settings.set_unless_said(said, "users_file", file.display().to_string(), place);
+            }
+            Auth::None | Auth::Upstream => {
+                settings.clear(|key| key == "users_file", "not read without auth = \"users\"")
+            }
+        }
+        if self.sources.allow_unauthenticated_clients {
+            let key = "allow_unauthenticated_clients";
+            settings.set(key, true, self.sources.origin(key));
+        }
+        let compressors: Vec<Value> = config.compressors.iter().map(|it| Value::from(it.name())).collect();
+        settings.set_unless_said(said, "compressors", compressors, "default");
+        match &config.tls {
+            Some(tls) => {
+                let wanted = word_of(tls.client_certificates.wanted());
+                settings.set_unless_said(said, "tls_client_certificates", wanted, "default");
+                settings.set_unless_said(said, "tls_min_version", word_of(tls.min_version), "default");
+            }
+            None if own.tls.is_on() => {
+                settings.clear(|key| key.starts_with("tls"), "unix sockets are never encrypted");
+            }
+            None => {}
+        }
+        Table { name, settings }
+    }
+
+    /// What is in force for each.
+    pub(super) fn effective(&self) -> Vec<Table> {
+        self.built.iter().map(|built| built.effective.clone()).collect()
     }
 
     /// How the clients of a listener log in: as it says itself, or else its cluster. Mistakes count as if nobody could.

@@ -9,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::ConfigError;
+use super::keys::{Choice, Key, Kind, either};
 use super::limits::Limit;
 use crate::telemetry::logs::{MASK, redact};
 
@@ -38,6 +39,9 @@ impl<T> Found<T> {
 
 /// Limits by key; `None` for a value that was refused, so that it causes no further mistakes.
 pub(super) type Values = BTreeMap<&'static str, Found<Option<u64>>>;
+
+/// What keys say that hold no secret, and where.
+pub(super) type Said = BTreeMap<&'static str, Found<toml::Value>>;
 
 /// A file, and the mistakes that were found in it so far.
 pub(super) struct Reader<'a> {
@@ -81,6 +85,13 @@ impl<'a> Reader<'a> {
         Found { value, place: self.place(&at.span()), key: path.to_owned() }
     }
 
+    /// Remembers what a key says, for whoever asks what is in force.
+    pub(super) fn note(&self, key: &'static Key, value: &Spanned<DeValue<'_>>, said: &mut Said) {
+        if !matches!(key.kind, Kind::ConnectionString { .. }) {
+            said.insert(key.name, self.found(key.name, value, plain(value)));
+        }
+    }
+
     pub(super) fn text_of<'v>(&mut self, path: &str, value: &'v Spanned<DeValue<'_>>) -> Option<&'v str> {
         let text = value.get_ref().as_str();
         if text.is_none() {
@@ -120,16 +131,23 @@ impl<'a> Reader<'a> {
         parsed.into_iter().collect()
     }
 
-    pub(super) fn choice<T: Copy>(
+    pub(super) fn choice<T: Choice>(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Option<T> {
+        self.one_of(path, value, T::CHOICES)
+    }
+
+    pub(super) fn one_of<T: Copy>(
         &mut self,
         path: &str,
         value: &Spanned<DeValue<'_>>,
-        choices: &[(&str, T)],
+        choices: &[(&'static str, T)],
     ) -> Option<T> {
-        let chosen = choices.iter().find(|(name, _)| value.get_ref().as_str() == Some(name));
+        let text = value.get_ref().as_str();
+        let chosen = choices.iter().find(|(word, _)| text == Some(word));
         if chosen.is_none() {
-            let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            self.refuse(value.span(), path, format!("found {}, expected {}", Shown(value), names.join(" or ")));
+            let words: Vec<&str> = choices.iter().map(|&(word, _)| word).collect();
+            let near = text.and_then(|text| nearest(text, words.iter().copied()));
+            let hint = near.map_or_else(String::new, |near| format!(", did you mean \"{near}\"?"));
+            self.refuse(value.span(), path, format!("found {}, expected {}{hint}", Shown(value), either(&words)));
         }
         chosen.map(|&(_, chosen)| chosen)
     }
@@ -183,6 +201,21 @@ fn integer(value: &Spanned<DeValue<'_>>) -> Option<i64> {
     i64::from_str_radix(number.as_str(), number.radix()).ok()
 }
 
+/// A value without its places.
+fn plain(value: &Spanned<DeValue<'_>>) -> toml::Value {
+    match value.get_ref() {
+        DeValue::String(text) => toml::Value::String(text.to_string()),
+        DeValue::Integer(_) => toml::Value::Integer(integer(value).unwrap_or_default()),
+        DeValue::Float(number) => toml::Value::Float(number.as_str().parse().unwrap_or_default()),
+        DeValue::Boolean(flag) => toml::Value::Boolean(*flag),
+        DeValue::Datetime(time) => toml::Value::Datetime(*time),
+        DeValue::Array(items) => toml::Value::Array(items.iter().map(plain).collect()),
+        DeValue::Table(table) => {
+            toml::Value::Table(table.iter().map(|(key, value)| (key.get_ref().to_string(), plain(value))).collect())
+        }
+    }
+}
+
 /// A value in a message: short, and without passwords.
 pub(super) struct Shown<'a>(pub(super) &'a Spanned<DeValue<'a>>);
 
@@ -214,7 +247,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// The known key that `name` was most likely meant to be, if it is near enough.
-pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
     // `maxPoolSize` and `max-pool-size` are spellings, not mistakes of letters.
     let plain = |key: &str| key.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
     let name = plain(name);

@@ -4,6 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fairness::{Level, NamePattern, PriorityRule, TenantBounds, TenantRule};
+use super::keys::{self, Place};
 use super::layers::saturating_usize;
 use super::limits;
 use super::reader::{Reader, Values};
@@ -14,13 +15,10 @@ impl Reader<'_> {
             let (mut name, mut values) = (None, Values::new());
             for (key, value) in table {
                 let path = format!("{prefix}{}", key.get_ref());
-                match limits::TENANT.iter().find(|limit| limit.key == key.get_ref()) {
+                match keys::limit(Place::Tenant, key.get_ref()) {
                     Some(limit) => reader.limit(limit, &path, value, &mut values),
                     None if key.get_ref() == "name" => name = Some(reader.pattern(&path, value)),
-                    None => {
-                        let known = limits::TENANT.iter().map(|limit| limit.key).chain(["name"]);
-                        reader.unknown(prefix, key.get_ref(), key.span(), known);
-                    }
+                    None => reader.unknown(prefix, key.get_ref(), key.span(), &[Place::Tenant]),
                 }
             }
             let given = |key| values.get(key).and_then(|found| found.value);
@@ -37,15 +35,14 @@ impl Reader<'_> {
     }
 
     pub(super) fn priorities(&mut self, path: &str, value: &Spanned<DeValue<'_>>) -> Vec<PriorityRule> {
-        let levels = [("high", Level::High), ("normal", Level::Normal), ("low", Level::Low)];
         self.rules(path, value, |reader, prefix, table| {
             let (mut application, mut level) = (None, None);
             for (key, value) in table {
                 let path = format!("{prefix}{}", key.get_ref());
                 match key.get_ref().as_ref() {
                     "application" => application = Some(reader.pattern(&path, value)),
-                    "level" => level = Some(reader.choice(&path, value, &levels)),
-                    name => reader.unknown(prefix, name, key.span(), ["application", "level"].into_iter()),
+                    "level" => level = Some(reader.choice::<Level>(&path, value)),
+                    name => reader.unknown(prefix, name, key.span(), &[Place::Priority]),
                 }
             }
             let (application, level) = (application.ok_or("application")?, level.ok_or("level")?);

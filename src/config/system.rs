@@ -1,6 +1,7 @@
 //! What configuration takes from the machine: files, the container's memory limit, the limit of open files. All I/O of
 //! configuration is here; what is made of it is not.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt as _;
@@ -9,6 +10,9 @@ use std::path::{Path, PathBuf};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{Address, Config, ConfigError, Profile, Warning, limits};
+
+/// Where flags and the environment are not told apart.
+const FLAGS: &str = "command line or environment";
 
 /// Everything [`Config::load`] looks at. It holds connection strings with their passwords, hence no `Debug`.
 #[derive(Clone, Default)]
@@ -27,12 +31,25 @@ pub struct Sources {
     pub admin_token_file: Option<PathBuf>,
     /// The admin port gives probes and metrics only, by flags or environment.
     pub admin_probes_only: bool,
+    /// Where the next process finds this one, of flags or environment.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Where telemetry goes, of flags or environment.
+    pub otlp_endpoint: Option<String>,
     /// Profile of flags or environment.
     pub profile: Option<Profile>,
     /// Listeners may be reachable from other machines although nobody is asked for a password.
     pub allow_unauthenticated_clients: bool,
     /// Memory limit of the container, bytes.
     pub container_memory_bytes: Option<u64>,
+    /// Which flag, or which variable of the environment, says something about a key.
+    pub said_by: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// Who says something about `key` that is not said by the file.
+    pub(super) fn origin(&self, key: &str) -> &str {
+        self.said_by.get(key).map_or(FLAGS, String::as_str)
+    }
 }
 
 /// A text and the name it goes by in error messages. It may hold a password, so it is wiped when it is dropped.

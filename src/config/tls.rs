@@ -10,30 +10,9 @@ use super::file::FileListener;
 use super::reader::{Found, Reader};
 use super::{Address, ConfigError};
 
-/// The keys of a listener.
-pub(super) const KEYS: &[&str] = &[
-    "tls",
-    "tls_certificate_key_file",
-    "tls_key_file",
-    "tls_ca_file",
-    "tls_client_certificates",
-    "tls_crl_file",
-    "tls_min_version",
-];
-
-/// What stands before the keys of the admin port.
+/// What stands before the keys of the admin port. Whether callers have certificates is not among them: probes never have one, and who
+/// has none may know a token.
 const ADMIN: &str = "admin_";
-
-/// The keys of the admin port. Whether callers have certificates is not among them: probes never have one, and who has none may
-/// know a token.
-pub(super) const ADMIN_KEYS: &[&str] = &[
-    "admin_tls",
-    "admin_tls_certificate_key_file",
-    "admin_tls_key_file",
-    "admin_tls_ca_file",
-    "admin_tls_crl_file",
-    "admin_tls_min_version",
-];
 
 /// How a listener or the admin port encrypts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,10 +54,21 @@ pub enum TlsVersion {
 
 /// What `tls_client_certificates` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+pub(super) enum Wanted {
     None,
     Optional,
     Required,
+}
+
+impl ClientCertificates {
+    /// What the file says for this.
+    pub(super) const fn wanted(&self) -> Wanted {
+        match self {
+            Self::None => Wanted::None,
+            Self::Asked { required: false, .. } => Wanted::Optional,
+            Self::Asked { required: true, .. } => Wanted::Required,
+        }
+    }
 }
 
 impl ListenerTls {
@@ -109,36 +99,36 @@ pub(super) struct FileTls {
 }
 
 impl Reader<'_> {
-    /// One of [`ADMIN_KEYS`].
-    pub(super) fn admin_tls_key(&mut self, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) {
+    /// A key of the admin port; false if it is none of TLS.
+    pub(super) fn admin_tls_key(&mut self, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) -> bool {
         out.prefix = ADMIN;
-        self.tls_key(name, name.strip_prefix(ADMIN).unwrap_or(name), value, out);
+        name.strip_prefix(ADMIN).is_some_and(|plain| self.tls_key(name, plain, value, out))
     }
 
-    /// One of [`KEYS`].
-    pub(super) fn tls_key(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) {
-        match name {
-            "tls" => out.on = self.flag(path, value).map(|on| self.found(path, value, on)),
+    /// A key of a listener; false if it is none of TLS.
+    pub(super) fn tls_key(&mut self, path: &str, name: &str, value: &Spanned<DeValue<'_>>, out: &mut FileTls) -> bool {
+        let file = match name {
+            "tls" => {
+                out.on = self.flag(path, value).map(|on| self.found(path, value, on));
+                return true;
+            }
             "tls_client_certificates" => {
-                let choices = [("none", Wanted::None), ("optional", Wanted::Optional), ("required", Wanted::Required)];
-                out.client_certificates =
-                    self.choice(path, value, &choices).map(|wanted| self.found(path, value, wanted));
+                out.client_certificates = self.choice(path, value).map(|wanted| self.found(path, value, wanted));
+                return true;
             }
             "tls_min_version" => {
-                let choices = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-                out.min_version = self.choice(path, value, &choices).map(|version| self.found(path, value, version));
+                out.min_version = self.choice(path, value).map(|version| self.found(path, value, version));
+                return true;
             }
-            _ => {
-                let file = match name {
-                    "tls_certificate_key_file" => &mut out.certificate_key_file,
-                    "tls_key_file" => &mut out.key_file,
-                    "tls_ca_file" => &mut out.ca_file,
-                    _ => &mut out.crl_file,
-                };
-                let text = self.text_of(path, value).map(PathBuf::from);
-                *file = text.map(|text| self.found(path, value, text));
-            }
-        }
+            "tls_certificate_key_file" => &mut out.certificate_key_file,
+            "tls_key_file" => &mut out.key_file,
+            "tls_ca_file" => &mut out.ca_file,
+            "tls_crl_file" => &mut out.crl_file,
+            _ => return false,
+        };
+        let text = self.text_of(path, value).map(PathBuf::from);
+        *file = text.map(|text| self.found(path, value, text));
+        true
     }
 }
 
@@ -149,6 +139,11 @@ impl FileTls {
         let files = files.into_iter().flatten().map(Found::place_only);
         let wanted = self.client_certificates.iter().map(Found::place_only);
         files.chain(wanted).chain(self.min_version.iter().map(Found::place_only))
+    }
+
+    /// True where there is to be TLS.
+    pub(super) fn is_on(&self) -> bool {
+        self.on.as_ref().is_some_and(|on| on.value)
     }
 
     /// Where each key stands.

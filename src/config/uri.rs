@@ -1,13 +1,14 @@
 //! Upstream connection strings, read through the `mongodb` crate: its parser, its option checks, its SRV and TXT look-ups.
 //!
 //! [`Upstream::parse`] does no I/O, so a configuration can be checked without a network; DNS happens in
-//! [`Upstream::monitor_options`], for monitoring only. Options about operations are ignored with a warning: clients state
+//! `Upstream::monitor_options`, for monitoring only. Options about operations are ignored with a warning: clients state
 //! them with each command. No error and no `Debug` here repeats a password, nor text that could be a part of one.
 
 mod compression;
+mod mistakes;
+mod parts;
 mod tls;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -20,6 +21,9 @@ use zeroize::Zeroizing;
 
 use super::Address;
 pub use compression::Compression;
+use mistakes::Mistakes;
+pub use mistakes::UriErrors;
+use parts::{LOAD_BALANCED, Options, Parts, query};
 pub use tls::{KeyPassword, TlsOptions};
 
 /// What servers accept as an application name, bytes.
@@ -31,7 +35,7 @@ const MIN_HEARTBEAT_FREQUENCY: Duration = Duration::from_millis(500);
 /// The port of a host that names none.
 const DEFAULT_PORT: u16 = 27017;
 
-/// Why a connection string cannot be used, in words for its author.
+/// One thing that is wrong with a connection string, in words for its author.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UriError(String);
@@ -149,18 +153,35 @@ impl Upstream {
     ///
     /// # Errors
     /// When it is malformed, contradicts itself, or asks for something that this proxy does not do.
-    pub fn parse(text: &str) -> Result<Self, UriError> {
-        let parts = Parts::split(text)?;
+    pub fn parse(text: &str) -> Result<Self, UriErrors> {
+        match Self::read(text) {
+            (Some(upstream), mistakes) if mistakes.0.is_empty() => Ok(upstream),
+            (_, mistakes) => Err(mistakes),
+        }
+    }
+
+    /// As [`Upstream::parse`], with what can be understood beside the mistakes: for looking at the rest of a configuration.
+    pub(super) fn read(text: &str) -> (Option<Self>, UriErrors) {
+        let mut mistakes = Mistakes::default();
+        let parts = mistakes.keep(Parts::split(text));
+        let upstream = parts.and_then(|parts| Self::of_parts(&parts, &mut mistakes));
+        (upstream, UriErrors(mistakes.found))
+    }
+
+    fn of_parts(parts: &Parts<'_>, mistakes: &mut Mistakes) -> Option<Self> {
         let mut warnings = Vec::new();
-        let Options { kept, shown, ours } = parts.options(&mut warnings)?;
+        parts.check_ports(mistakes);
+        // What looks like a port may be a password whose `@` is missing, and what follows a part of it.
+        if mistakes.hosts && parts.user_info.is_none() {
+            return None;
+        }
+        let Options { kept, shown, ours } = parts.options(&mut warnings, mistakes);
         let shown: Vec<&str> = kept.iter().chain(&shown).copied().collect();
         let redacted = format!("{}://{}{}", parts.scheme, parts.location, query(&shown));
-        let user_info = Zeroizing::new(parts.user_info.map(|info| format!("{info}@")).unwrap_or_default());
-        let passed_on = Zeroizing::new(format!("{}://{}{}{}", parts.scheme, *user_info, parts.location, query(&kept)));
 
-        let mut connection = ConnectionString::parse(&*passed_on).map_err(|error| UriError::from_driver(&error))?;
-        let overrides = overrides(&mut connection)?;
-        let tls = tls_options(&mut connection, ours.tls)?;
+        let mut connection = mistakes::connection(parts, &kept, mistakes)?;
+        let overrides = overrides(&mut connection, mistakes);
+        let tls = tls_options(&mut connection, ours.tls, mistakes);
         warnings.extend(tls.as_ref().and_then(TlsOptions::warning));
         let (is_srv, seeds) = match &connection.host_info {
             HostInfo::HostIdentifiers(hosts) => (false, hosts.iter().map(address).collect()),
@@ -169,7 +190,7 @@ impl Upstream {
         let upstream = Self {
             redacted,
             app_name: connection.app_name.clone(),
-            credential: take_credential(&mut connection)?,
+            credential: take_credential(&mut connection, mistakes),
             tls,
             replica_set: connection.replica_set.clone(),
             direct_connection: connection.direct_connection == Some(true),
@@ -180,30 +201,30 @@ impl Upstream {
             warnings,
             connection,
         };
-        upstream.check()?;
-        Ok(upstream)
+        upstream.check(mistakes);
+        Some(upstream)
     }
 
-    /// Contradictions that the driver would report only when it connects.
-    fn check(&self) -> Result<(), UriError> {
+    /// Contradictions that the driver would report only when it connects; none with what could not be read.
+    fn check(&self, mistakes: &mut Mistakes) {
         if self.app_name.as_ref().is_some_and(|name| name.len() > MAX_APP_NAME_BYTES) {
-            return Err(refuse(format!("appName is longer than {MAX_APP_NAME_BYTES} bytes")));
+            mistakes.add(refuse(format!("appName is longer than {MAX_APP_NAME_BYTES} bytes")));
         }
         if self.direct_connection && self.seeds.len() > 1 {
-            return Err(refuse("directConnection=true goes with one host, not with several"));
+            mistakes.add(refuse("directConnection=true goes with one host, not with several"));
         }
         let x509 = self.credential.as_ref().is_some_and(|it| it.mechanism == Some(Mechanism::X509));
-        if x509 && self.tls.as_ref().is_none_or(|tls| tls.cert_key_file.is_none()) {
-            return Err(refuse("authMechanism=MONGODB-X509 needs tlsCertificateKeyFile"));
+        if x509 && !mistakes.tls && self.tls.as_ref().is_none_or(|tls| tls.cert_key_file.is_none()) {
+            mistakes.add(refuse("authMechanism=MONGODB-X509 needs tlsCertificateKeyFile"));
         }
         let plain = self.credential.as_ref().is_some_and(|it| it.mechanism == Some(Mechanism::Plain));
         let on_this_machine = !self.is_srv && self.seeds.iter().all(|seed| matches!(seed, Address::Unix(_)));
-        if plain && self.tls.is_none() && !on_this_machine {
+        let in_the_clear = self.tls.is_none() && !on_this_machine;
+        if plain && in_the_clear && !mistakes.tls && !mistakes.hosts {
             let problem =
                 "authMechanism=PLAIN sends the password in the clear: expected tls=true, or unix sockets only";
-            return Err(refuse(problem));
+            mistakes.add(refuse(problem));
         }
-        Ok(())
     }
 
     /// Hosts named; 1 with SRV, where DNS knows the rest.
@@ -220,6 +241,35 @@ impl Upstream {
         }
     }
 
+    /// Resolves SRV and TXT records, if there are any.
+    async fn resolved(&self) -> Result<(ClientOptions, Option<Credential>), UriError> {
+        let parsed = ClientOptions::parse(self.connection.clone()).await;
+        let mut options = parsed.map_err(|error| match &self.connection.host_info {
+            HostInfo::DnsRecord(name) => refuse(format!("SRV and TXT of `{name}`: {}", driver_words(&error))),
+            _ => UriError::from_driver(&error),
+        })?;
+        if options.load_balanced == Some(true) {
+            return Err(refuse(LOAD_BALANCED));
+        }
+        let told_source = options.credential.take().and_then(|credential| credential.source);
+        let credential = self.credential.clone().map(|mut credential| {
+            credential.source = told_source.unwrap_or(credential.source);
+            credential
+        });
+        Ok((options, credential))
+    }
+
+    /// The same with the hosts that DNS names for it, the set and the credential's database: as if there were no SRV.
+    ///
+    /// # Errors
+    /// When DNS fails, or says what we do not support.
+    pub(crate) async fn without_srv(&self) -> Result<Self, UriError> {
+        let (options, credential) = self.resolved().await?;
+        let seeds = options.hosts.iter().map(address).collect();
+        let replica_set = options.repl_set_name;
+        Ok(Self { seeds, replica_set, credential, is_srv: false, ..self.clone() })
+    }
+
     /// Resolves SRV and TXT records and builds the options of a driver client that only monitors: it never authenticates
     /// and keeps no pool. Also returns the credential with the source that DNS may have told.
     ///
@@ -229,24 +279,14 @@ impl Upstream {
         &self,
         heartbeat_frequency: Duration,
         connect_timeout: Duration,
+        platform: String,
         events: EventHandler<SdamEvent>,
     ) -> Result<(ClientOptions, Option<Credential>), UriError> {
-        let parsed = ClientOptions::parse(self.connection.clone()).await;
-        let mut options = parsed.map_err(|error| match &self.connection.host_info {
-            HostInfo::DnsRecord(name) => refuse(format!("SRV and TXT of `{name}`: {}", driver_words(&error))),
-            _ => UriError::from_driver(&error),
-        })?;
-        if options.load_balanced == Some(true) {
-            return Err(refuse(LOAD_BALANCED));
-        }
         // A wrong password is invisible to monitors, which never log in: credentials could only do harm here.
-        let told_source = options.credential.take().and_then(|credential| credential.source);
-        let credential = self.credential.clone().map(|mut credential| {
-            credential.source = told_source.unwrap_or(credential.source);
-            credential
-        });
-        let ours = DriverInfo::builder().name("mongomux").version(env!("CARGO_PKG_VERSION").to_owned()).build();
-        options.driver_info = Some(ours);
+        let (mut options, credential) = self.resolved().await?;
+        // It stands behind what the driver says of itself.
+        let ours = DriverInfo::builder().name("mongomux").version(env!("CARGO_PKG_VERSION").to_owned());
+        options.driver_info = Some(ours.platform(platform).build());
         options.app_name = Some(monitor_name(self.app_name.as_deref()));
         options.min_pool_size = None;
         options.max_pool_size = None;
@@ -331,204 +371,66 @@ pub(crate) fn address(server: &ServerAddress) -> Address {
     }
 }
 
-/// A connection string cut at the places where the driver cuts it.
-struct Parts<'a> {
-    scheme: &'a str,
-    user_info: Option<&'a str>,
-    /// Hosts, and the database where one is named.
-    location: &'a str,
-    options: &'a str,
-}
-
-impl<'a> Parts<'a> {
-    /// Finds the mistakes that the driver would report by quoting what may be a password.
-    fn split(text: &'a str) -> Result<Self, UriError> {
-        let (scheme, rest) = text
-            .split_once("://")
-            .filter(|(scheme, _)| matches!(*scheme, "mongodb" | "mongodb+srv"))
-            .ok_or_else(|| refuse("a connection string starts with mongodb:// or mongodb+srv://"))?;
-        let (before, options) = rest.split_once('?').unwrap_or((rest, ""));
-        let (user_info, location) = match before.rsplit_once('@') {
-            Some((user_info, location)) => (Some(user_info), location),
-            None if options.contains('@') => {
-                return Err(refuse(
-                    "there is an `@` after the first `?`: write `?` as %3F in a password, `@` as %40 elsewhere",
-                ));
-            }
-            None => (None, before),
-        };
-        let hosts = location.split_once('/').map_or(location, |(hosts, _)| hosts);
-        for host in hosts.split(',').filter(|host| !host.starts_with('[') && !host.ends_with(".sock")) {
-            if let Some((name, port)) = host.split_once(':')
-                && !port.parse::<u16>().is_ok_and(|port| port > 0)
-            {
-                return Err(refuse(format!("the port of host `{name}` is no number from 1 to 65535")));
-            }
-        }
-        Ok(Self { scheme, user_info, location, options })
-    }
-
-    /// The options, sorted by who is to see them; the others are refused, or ignored with a warning.
-    fn options(&self, warnings: &mut Vec<String>) -> Result<Options<'a>, UriError> {
-        let mut options = Options::default();
-        let mut seen = BTreeSet::new();
-        for (index, pair) in self.options.split('&').filter(|pair| !pair.is_empty()).enumerate() {
-            let Some((name, value)) = pair.split_once('=') else {
-                return Err(refuse(format!("option {} is not of the form name=value", index + 1)));
-            };
-            let key = name.to_lowercase();
-            match treatment(&key, value) {
-                Treatment::Keep => options.kept.push(pair),
-                Treatment::Take(take) => {
-                    take(&mut options.ours, value).map_err(|why| refuse(format!("{name}: {why}")))?;
-                    options.shown.push(pair);
-                }
-                Treatment::TakeSecret(take) => {
-                    take(&mut options.ours, value).map_err(|why| refuse(format!("{name}: {why}")))?;
-                }
-                Treatment::Drop => {}
-                Treatment::Ignore(why) => warnings.push(format!("{name} is ignored: {why}")),
-                Treatment::Refuse(why) => return Err(refuse(format!("{name}: {why}"))),
-            }
-            if !seen.insert(key) && !name.eq_ignore_ascii_case("readPreferenceTags") {
-                return Err(refuse(format!("{name} is given more than once")));
-            }
-        }
-        warnings.extend(options.ours.compression.warning());
-        tls::contradictions(&seen)?;
-        Ok(options)
-    }
-}
-
-/// The options of a connection string.
-#[derive(Default)]
-struct Options<'a> {
-    /// What the driver is to see.
-    kept: Vec<&'a str>,
-    /// What only we act on, as far as it may be shown.
-    shown: Vec<&'a str>,
-    ours: Ours,
-}
-
-/// What only we act on: the driver does nothing but monitor, and cannot do all that we can.
-#[derive(Default)]
-struct Ours {
-    compression: Compression,
-    tls: tls::Extra,
-}
-
-fn query(options: &[&str]) -> String {
-    let question_mark = if options.is_empty() { "" } else { "?" };
-    format!("{question_mark}{}", options.join("&"))
-}
-
-enum Treatment {
-    Keep,
-    /// Ours to act on: reads the value, or says why it cannot be.
-    Take(fn(&mut Ours, &str) -> Result<(), String>),
-    /// The same, and nobody is to see it.
-    TakeSecret(fn(&mut Ours, &str) -> Result<(), String>),
-    /// Says what is the case anyway.
-    Drop,
-    Ignore(&'static str),
-    Refuse(&'static str),
-}
-
-const LOAD_BALANCED: &str = "an upstream behind a load balancer is not supported";
-
-/// `key` in lower case.
-fn treatment(key: &str, value: &str) -> Treatment {
-    match key {
-        "readpreference"
-        | "readpreferencetags"
-        | "maxstalenessseconds"
-        | "readconcernlevel"
-        | "w"
-        | "wtimeoutms"
-        | "journal"
-        | "retryreads"
-        | "retrywrites"
-        | "timeoutms"
-        | "uuidrepresentation"
-        | "adaptiveretries"
-        | "maxadaptiveretries"
-        | "enableoverloadretargeting" => {
-            Treatment::Ignore("it is about operations and belongs in the application's connection string")
-        }
-        "compressors" => Treatment::Take(|ours, value| ours.compression.take_compressors(value)),
-        "zlibcompressionlevel" => Treatment::Take(|ours, value| ours.compression.take_zlib_level(value)),
-        "waitqueuesize" | "waitqueuemultiple" => Treatment::Ignore("set wait_queue_size in the configuration"),
-        "serverselectiontryonce" => Treatment::Ignore("it is for single-threaded drivers"),
-        "tlsdisableocspendpointcheck" | "tlsdisablecertificaterevocationcheck" => {
-            Treatment::Ignore("neither OCSP nor revocation lists of servers are looked at")
-        }
-        "authmechanismproperties" => Treatment::Ignore("no supported mechanism has properties"),
-        "authmechanism" if Mechanism::from_name(value).is_none() => {
-            Treatment::Refuse("supported are SCRAM-SHA-256, SCRAM-SHA-1, MONGODB-X509 and PLAIN")
-        }
-        "loadbalanced" if value == "false" => Treatment::Drop,
-        "loadbalanced" => Treatment::Refuse(LOAD_BALANCED),
-        "tlsallowinvalidhostnames" => Treatment::Take(|ours, value| ours.tls.take_invalid_hostnames(value)),
-        "tlscertificatekeyfilepassword" => Treatment::TakeSecret(|ours, value| ours.tls.take_key_password(value)),
-        "proxyhost" | "proxyport" | "proxyusername" | "proxypassword" => {
-            Treatment::Refuse("SOCKS5 proxies are not supported")
-        }
-        _ => Treatment::Keep,
-    }
+fn read_by_driver(text: &str) -> Result<ConnectionString, UriError> {
+    ConnectionString::parse(text).map_err(|error| UriError::from_driver(&error))
 }
 
 /// Reads the settings, and takes out what the driver refuses to connect with.
-fn overrides(connection: &mut ConnectionString) -> Result<UriOverrides, UriError> {
+fn overrides(connection: &mut ConnectionString, mistakes: &mut Mistakes) -> UriOverrides {
     if connection.max_pool_size == Some(0) {
-        return Err(refuse("maxPoolSize=0 means no limit, and a limit is what this proxy is for: give at least 1"));
+        mistakes.add(refuse("maxPoolSize=0 means no limit, and a limit is what this proxy is for: give at least 1"));
     }
     if connection.max_connecting == Some(0) {
-        return Err(refuse("maxConnecting must be at least 1"));
+        mistakes.add(refuse("maxConnecting must be at least 1"));
     }
     if connection.heartbeat_frequency.is_some_and(|it| it < MIN_HEARTBEAT_FREQUENCY) {
-        return Err(refuse(format!("heartbeatFrequencyMS must be at least {}", MIN_HEARTBEAT_FREQUENCY.as_millis())));
+        mistakes.add(refuse(format!("heartbeatFrequencyMS must be at least {}", MIN_HEARTBEAT_FREQUENCY.as_millis())));
     }
     #[expect(deprecated, reason = "the driver does not support socketTimeoutMS, we do")]
     let socket_timeout = connection.socket_timeout.take();
-    Ok(UriOverrides {
-        max_pool_size: connection.max_pool_size,
+    // What was refused here is not to be refused once more as a limit.
+    UriOverrides {
+        max_pool_size: connection.max_pool_size.filter(|most| *most > 0),
         min_pool_size: connection.min_pool_size,
-        max_connecting: connection.max_connecting,
+        max_connecting: connection.max_connecting.filter(|most| *most > 0),
         max_idle_time: connection.max_idle_time,
         wait_queue_timeout: connection.wait_queue_timeout(),
         server_selection_timeout: connection.server_selection_timeout,
         connect_timeout: connection.connect_timeout,
         socket_timeout,
-        heartbeat_frequency: connection.heartbeat_frequency,
+        heartbeat_frequency: connection.heartbeat_frequency.filter(|time| *time >= MIN_HEARTBEAT_FREQUENCY),
         local_threshold: connection.local_threshold,
-    })
+    }
 }
 
 /// What the driver has read of TLS and what it has not, together; it is told what the monitor needs of the rest.
-fn tls_options(connection: &mut ConnectionString, extra: tls::Extra) -> Result<Option<TlsOptions>, UriError> {
+fn tls_options(connection: &mut ConnectionString, extra: tls::Extra, mistakes: &mut Mistakes) -> Option<TlsOptions> {
     if connection.tls.is_none() && extra.implies_tls() {
         connection.tls = Some(Tls::Enabled(TheirTls::default()));
     }
-    let Some(Tls::Enabled(theirs)) = &mut connection.tls else { return extra.without_tls().map(|()| None) };
+    let Some(Tls::Enabled(theirs)) = &mut connection.tls else {
+        extra.without_tls(mistakes);
+        return None;
+    };
     let any = theirs.allow_invalid_certificates == Some(true);
-    let options = extra.with(theirs.ca_file_path.clone(), theirs.cert_key_file_path.clone(), any)?;
+    let options = extra.with(theirs.ca_file_path.clone(), theirs.cert_key_file_path.clone(), any, mistakes);
     theirs.allow_invalid_certificates = Some(options.monitor_trusts_anybody());
     theirs.tls_certificate_key_file_password =
         options.key_password.as_ref().map(|password| password.expose().as_bytes().to_vec());
-    Ok(Some(options))
+    Some(options)
 }
 
 /// Moves the password out of the driver's hands. The user name stays there: with it the driver tells which source DNS names.
-fn take_credential(connection: &mut ConnectionString) -> Result<Option<Credential>, UriError> {
+fn take_credential(connection: &mut ConnectionString, mistakes: &mut Mistakes) -> Option<Credential> {
     let database = connection.default_database.as_deref();
-    let Some(theirs) = &mut connection.credential else { return Ok(None) };
+    let theirs = connection.credential.as_mut()?;
     let mechanism = theirs.mechanism.as_ref().map(AuthMechanism::as_str).and_then(Mechanism::from_name);
     let password = theirs.password.take().map(Zeroizing::new);
-    if password.is_none() && mechanism != Some(Mechanism::X509) {
-        return Err(refuse("a user name without a password"));
+    if password.is_none() && mechanism != Some(Mechanism::X509) && !mistakes.user {
+        mistakes.add(refuse("a user name without a password"));
     }
     let source = theirs.source.clone().unwrap_or_else(|| Mechanism::default_source(mechanism, database));
-    Ok(Some(Credential { username: theirs.username.clone(), source, password, mechanism }))
+    Some(Credential { username: theirs.username.clone(), source, password, mechanism })
 }
 
 /// How the monitoring connections call themselves: cut to what servers accept.
@@ -705,11 +607,52 @@ mod tests {
     }
 
     #[test]
+    fn everything_that_is_wrong_is_told_at_once() {
+        for (text, told) in [
+            (
+                "h/?maxPoolSize=0&minPoolSize=x&tls=maybe&foo=1&maxConnecting=0&heartbeatFrequencyMS=1",
+                &["maxPoolSize=0", "minpoolsize", "tls", "foo", "maxConnecting", "heartbeatFrequencyMS"][..],
+            ),
+            (
+                "h/?compressors=lz4&zlibCompressionLevel=10&oops&loadBalanced=true&appName=a&appname=b&proxyHost=p",
+                &["\"lz4\"", "-1 (the default)", "option 3", "load balancer", "more than once", "SOCKS5"],
+            ),
+            ("u:p@a:x,b:y/?foo=1&directConnection=perhaps", &["host `a`", "host `b`", "foo", "directconnection"]),
+            ("u:p%zz@h:1/?minPoolSize=x&authMechanism=GSSAPI", &["password", "minpoolsize", "supported are"]),
+            ("u:p@h/?authMechanism=PLAIN&maxConnecting=x", &["in the clear", "maxconnecting"]),
+            (
+                "a,b/?directConnection=true&authMechanism=MONGODB-X509",
+                &["directConnection=true", "tlsCertificateKeyFile"],
+            ),
+            ("u@h/?tlsInsecure=true&tlsAllowInvalidHostnames=true", &["tlsInsecure goes", "without a password"]),
+            // What hangs on something that cannot be read is not judged.
+            ("u:p@h/?authMechanism=PLAIN&tls=maybe", &["`tls`"]),
+            ("u:p@h:x/?authMechanism=PLAIN", &["host `h`"]),
+        ] {
+            let errors = Upstream::parse(&format!("mongodb://{text}")).unwrap_err().0;
+            let of = |word: &str| errors.iter().filter(|error| error.to_string().contains(word)).count();
+            assert!(told.iter().all(|word| of(word) > 0) && errors.len() == told.len(), "{text}: {errors:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_wrong_is_understood_beside_what_is() {
+        let (upstream, errors) =
+            Upstream::read("mongodb://u:p@h/?foo=1&tlsCAFile=/ca.pem&minPoolSize=7&tls=true&bar=2&replicaSet=rs0");
+        let upstream = upstream.unwrap();
+        assert_eq!(errors.0.len(), 2, "{errors}");
+        assert_eq!((upstream.overrides.min_pool_size, upstream.replica_set.as_deref()), (Some(7), Some("rs0")));
+        assert_eq!(upstream.tls.unwrap().ca_file, Some("/ca.pem".into()));
+        assert_eq!(upstream.seeds, [Address::tcp("h", 27017)]);
+    }
+
+    #[test]
     fn no_error_repeats_what_may_be_a_password() {
         for text in [
             "mongodb://user:hush",
             "mongodb://user:hu?sh@h",
             "mongodb://user:hush?x=1@h",
+            "mongodb://user:pw?hush=1",
             "mongodb://user:hu/sh@h",
             "mongodb://user:hu@sh@h:x",
             "hush://h",
@@ -736,7 +679,7 @@ mod tests {
             parse("mongodb://u:p@h/db?minPoolSize=5&maxPoolSize=9&socketTimeoutMS=1&appName=shop&replicaSet=rs0");
         let (heartbeat, connect) = (Duration::from_secs(7), Duration::from_secs(3));
         let (options, credential) =
-            upstream.monitor_options(heartbeat, connect, EventHandler::callback(|_| ())).await.unwrap();
+            upstream.monitor_options(heartbeat, connect, "p".to_owned(), EventHandler::callback(|_| ())).await.unwrap();
         assert!(options.credential.is_none() && options.min_pool_size.is_none() && options.max_pool_size.is_none());
         assert_eq!(options.app_name.as_deref(), Some("shop monitor"));
         assert_eq!((options.heartbeat_freq, options.connect_timeout), (Some(heartbeat), Some(connect)));

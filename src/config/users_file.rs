@@ -220,7 +220,7 @@ impl Reader<'_> {
                         ("SCRAM-SHA-256", Mechanism::ScramSha256),
                         ("PLAIN", Mechanism::Plain),
                     ];
-                    self.choice(&path, value, &choices).map(|it| mechanism = Some(it)).is_some()
+                    self.one_of(&path, value, &choices).map(|it| mechanism = Some(it)).is_some()
                 }
                 _ => self.unknown_key(&path, name, key, &UPSTREAM_KEYS),
             };

@@ -3,21 +3,20 @@
 use super::fairness::FairBy;
 use super::layers::Layers;
 use super::limits;
-use super::{ClusterConfig, QueueDiscipline};
+use super::{ClusterConfig, PoolingMode, QueueDiscipline};
 
-/// What to say about the settings of one cluster.
-pub(super) fn of_cluster(cluster: &ClusterConfig, layers: &Layers<'_>) -> Vec<String> {
+/// What to say about the settings of one cluster. `log_ins`: whether clients log in anywhere.
+pub(super) fn of_cluster(cluster: &ClusterConfig, layers: &Layers<'_>, log_ins: bool) -> Vec<String> {
     let mut said = Vec::new();
     let fairness = &cluster.fairness;
     let by = match fairness.by {
         FairBy::None => Some("none"),
-        FairBy::User => Some("user"),
-        FairBy::Application | FairBy::Database | FairBy::Address => None,
+        FairBy::User if !log_ins => Some("user"),
+        FairBy::User | FairBy::Application | FairBy::Database | FairBy::Address => None,
     };
-    if fairness.by == FairBy::User {
+    if fairness.by == FairBy::User && !log_ins {
         said.push(
-            "fair_by = \"user\" tells nobody apart, as clients do not log in to the proxy yet: all share alike"
-                .to_owned(),
+            "fair_by = \"user\" tells nobody apart, as no client logs in to the proxy (auth = \"none\"): all share alike".to_owned(),
         );
     }
     // A rule for all, `*`, is for those without a name as well.
@@ -38,6 +37,18 @@ pub(super) fn of_cluster(cluster: &ClusterConfig, layers: &Layers<'_>) -> Vec<St
             target.as_millis()
         )),
         QueueDiscipline::Codel { .. } => (),
+    }
+    let pooling = &cluster.pooling;
+    if pooling.mode() == PoolingMode::Observe && !pooling.databases.is_empty() {
+        said.push(
+            "pooled_databases does nothing with pooled_clients_percent = 0: no client shares connections".to_owned(),
+        );
+    }
+    if let (true, Some(most)) = (pooling.mode() != PoolingMode::Pooled, cluster.max_upstream_connections) {
+        said.push(format!(
+            "max_upstream_connections ({most}) bounds what is shared only: the own connections of clients come on top, until \
+             pooled_clients_percent is 100 and pooled_databases names all"
+        ));
     }
     let pool = &cluster.pool;
     let most = pool.max_pool_size.min(cluster.max_in_flight.unwrap_or(u32::MAX));
@@ -73,6 +84,11 @@ mod tests {
             ("queue_discipline = \"codel\"\nwait_queue_timeout_ms = 40", &["codel\" refuses nobody"]),
             ("adaptive_limit = true\nmin_pool_size = 10", &["never below min_pool_size (10), and never above 10"]),
             ("adaptive_limit = true\nmin_pool_size = 0\nmax_in_flight = 1", &["adaptive_limit has nothing to adapt"]),
+            ("pooled_clients_percent = 0\npooled_databases = [\"shop\"]", &["pooled_databases does nothing with"]),
+            (
+                "pooled_databases = \"shop\"\nmax_upstream_connections = 30",
+                &["max_upstream_connections (30) bounds what is shared only"],
+            ),
             (
                 "wait_queue_bytes = 268435457",
                 &["mongomux.toml:1: wait_queue_bytes: found 268435457, of which 268435456"],
@@ -89,11 +105,15 @@ mod tests {
         for text in [
             "fair_by = \"none\"\n[[tenant]]\nname = \"*\"\nmax_waiting = 9",
             "[[tenant]]\nname = \"web\"",
+            "fair_by = \"user\"\nauth = \"upstream\"\nupstream = \"mongodb://proxy:secret@db/\"\n[[tenant]]\nname = \"web\"",
+            "fair_by = \"user\"\nauth = \"users\"\nusers_file = \"users.toml\"",
             "queue_discipline = \"codel\"\ncodel.target_ms = 30\nwait_queue_timeout_ms = 61",
             "adaptive_limit = true\nmin_pool_size = 9",
             "adaptive_limit = true\nmin_pool_size = 0\nmax_in_flight = 2",
             "wait_queue_bytes = 268435456",
             "codel.target_ms = 20",
+            "pooled_clients_percent = 0",
+            "pooled_databases = [\"shop\", \"*\"]\nmax_upstream_connections = 30",
         ] {
             assert_eq!(warnings(text), [""; 0], "{text}");
         }

@@ -6,19 +6,22 @@
 
 use bson::RawDocumentBuf;
 
+use crate::wire::HEADER_LEN;
 use crate::wire::document;
 use crate::wire::op_msg::reply_document;
 
 /// The fields by which drivers learn of it.
 const FIELDS: [&[u8]; 2] = [b"$clusterTime", b"operationTime"];
 
+/// Header, flags, and the kind of the section.
+const BEFORE_DOCUMENT: usize = HEADER_LEN + 5;
+
 /// Takes cluster time out of a whole reply message, in its place. Returns its new length; `None` when there is nothing to
-/// take out.
+/// take out, or more than one document, which no server sends.
 pub fn take_out(message: &mut [u8]) -> Option<usize> {
     let (_, found) = reply_document(message)?;
     let length = found.len();
-    // In a message of one document, that is the end of it.
-    let start = message.len().checked_sub(length)?;
+    let start = message.len().checked_sub(length).filter(|start| *start == BEFORE_DOCUMENT)?;
     let left = document::take_out(message.get_mut(start..)?, &FIELDS).ok().filter(|left| *left < length)?;
     let length = start + left;
     *message.first_chunk_mut()? = i32::try_from(length).ok()?.to_le_bytes();
@@ -69,6 +72,12 @@ mod tests {
         for length in 0..message.len() {
             assert_eq!(take_out(&mut message[..length]), None, "cut short");
         }
+        // The last bytes look like the document, and are not where it is.
+        let document = with_times(doc! {"ok": 1.0});
+        let mut twice = [encode::op_msg(3, 4, &document).bytes(), document.as_bytes()].concat();
+        let before = twice.clone();
+        assert_eq!(take_out(&mut twice), None);
+        assert_eq!(twice, before);
     }
 
     #[test]

@@ -128,6 +128,9 @@ impl Labels {
     /// The pair that makes drivers back off and send again whatever it was.
     pub const NOT_SENT: Self = Self(Self::SYSTEM_OVERLOADED.0 | Self::RETRYABLE.0);
 
+    /// What says that this attempt has changed nothing.
+    pub const NOTHING_DONE: Self = Self(Self::NO_WRITES_PERFORMED.0 | Self::RETRYABLE.0);
+
     const NAMES: [(Self, &'static str); 6] = [
         (Self::RETRYABLE_WRITE, "RetryableWriteError"),
         (Self::TRANSIENT_TRANSACTION, "TransientTransactionError"),

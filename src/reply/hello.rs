@@ -25,7 +25,7 @@ const MAX_WRITE_BATCH_SIZE: i32 = 100_000;
 const SESSION_TIMEOUT_MINUTES: i32 = 30;
 
 /// What clients take us for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Shown {
     /// In front of a replica set or a sharded cluster: drivers send read preferences, retryable writes, transactions.
     Mongos,

@@ -3,11 +3,15 @@
 //!
 //! These are the answers under `auth = "none"`. Refusals are in `errors`, hello is in `hello`.
 
-use bson::raw::{CString, RawDocumentBuf, cstr};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bson::raw::{CString, RawArrayBuf, RawDocumentBuf, cstr};
 use bson::rawdoc;
 
 use super::errors::{self, ErrorReply};
 use crate::config::Address;
+use crate::topology::{ServerDescription, ServerKind, TopologyDescription};
 use crate::wire::document::{Elements, find, kind};
 
 /// Those of the locally answered commands that belong to version 1 of the stable API.
@@ -115,9 +119,9 @@ impl PoolStats {
     }
 }
 
-/// `connPoolStats` about our own pools in the server's shape, one pool called `pool_name` over all servers. Where two
-/// clusters have the same server, that is one host.
-pub fn conn_pool_stats(pool_name: &str, pools: &[PoolStats]) -> RawDocumentBuf {
+/// `connPoolStats` about our own pools in the server's shape, one pool called `pool_name` over all servers, and the replica sets
+/// that we follow. Where two clusters have the same server, that is one host.
+pub fn conn_pool_stats(pool_name: &str, pools: &[PoolStats], followed: &[Arc<TopologyDescription>]) -> RawDocumentBuf {
     let mut hosts_stats: Vec<PoolStats> = Vec::new();
     for stats in pools {
         match hosts_stats.iter_mut().find(|host| host.server == stats.server) {
@@ -151,12 +155,49 @@ pub fn conn_pool_stats(pool_name: &str, pools: &[PoolStats]) -> RawDocumentBuf {
     if let Ok(name) = CString::try_from(pool_name.to_owned()) {
         named.append(name, pool);
     }
+    let mut sets = RawDocumentBuf::new();
+    let mut seen = BTreeSet::new();
+    for topology in followed {
+        if let Some(name) = &topology.set_name
+            && seen.insert(name)
+            && let Ok(key) = CString::try_from(name.clone())
+        {
+            sets.append(key, rawdoc! {"hosts": topology.servers.values().map(member).collect::<RawArrayBuf>()});
+        }
+    }
+    let monitors = i32::try_from(seen.len()).unwrap_or(i32::MAX);
     // The first two count the server's synchronous and sharded connections; there are no such things here.
     rawdoc! {
         "numClientConnections": 0, "numAScopedConnections": 0, "totalInUse": in_use, "totalAvailable": available,
         "totalCreated": created, "totalRefreshing": pending, "totalRefreshed": refreshed, "pools": named, "hosts": hosts,
-        "numReplicaSetMonitorsCreated": 0, "replicaSets": {}, "ok": 1.0,
+        "numReplicaSetMonitorsCreated": monitors, "replicaSets": sets, "ok": 1.0,
     }
+}
+
+/// A member of a replica set as a server tells of one that it follows.
+fn member(server: &ServerDescription) -> RawDocumentBuf {
+    let mut told = rawdoc! {
+        "addr": server.address.to_string(),
+        "ok": server.is_known(),
+        "ismaster": server.kind == ServerKind::RsPrimary,
+        // Hidden members are in no list of ours.
+        "hidden": false,
+        "secondary": server.kind == ServerKind::RsSecondary,
+    };
+    if let Some(time) = server.round_trip_time {
+        told.append(cstr!("pingTimeMillis"), i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
+    }
+    if !server.tags.is_empty() {
+        let mut tags = RawDocumentBuf::new();
+        for (name, value) in &server.tags {
+            // A name with a NUL cannot be a key, nor come from a document.
+            if let Ok(name) = CString::try_from(name.clone()) {
+                tags.append(name, value.as_str());
+            }
+        }
+        told.append(cstr!("tags"), tags);
+    }
+    told
 }
 
 /// Counts are `int` in the server's answer; one that does not fit stays at the largest.
@@ -166,6 +207,8 @@ fn int(count: u64) -> i32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bson::{Document, doc};
 
     use super::*;
@@ -233,7 +276,7 @@ mod tests {
             created: 20,
             refreshed: u64::MAX,
         };
-        let reply = Document::try_from(conn_pool_stats("default", &[stats("db1", 7), stats("db2", 2)])).unwrap();
+        let reply = Document::try_from(conn_pool_stats("default", &[stats("db1", 7), stats("db2", 2)], &[])).unwrap();
         let host =
             |in_use| doc! {"inUse": in_use, "available": 3, "created": 20, "refreshing": 1, "refreshed": i32::MAX};
         let expected = doc! {
@@ -247,5 +290,36 @@ mod tests {
             "numReplicaSetMonitorsCreated": 0, "replicaSets": {}, "ok": 1.0,
         };
         assert_eq!(reply, expected);
+    }
+
+    #[test]
+    fn replica_sets_are_told_with_their_members() {
+        let member = |host: &str, kind| {
+            let address = Address::tcp(host, 27017);
+            let (tags, round_trip_time) = match kind {
+                ServerKind::RsPrimary => {
+                    (vec![("dc".to_owned(), "east".to_owned())], Some(Duration::from_micros(2_900)))
+                }
+                _ => (Vec::new(), None),
+            };
+            let known =
+                ServerDescription { kind, tags, round_trip_time, ..ServerDescription::unknown(address.clone()) };
+            (address, known)
+        };
+        let kinds = [("a", ServerKind::RsPrimary), ("b", ServerKind::RsSecondary), ("c", ServerKind::Unknown)];
+        let servers = kinds.into_iter().map(|(host, kind)| member(host, kind)).collect();
+        let set = TopologyDescription { set_name: Some("rs".to_owned()), servers, ..TopologyDescription::default() };
+        let (set, alone) = (Arc::new(set), Arc::new(TopologyDescription::default()));
+        let reply = Document::try_from(conn_pool_stats("default", &[], &[set.clone(), alone, set])).unwrap();
+        let told = |addr: &str, ok, ismaster, secondary| {
+            doc! {
+                "addr": addr, "ok": ok, "ismaster": ismaster, "hidden": false, "secondary": secondary,
+            }
+        };
+        let mut primary = told("a:27017", true, true, false);
+        primary.extend(doc! {"pingTimeMillis": 2, "tags": {"dc": "east"}});
+        let members = vec![primary, told("b:27017", true, false, true), told("c:27017", false, false, false)];
+        assert_eq!(reply.get_document("replicaSets").unwrap(), &doc! {"rs": {"hosts": members}});
+        assert_eq!(reply.get_i32("numReplicaSetMonitorsCreated").unwrap(), 1, "two clusters may have the same set");
     }
 }

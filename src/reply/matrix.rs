@@ -189,9 +189,10 @@ impl Situation {
         }
     }
 
-    /// True where the answer says that nothing was sent, so that any command may be sent again.
+    /// True where the answer to some command says that nothing was sent, or that nothing was written.
     pub fn is_certain_of_nothing_sent(&self) -> bool {
-        row(self).write.1.contains(NOT_SENT)
+        let row = row(self);
+        row.write.1.contains(NOT_SENT) || row.retryable_write.1.contains(NOTHING_WRITTEN)
     }
 
     /// True once the last byte of the request may have reached the server: the outcome is unknown.

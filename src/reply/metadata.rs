@@ -26,6 +26,8 @@ pub struct ClientMetadata {
     pub driver_name: Box<str>,
     /// Version of the driver.
     pub driver_version: Box<str>,
+    /// The language's runtime, as the driver tells it.
+    pub platform: Option<Box<str>>,
 }
 
 impl ClientMetadata {
@@ -57,7 +59,9 @@ impl ClientMetadata {
             text(driver, "driver.version", b"version")?.ok_or_else(|| missing("driver.version"))?.into();
         let system = part(document, "os")?.ok_or_else(|| missing("os"))?;
         text(system, "os.type", b"type")?.ok_or_else(|| missing("os.type"))?;
-        Ok(Self { application, driver_name, driver_version })
+        // Not judged by servers either: of another type it is as if it were not there.
+        let platform = find(document, b"platform").and_then(|element| element.as_str()).map(Box::from);
+        Ok(Self { application, driver_name, driver_version, platform })
     }
 }
 
@@ -119,8 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn the_three_texts_are_kept() {
+    fn the_texts_are_kept() {
         let metadata = parse(client().into()).unwrap();
+        assert_eq!(metadata.platform, None);
+        let mut with_platform = client();
+        with_platform.insert("platform", "CPython 3.12");
+        assert_eq!(parse(with_platform.clone().into()).unwrap().platform.as_deref(), Some("CPython 3.12"));
+        with_platform.insert("platform", 7);
+        assert_eq!(parse(with_platform.into()).unwrap().platform, None);
         assert_eq!(metadata.application.as_deref(), Some("shop"));
         assert_eq!((&*metadata.driver_name, &*metadata.driver_version), ("PyMongo", "4.20"));
     }
@@ -169,7 +179,12 @@ mod tests {
     fn clients_of_one_application_share_their_metadata() {
         let metadata = |application: usize| {
             let application = Some(application.to_string().into());
-            Arc::new(ClientMetadata { application, driver_name: "d".into(), driver_version: "1".into() })
+            Arc::new(ClientMetadata {
+                application,
+                driver_name: "d".into(),
+                driver_version: "1".into(),
+                platform: None,
+            })
         };
         let mut pool = MetadataPool::default();
         let first = pool.intern(metadata(0));

@@ -3,12 +3,14 @@
 //! Bounded and expiring. At the bound a new pin is refused, a living one is never dropped: its client could not go on.
 
 mod long_held;
+mod moves;
 mod statements;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::auth::UserId;
@@ -18,6 +20,7 @@ use crate::config::limits::{CURSOR_PIN_EXPIRY, MAX_CURSOR_PINS, MAX_TRANSACTION_
 use crate::telemetry::Application;
 use crate::wire::Timestamp;
 pub use long_held::{HeldCursor, HeldPins, HeldTransaction, Holds};
+pub use moves::{MovedCursor, MovedTransaction};
 use statements::Statements;
 pub use statements::{StatementSerial, WasIdle};
 
@@ -43,7 +46,7 @@ const OVERLOOKED: Duration = Duration::from_secs(60);
 const ENDED_TRANSACTION_EXPIRY: Duration = Duration::from_secs(120);
 
 /// How long a server keeps a cursor that is not used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CursorLife {
     /// As long as it keeps any.
     Plain,
@@ -77,6 +80,8 @@ struct PinnedCursor {
     pin: CursorPin,
     since: Instant,
     last_used: Instant,
+    /// Another process of ours knows of it.
+    told: bool,
 }
 
 impl PinnedCursor {
@@ -210,7 +215,7 @@ impl Pins {
             None if self.cursors.len() >= MAX_CURSOR_PINS => return Err(PinError::Full { limit: MAX_CURSOR_PINS }),
             _ => {}
         }
-        self.cursors.insert(id, PinnedCursor { pin, since: now, last_used: now });
+        self.cursors.insert(id, PinnedCursor { pin, since: now, last_used: now, told: false });
         Ok(())
     }
 

@@ -25,7 +25,7 @@ impl SocketUses {
             return;
         }
         if self.0.len() >= MAX_TRANSACTIONS_PER_SOCKET {
-            self.0.retain(|(id, serial)| pins.is_open(*id, *serial));
+            self.forget_ended(pins);
         }
         // Beyond the bound it has joined and never leaves: better open for the server's time than aborted under a client.
         if self.0.len() < MAX_TRANSACTIONS_PER_SOCKET {
@@ -36,6 +36,11 @@ impl SocketUses {
     /// The transaction has ended, so there is nothing to leave.
     pub fn ended(&mut self, id: TransactionId) {
         self.0.retain(|(it, _)| *it != id);
+    }
+
+    /// Those that have ended otherwise are not remembered.
+    pub fn forget_ended(&mut self, pins: &Pins) {
+        self.0.retain(|(id, serial)| pins.is_open(*id, *serial));
     }
 
     /// The socket is gone.

@@ -1,4 +1,4 @@
-//! The sandbox's load: many client sockets, each with a [worker](super::worker), and what they count.
+//! The sandbox's load: many client sockets, each with a worker, and what they count.
 //!
 //! The target rate is shared by all sockets, so more sockets means longer pauses, not more work: thousands of mostly idle
 //! sockets are what the proxy is for. The load is open in arrivals and bounded in flight, and the same seed plans the same

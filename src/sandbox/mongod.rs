@@ -1,12 +1,12 @@
 //! One throw-away `mongod`: its process, port, data and log, all gone when the value is dropped.
 //!
 //! It can be killed, paused, stopped and restarted over the same data and port, which is what failure tests need. The
-//! process ends with us in every ending: a destructor where one runs, a [guardian](super::guardian) where none does.
+//! process ends with us in every ending: a destructor where one runs, a guardian process where none does.
 //! Replica sets are made of these in [`super::deployment`]; where the program comes from is [`super::find`]'s business.
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,11 @@ use crate::config::Address;
 /// free again while thousands of clients connect.
 const PORTS: Range<u16> = 20_000..32_000;
 
-/// New ports tried when another process was faster; each try costs a fraction of a second.
-const PORT_ATTEMPTS: usize = 5;
+/// Ports tried for a server. Each that fails costs next to nothing, or a start when a foreign program was faster.
+const PORT_ATTEMPTS: usize = 100;
+
+/// What `mongod` exits with when it cannot listen (`EXIT_NET_ERROR`); the line that says so is not among the last of its log.
+const CANNOT_LISTEN: i32 = 48;
 
 /// Longest wait for a server to accept. A start takes half a second, a recovery a few, a busy machine ten times that.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +131,7 @@ pub(super) fn io_error(what: &'static str) -> impl FnOnce(io::Error) -> MongodEr
 #[derive(Debug)]
 pub struct Mongod {
     options: MongodOptions,
-    port: u16,
+    claim: PortClaim,
     process: Option<Child>,
     starts: usize,
     guardian: Option<Guardian>,
@@ -145,30 +148,32 @@ impl Mongod {
         let directory = tempfile::Builder::new().prefix("mongomux-mongod-").tempdir();
         let directory = directory.map_err(io_error("temporary directory"))?;
         let guardian = Guardian::of(directory.path());
-        let mut server = Self { options, port: 0, process: None, starts: 0, guardian, directory };
+        let claim = PortClaim::new().map_err(io_error("free port"))?;
+        let mut server = Self { options, claim, process: None, starts: 0, guardian, directory };
         fs::create_dir(server.data()).map_err(io_error("data directory"))?;
         if let Some(key) = &server.options.key {
             write_key(&server.key_file(), key).map_err(io_error("key file"))?;
         }
-        for attempt in 1.. {
-            server.port = free_port().map_err(io_error("free port"))?;
+        for _ in 1..PORT_ATTEMPTS {
             match server.launch().await {
-                Err(MongodError::Ended { log, .. }) if attempt < PORT_ATTEMPTS && log.contains("already in use") => {}
+                Err(MongodError::Ended { status, .. }) if status.code() == Some(CANNOT_LISTEN) => {
+                    server.claim = PortClaim::new().map_err(io_error("free port"))?;
+                }
                 Err(error) => return Err(error),
-                Ok(()) => break,
+                Ok(()) => return Ok(server),
             }
         }
-        Ok(server)
+        server.launch().await.map(|()| server)
     }
 
     /// Where it listens.
     pub fn address(&self) -> Address {
-        Address::tcp(Ipv4Addr::LOCALHOST.to_string(), self.port)
+        Address::tcp(Ipv4Addr::LOCALHOST.to_string(), self.port())
     }
 
     /// The port on 127.0.0.1; stays the same over restarts.
     pub fn port(&self) -> u16 {
-        self.port
+        self.claim.port
     }
 
     /// Id of the running process.
@@ -282,7 +287,7 @@ impl Mongod {
 
     fn arguments(&self) -> Vec<String> {
         let path = |path: PathBuf| path.to_string_lossy().into_owned();
-        let mut arguments = vec!["--dbpath".to_owned(), path(self.data()), format!("--port={}", self.port)];
+        let mut arguments = vec!["--dbpath".to_owned(), path(self.data()), format!("--port={}", self.port())];
         arguments.extend(
             [
                 "--bind_ip=127.0.0.1",
@@ -362,16 +367,32 @@ fn has_running_threads(pid: u32) -> bool {
     states.any(|state| !matches!(state, 'T' | 'Z' | 'X'))
 }
 
-fn free_port() -> io::Result<u16> {
-    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for _ in 0..100 {
-        let port = rand::random_range(PORTS);
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
-            Ok(_) => return Ok(port),
-            Err(error) => last = error,
+/// A port of 127.0.0.1 that no other server of ours takes, not even while this one is down.
+///
+/// The sign is a UDP socket on the same port: whoever wants a claim fails to bind it, a `mongod` does not mind it, and it goes with
+/// the process that holds it.
+#[derive(Debug)]
+struct PortClaim {
+    port: u16,
+    _sign: UdpSocket,
+}
+
+impl PortClaim {
+    fn new() -> io::Result<Self> {
+        let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+        for _ in 0..PORT_ATTEMPTS {
+            let port = rand::random_range(PORTS);
+            match UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).and_then(|sign| {
+                // Programs that know nothing of claims.
+                TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+                Ok(sign)
+            }) {
+                Ok(sign) => return Ok(Self { port, _sign: sign }),
+                Err(error) => last = error,
+            }
         }
+        Err(last)
     }
-    Err(last)
 }
 
 fn write_key(path: &Path, key: &str) -> io::Result<()> {

@@ -119,9 +119,9 @@ labels! {
 
     /// Why a client's socket was closed. `proxy_header` is a header of the PROXY protocol that is missing or broken, `tls` a
     /// handshake that failed, or TLS where there is none, `max_clients_per_address` that its address has too many, `unauthenticated`
-    /// sent too much before it had logged in, `revoked` belonged to a user that was dropped or has another password now, `proxy` a
-    /// decision of ours that none of the others names, such as an
-    /// operator's kill.
+    /// sent too much before it had logged in, `revoked` belonged to a user that was dropped or has another password now, `killed` was
+    /// ended by an operator, `proxy` by a decision of ours that none of the others names. `handed_over` sockets are not closed: the next
+    /// process goes on with them, and `drain` are those that could not be handed over.
     "reason": ClientClosed {
         ClientLeft = "client_left",
         Idle = "idle",
@@ -132,8 +132,10 @@ labels! {
         Tls = "tls",
         MaxClientsPerAddress = "max_clients_per_address",
         Drain = "drain",
+        HandedOver = "handed_over",
         Unauthenticated = "unauthenticated",
         Revoked = "revoked",
+        Killed = "killed",
         Proxy = "proxy",
     }
 
@@ -160,7 +162,8 @@ labels! {
         Pending = "pending",
     }
 
-    /// Why an upstream connection was closed: CMAP's reasons, and the scheduled refresh.
+    /// Why an upstream connection was closed: CMAP's reasons, the scheduled refresh, and what the proxy or its operator has
+    /// other use for.
     "reason": ConnectionClosed {
         Stale = "stale",
         Idle = "idle",
@@ -169,6 +172,8 @@ labels! {
         Lifetime = "lifetime",
         Turnover = "turnover",
         Revoked = "revoked",
+        Shrunk = "shrunk",
+        Ordered = "ordered",
     }
 
     /// Why a command was refused for lack of room; `unacknowledged` are writes that could be dropped without a word.
@@ -246,6 +251,31 @@ labels! {
         Reconnected = "reconnected",
     }
 
+    /// What is worth to be remembered for a while; see `/events`. `error` is a connection that broke or could not be had, `role` a
+    /// server that became something else, `refresh` connections that were replaced, `action` any order to the admin port, `user`
+    /// users or credentials that changed.
+    "kind": EventKind {
+        Connected = "connected",
+        Error = "error",
+        Disconnected = "disconnected",
+        Reconnected = "reconnected",
+        ServerFound = "server_found",
+        ServerLeft = "server_left",
+        Role = "role",
+        Breaker = "breaker",
+        PoolCleared = "pool_cleared",
+        Refresh = "refresh",
+        Reload = "reload",
+        Mode = "mode",
+        Paused = "paused",
+        Resumed = "resumed",
+        Drain = "drain",
+        Action = "action",
+        User = "user",
+        ClientKilled = "client_killed",
+        CapWarning = "cap_warning",
+    }
+
     /// SDAM's server types.
     "state": ServerState {
         Unknown = "unknown",
@@ -257,6 +287,17 @@ labels! {
         Other = "other",
         Ghost = "ghost",
         LoadBalancer = "load_balancer",
+    }
+}
+
+impl From<ServerEvent> for EventKind {
+    fn from(event: ServerEvent) -> Self {
+        match event {
+            ServerEvent::Connected => Self::Connected,
+            ServerEvent::Error => Self::Error,
+            ServerEvent::Disconnected => Self::Disconnected,
+            ServerEvent::Reconnected => Self::Reconnected,
+        }
     }
 }
 
@@ -314,12 +355,15 @@ mod tests {
         assert_eq!(
             texts::<ClientClosed>(),
             "reason: client_left idle stalled handshake_timeout protocol_error proxy_header tls max_clients_per_address drain \
-             unauthenticated revoked proxy"
+             handed_over unauthenticated revoked killed proxy"
         );
         assert_eq!(texts::<LogInMechanism>(), "mechanism: SCRAM-SHA-1 SCRAM-SHA-256 PLAIN MONGODB-X509");
         assert_eq!(texts::<LogInOutcome>(), "outcome: succeeded failed paused unavailable");
         assert_eq!(texts::<ConnectionState>(), "state: available in_use pending");
-        assert_eq!(texts::<ConnectionClosed>(), "reason: stale idle error pool_closed lifetime turnover revoked");
+        assert_eq!(
+            texts::<ConnectionClosed>(),
+            "reason: stale idle error pool_closed lifetime turnover revoked shrunk ordered"
+        );
         assert_eq!(
             texts::<ShedReason>(),
             "reason: queue_full queue_bytes tenant queue_timeout queue_stands memory max_clients \
@@ -333,6 +377,14 @@ mod tests {
         assert_eq!(texts::<BreakerLabel>(), "to: closed half_open open");
         assert_eq!(texts::<TripLabel>(), "reason: consecutive_failures success_rate probe_failed operator");
         assert_eq!(texts::<ServerEvent>(), "event: connected error disconnected reconnected");
+        assert_eq!(
+            texts::<EventKind>(),
+            "kind: connected error disconnected reconnected server_found server_left role breaker pool_cleared refresh reload \
+             mode paused resumed drain action user client_killed cap_warning"
+        );
+        for &event in ServerEvent::ALL {
+            assert_eq!(EventKind::from(event).as_str(), event.as_str());
+        }
         assert_eq!(
             texts::<ServerState>(),
             "state: unknown standalone mongos primary secondary arbiter other ghost load_balancer"

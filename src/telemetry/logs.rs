@@ -4,12 +4,17 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::str::FromStr;
+use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 
-use tracing::level_filters::LevelFilter;
+use tokio::time::Instant;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, fmt as format};
+use tracing_subscriber::{Layer, Registry, fmt as format, reload};
+
+pub use super::levels::{Levels, LevelsError};
+use super::repeats::{FewOfAKind, Repeats, Untold, WINDOW};
+use crate::tasks::Tasks;
 
 /// How a log line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,22 +46,107 @@ impl FromStr for LogFormat {
 /// The target of lines that tell who gave an order on the admin port.
 pub const AUDIT: &str = "audit";
 
-/// Sends the log to stderr from now on. Libraries are heard from WARN on only: their INFO is not our operator's.
+/// The target of lines about upstream connections and their pools: the component `connection` of the drivers' logging
+/// specification.
+pub const CONNECTION: &str = "mongomux::connection";
+
+/// The target of lines about servers and heartbeats: its component `topology`.
+pub const TOPOLOGY: &str = "mongomux::topology";
+
+/// The target of lines about how commands find a server: its component `serverSelection`.
+pub const SERVER_SELECTION: &str = "mongomux::server_selection";
+
+/// The target of lines about commands on their way to a server: its component `command`.
+pub const COMMAND: &str = "mongomux::command";
+
+/// The target of lines about commands that took long.
+pub const SLOW: &str = "mongomux::slow";
+
+/// The target of lines that stand for others that were not written.
+pub const REPEATED: &str = "mongomux::repeated";
+
+/// The log of this process.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+static REPEATS: LazyLock<Repeats> = LazyLock::new(Repeats::default);
+
+struct Log {
+    /// What was in force when the process started.
+    first: Levels,
+    now: Mutex<Levels>,
+    filter: reload::Handle<Targets, Registry>,
+}
+
+/// What [`set_levels`] has done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LevelsSet {
+    /// In force until then.
+    pub before: Levels,
+    /// In force from then on.
+    pub now: Levels,
+}
+
+/// This process has no log that [`init`] has set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the log of this process is not ours to change")]
+pub struct NotOurs;
+
+/// Sends the log to stderr from now on.
 ///
 /// # Errors
 /// A log has been set up before.
-pub fn init(level: LevelFilter, format: LogFormat) -> Result<(), TryInitError> {
-    let libraries = level.min(LevelFilter::WARN);
-    // Whoever wants to read warnings only still wants to know who gave orders.
-    let audit = if level == LevelFilter::OFF { level } else { level.max(LevelFilter::INFO) };
-    let targets =
-        Targets::new().with_default(libraries).with_target(env!("CARGO_CRATE_NAME"), level).with_target(AUDIT, audit);
+pub fn init(levels: Levels, format: LogFormat) -> Result<(), TryInitError> {
+    let (filter, handle) = reload::Layer::new(levels.filter());
     let writer = || Redacting(io::stderr());
     let layer = match format {
         LogFormat::Text => format::layer().with_writer(writer).with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => format::layer().with_writer(writer).json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry().with(layer.with_filter(targets)).try_init()
+    // Which lines are wanted comes first: what is not written is not counted either.
+    let layer = FewOfAKind { log: layer, repeats: &REPEATS }.with_filter(filter);
+    tracing_subscriber::registry().with(layer).try_init()?;
+    LOG.get_or_init(|| Log { first: levels.clone(), now: Mutex::new(levels), filter: handle });
+    Ok(())
+}
+
+/// Puts other levels in force; `None` for those that the process was started with.
+///
+/// # Errors
+/// [`NotOurs`].
+pub fn set_levels(levels: Option<Levels>) -> Result<LevelsSet, NotOurs> {
+    let log = LOG.get().ok_or(NotOurs)?;
+    let levels = levels.unwrap_or_else(|| log.first.clone());
+    // Held meanwhile, so that of two at once the last one told is the one in force.
+    let mut now = log.now.lock().unwrap_or_else(PoisonError::into_inner);
+    log.filter.reload(levels.filter()).map_err(|_| NotOurs)?;
+    let before = std::mem::replace(&mut *now, levels);
+    Ok(LevelsSet { before, now: now.clone() })
+}
+
+/// Tells every few seconds how many lines were not written since they were equal to others.
+pub fn tell_repeated(tasks: &Tasks) {
+    let (cancelled, mut due) = (tasks.clone(), tokio::time::interval(WINDOW));
+    tasks.spawn("repeated lines", async move {
+        loop {
+            // Nothing is lost when an arm loses: a tick that is due stays due.
+            tokio::select! {
+                _ = due.tick() => tell_repeated_now(),
+                () = cancelled.cancelled() => return,
+            }
+        }
+    });
+}
+
+/// Tells how many lines were not written until now.
+pub fn tell_repeated_now() {
+    for Untold { subject, target, warn, count } in REPEATS.take(Instant::now()) {
+        let (message, about) = (&subject.message, &subject.about);
+        if warn {
+            tracing::warn!(target: REPEATED, repeated = count, of = target, about, "again: {message}");
+        } else {
+            tracing::info!(target: REPEATED, repeated = count, of = target, about, "again: {message}");
+        }
+    }
 }
 
 /// The last line of defence: whatever a log line was made of, no credentials leave through it.
@@ -65,15 +155,26 @@ struct Redacting<W>(W);
 impl<W: Write> Write for Redacting<W> {
     // The formatter hands over one whole line per call, so a connection string never comes in two pieces.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match redact(&String::from_utf8_lossy(line)) {
-            Cow::Borrowed(_) => self.0.write_all(line)?,
-            Cow::Owned(redacted) => self.0.write_all(redacted.as_bytes())?,
+        let text = String::from_utf8_lossy(line);
+        match one_line(&redact(&text)) {
+            Cow::Borrowed(shown) if shown.len() == line.len() => self.0.write_all(line)?,
+            shown => self.0.write_all(shown.as_bytes())?,
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
+    }
+}
+
+/// What somebody else has said does not look like lines of ours.
+fn one_line(text: &str) -> Cow<'_, str> {
+    let (line, end) = text.strip_suffix('\n').map_or((text, ""), |line| (line, "\n"));
+    if line.contains(['\n', '\r']) {
+        Cow::Owned(line.replace('\r', "\\r").replace('\n', "\\n") + end)
+    } else {
+        Cow::Borrowed(text)
     }
 }
 
@@ -187,6 +288,15 @@ mod tests {
         writer.write_all(b"connecting to mongodb://root:hunter2@db:27017\n").unwrap();
         writer.write_all(b"ready\n").unwrap();
         assert_eq!(String::from_utf8(writer.0).unwrap(), "connecting to mongodb://***@db:27017\nready\n");
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_says() {
+        let mut writer = Redacting(Vec::new());
+        let forged = "WARN cannot connect: no\r\n2026-01-01 INFO audit: mongodb://root:hunter2@db obeyed\n";
+        assert_eq!(writer.write(forged.as_bytes()).unwrap(), forged.len());
+        let expected = "WARN cannot connect: no\\r\\n2026-01-01 INFO audit: mongodb://***@db obeyed\n";
+        assert_eq!(String::from_utf8(writer.0).unwrap(), expected);
     }
 
     #[test]

@@ -19,10 +19,11 @@ use prometheus::{
 };
 
 use super::applications::Applications;
+use super::events::Events;
 use super::labels::{
-    BreakerLabel, CertificateSide, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState, Label,
-    Lane, LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RefusedReason, RetryReason, ServerEvent,
-    ServerState, ShedReason, Side, TransactionEnd, TripLabel,
+    BreakerLabel, CertificateSide, ClientClosed, ClientState, CommandLabel, ConnectionClosed, ConnectionState,
+    EventKind, Label, Lane, LogInMechanism, LogInOutcome, LongHeldKind, Outcome, PinKind, RefusedReason, RetryReason,
+    ServerEvent, ServerState, ShedReason, Side, TransactionEnd, TripLabel,
 };
 
 /// First part of every name of ours; the process metrics have the names that every exporter gives them.
@@ -82,6 +83,8 @@ pub struct Metrics {
 
     /// Whose clients make all that work: shown by name, never as a label.
     pub applications: Applications,
+    /// The last things that happened.
+    pub events: Arc<Events>,
     pub client_connections: By<ClientState, IntGauge>,
     pub client_connections_surplus: IntGauge,
     pub client_connections_opened: IntCounter,
@@ -97,6 +100,9 @@ pub struct Metrics {
     pub command_seconds: By<CommandLabel, Histogram>,
     pub upstream_seconds: By<CommandLabel, Histogram>,
     pub overhead_seconds: Histogram,
+    pub slow_commands: IntCounter,
+    #[cfg(feature = "otel")]
+    pub spans: super::otlp::Spans,
     pub retries: By<RetryReason, IntCounter>,
     pub pins: By<PinKind, IntGauge>,
     pub pin_seconds: Histogram,
@@ -105,6 +111,7 @@ pub struct Metrics {
     pub received_bytes: By<Side, IntCounter>,
     pub sent_bytes: By<Side, IntCounter>,
     pub buffered_bytes: IntGauge,
+    pub buffered_bytes_max: IntGauge,
     pub tls_certificate_expiry: By<CertificateSide, IntGauge>,
     config_reload_success: IntGauge,
     config_reload_timestamp_seconds: Gauge,
@@ -136,10 +143,12 @@ impl Metrics {
             // The only one is there from the start on.
             wait_queue_bytes.with_label_values(clusters).set(0);
         }
+        let events = Arc::<Events>::default();
         Arc::new(Self {
             applications: Applications::default(),
             wait_queue_bytes,
-            servers: Arc::new(ServerTable::new(&table, by_cluster)),
+            servers: Arc::new(ServerTable::new(&table, by_cluster, events.clone())),
+            events,
             client_connections: table.gauges("client_connections", "Client sockets that are open."),
             client_connections_surplus: table.gauge(
                 "client_connections_surplus",
@@ -159,13 +168,13 @@ impl Metrics {
                 WAIT_BUCKETS,
             ),
             wait_queue_oldest_seconds: table
-                .float_gauge("wait_queue_oldest_seconds", "Longest wait so far of a command that waits."),
+                .float_gauge("wait_queue_oldest_seconds", "Longest wait so far of a command that waits, whatever for."),
             shed: table.counters("shed_total", "Commands refused for lack of room."),
             refused: table.counters("refused_total", "Commands refused by a rule, whoever sent them."),
             commands: table.counter_pairs("commands_total", "Commands, by how they ended."),
             command_seconds: table.histograms(
                 "command_seconds",
-                "Time from the first byte of a request to the last of its reply, as its client saw it.",
+                "Time from a whole request to the last byte of its reply, as its client saw it.",
                 COMMAND_BUCKETS,
             ),
             upstream_seconds: table.histograms(
@@ -173,9 +182,15 @@ impl Metrics {
                 "Time from sending a request upstream to the last byte of the reply.",
                 COMMAND_BUCKETS,
             ),
+            #[cfg(feature = "otel")]
+            spans: super::otlp::Spans::new(table.counter(
+                "spans_dropped_total",
+                "Spans that were not exported, as there was no room or nobody took them.",
+            )),
+            slow_commands: table.counter("slow_commands_total", "Commands that took longer than slow_command_ms."),
             overhead_seconds: table.histogram(
                 "overhead_seconds",
-                "Time that commands spent in the proxy beside waiting and upstream.",
+                "Time of answered commands beside waiting and upstream; with what slow clients take to read the reply.",
                 OVERHEAD_BUCKETS,
             ),
             retries: table.counters("retries_total", "Commands that the proxy sent again."),
@@ -190,6 +205,7 @@ impl Metrics {
             received_bytes: table.counters("received_bytes_total", "Bytes read from sockets."),
             sent_bytes: table.counters("sent_bytes_total", "Bytes written to sockets."),
             buffered_bytes: table.gauge("buffered_bytes", "Memory that requests and replies take now."),
+            buffered_bytes_max: table.gauge("buffered_bytes_max", "The bound of that memory: memory_limit_bytes."),
             tls_certificate_expiry: table.gauges(
                 "tls_certificate_expiry_timestamp_seconds",
                 "Unix time at which the first of our certificates of that side expires; 0 without one.",
@@ -207,8 +223,8 @@ impl Metrics {
     /// The metrics of the server labelled `server` (`host:port`) of a cluster, at 0 if it is new. They leave `/metrics` with
     /// the last holder, so the topology keeps them as long as it knows the server.
     pub fn server(&self, cluster: &str, server: &str) -> Arc<ServerMetrics> {
-        let cluster = self.servers.by_cluster.then(|| cluster.to_owned());
-        self.servers.metrics_of(Key { cluster, server: server.to_owned() })
+        let label = self.servers.by_cluster.then(|| cluster.to_owned());
+        self.servers.metrics_of(Key { cluster: label, server: server.to_owned() }, cluster)
     }
 
     /// Notes how large the requests of a cluster's waiting commands are, all together.
@@ -226,6 +242,12 @@ impl Metrics {
         }
     }
 
+    /// All of them, for what has a format of its own.
+    #[cfg(feature = "otel")]
+    pub fn gather(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.registry.gather()
+    }
+
     /// The body of `/metrics`, in Prometheus' text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -241,6 +263,7 @@ impl Metrics {
 #[expect(missing_docs, reason = "each field is described by the help text of its metric")]
 pub struct ServerMetrics {
     key: Key,
+    cluster: Box<str>,
     table: Arc<ServerTable>,
 
     pub connections: By<ConnectionState, IntGauge>,
@@ -248,12 +271,16 @@ pub struct ServerMetrics {
     pub in_flight_limit: IntGauge,
     pub connections_created: IntCounter,
     pub connections_closed: By<ConnectionClosed, IntCounter>,
+    pub own_connections: IntGauge,
+    pub own_connections_created: IntCounter,
     pub wait_queue_length: By<Lane, IntGauge>,
     pub degraded_reads: IntCounter,
     breaker_state: IntGauge,
     breaker_transitions: By<BreakerLabel, IntCounter>,
     pub breaker_trips: By<TripLabel, IntCounter>,
     pub retries_denied: IntCounter,
+    pub server_connections: IntGauge,
+    pub server_connections_limit: IntGauge,
     pub events: By<ServerEvent, IntCounter>,
     state: By<ServerState, IntGauge>,
 }
@@ -263,6 +290,19 @@ impl ServerMetrics {
     pub fn breaker_changed(&self, to: BreakerLabel, worst: BreakerLabel) {
         self.breaker_state.set(i64::try_from(worst.index()).unwrap_or(i64::MAX));
         self.breaker_transitions[to].inc();
+    }
+
+    /// Notes that so many connections were closed for that reason; those that were replaced are worth an event.
+    pub fn closed(&self, reason: ConnectionClosed, count: u32) {
+        self.connections_closed[reason].inc_by(count.into());
+        if reason == ConnectionClosed::Lifetime && count > 0 {
+            self.happened(EventKind::Refresh, "a connection was too old, or ordered to be replaced, and was closed");
+        }
+    }
+
+    /// Remembers what has happened to the server.
+    pub fn happened(&self, kind: EventKind, text: &str) {
+        self.table.log.record(kind, Some(&self.cluster), Some(&self.key.server), text);
     }
 
     /// Notes what the server is now: 1 for `now`, 0 for every other state.
@@ -302,20 +342,26 @@ struct ServerTable {
     in_flight_limit: IntGaugeVec,
     connections_created: IntCounterVec,
     connections_closed: IntCounterVec,
+    own_connections: IntGaugeVec,
+    own_connections_created: IntCounterVec,
     wait_queue_length: IntGaugeVec,
     degraded_reads: IntCounterVec,
     breaker_state: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     breaker_trips: IntCounterVec,
     retries_denied: IntCounterVec,
+    server_connections: IntGaugeVec,
+    server_connections_limit: IntGaugeVec,
     events: IntCounterVec,
     state: IntGaugeVec,
+    /// Beside the numbers.
+    log: Arc<Events>,
     /// A server may come back before everybody has let go of it.
     known: Mutex<BTreeMap<Key, Weak<ServerMetrics>>>,
 }
 
 impl ServerTable {
-    fn new(table: &Table<'_>, by_cluster: bool) -> Self {
+    fn new(table: &Table<'_>, by_cluster: bool, log: Arc<Events>) -> Self {
         let first = by_cluster.then_some("cluster");
         let all = |labels: &[&'static str]| -> Vec<&str> { first.into_iter().chain(labels.iter().copied()).collect() };
         let gauges = |name, help, labels: &[&'static str]| table.add(IntGaugeVec::new(opts(name, help), &all(labels)));
@@ -344,6 +390,16 @@ impl ServerTable {
                 "Upstream connections closed.",
                 &["server", ConnectionClosed::NAME],
             ),
+            own_connections: gauges(
+                "own_connections",
+                "Connections of clients whose commands are only observed, one each: no bound holds for them.",
+                &["server"],
+            ),
+            own_connections_created: counters(
+                "own_connections_created_total",
+                "Connections that were established for one client only.",
+                &["server"],
+            ),
             wait_queue_length: gauges(
                 "wait_queue_length",
                 "Commands that wait for a connection.",
@@ -370,6 +426,16 @@ impl ServerTable {
                 "Commands that the proxy would have sent again, had the retry budget not been used up.",
                 &["server"],
             ),
+            server_connections: gauges(
+                "server_connections",
+                "Connections that are open to the server, whoever's they are, as it says itself; 0 while that is unknown.",
+                &["server"],
+            ),
+            server_connections_limit: gauges(
+                "server_connections_limit",
+                "As many connections may be open to the server, as it says itself; 0 while that is unknown.",
+                &["server"],
+            ),
             events: counters(
                 "server_events_total",
                 "What happened to the server: connected, error, disconnected, reconnected.",
@@ -380,11 +446,12 @@ impl ServerTable {
                 "1 for what the server is now, 0 for every other state.",
                 &["server", ServerState::NAME],
             ),
+            log,
             known: Mutex::new(BTreeMap::new()),
         }
     }
 
-    fn metrics_of(self: &Arc<Self>, key: Key) -> Arc<ServerMetrics> {
+    fn metrics_of(self: &Arc<Self>, key: Key, cluster: &str) -> Arc<ServerMetrics> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(metrics) = known.get(&key).and_then(Weak::upgrade) {
             return metrics;
@@ -396,15 +463,20 @@ impl ServerTable {
             in_flight_limit: self.in_flight_limit.with_label_values(&only),
             connections_created: self.connections_created.with_label_values(&only),
             connections_closed: By::each(|reason| self.connections_closed.with_label_values(&with(reason))),
+            own_connections: self.own_connections.with_label_values(&only),
+            own_connections_created: self.own_connections_created.with_label_values(&only),
             wait_queue_length: By::each(|lane| self.wait_queue_length.with_label_values(&with(lane))),
             degraded_reads: self.degraded_reads.with_label_values(&only),
             breaker_state: self.breaker_state.with_label_values(&only),
             breaker_transitions: By::each(|to| self.breaker_transitions.with_label_values(&with(to))),
             breaker_trips: By::each(|reason| self.breaker_trips.with_label_values(&with(reason))),
             retries_denied: self.retries_denied.with_label_values(&only),
+            server_connections: self.server_connections.with_label_values(&only),
+            server_connections_limit: self.server_connections_limit.with_label_values(&only),
             events: By::each(|event| self.events.with_label_values(&with(event))),
             state: By::each(|state| self.state.with_label_values(&with(state))),
             key: key.clone(),
+            cluster: cluster.into(),
             table: Arc::clone(self),
         });
         known.insert(key, Arc::downgrade(&metrics));
@@ -424,12 +496,16 @@ impl ServerTable {
         remove_one(&self.in_flight_limit, &key.values(None));
         remove_one(&self.connections_created, &key.values(None));
         remove::<ConnectionClosed, _>(&self.connections_closed, key);
+        remove_one(&self.own_connections, &key.values(None));
+        remove_one(&self.own_connections_created, &key.values(None));
         remove::<Lane, _>(&self.wait_queue_length, key);
         remove_one(&self.degraded_reads, &key.values(None));
         remove_one(&self.breaker_state, &key.values(None));
         remove::<BreakerLabel, _>(&self.breaker_transitions, key);
         remove::<TripLabel, _>(&self.breaker_trips, key);
         remove_one(&self.retries_denied, &key.values(None));
+        remove_one(&self.server_connections, &key.values(None));
+        remove_one(&self.server_connections_limit, &key.values(None));
         remove::<ServerEvent, _>(&self.events, key);
         remove::<ServerState, _>(&self.state, key);
     }
@@ -529,6 +605,8 @@ mod tests {
             ("upstream_connections_created_total", COUNTER, vec![server()]),
             ("upstream_connections_closed_total", COUNTER, vec![all::<ConnectionClosed>(), server()]),
             ("upstream_connect_seconds", HISTOGRAM, vec![]),
+            ("own_connections", GAUGE, vec![server()]),
+            ("own_connections_created_total", COUNTER, vec![server()]),
             ("wait_queue_length", GAUGE, vec![all::<Lane>(), server()]),
             ("wait_queue_seconds", HISTOGRAM, vec![]),
             ("wait_queue_oldest_seconds", GAUGE, vec![]),
@@ -539,12 +617,17 @@ mod tests {
             ("command_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
             ("upstream_seconds", HISTOGRAM, vec![all::<CommandLabel>()]),
             ("overhead_seconds", HISTOGRAM, vec![]),
+            ("slow_commands_total", COUNTER, vec![]),
+            #[cfg(feature = "otel")]
+            ("spans_dropped_total", COUNTER, vec![]),
             ("degraded_reads_total", COUNTER, vec![server()]),
             ("breaker_state", GAUGE, vec![server()]),
             ("breaker_transitions_total", COUNTER, vec![server(), all::<BreakerLabel>()]),
             ("breaker_trips_total", COUNTER, vec![all::<TripLabel>(), server()]),
             ("retries_total", COUNTER, vec![all::<RetryReason>()]),
             ("retries_denied_total", COUNTER, vec![server()]),
+            ("server_connections", GAUGE, vec![server()]),
+            ("server_connections_limit", GAUGE, vec![server()]),
             ("pins", GAUGE, vec![all::<PinKind>()]),
             ("pin_seconds", HISTOGRAM, vec![]),
             ("long_held", GAUGE, vec![all::<LongHeldKind>()]),
@@ -552,6 +635,7 @@ mod tests {
             ("received_bytes_total", COUNTER, vec![all::<Side>()]),
             ("sent_bytes_total", COUNTER, vec![all::<Side>()]),
             ("buffered_bytes", GAUGE, vec![]),
+            ("buffered_bytes_max", GAUGE, vec![]),
             ("server_events_total", COUNTER, vec![all::<ServerEvent>(), server()]),
             ("server_state", GAUGE, vec![server(), all::<ServerState>()]),
             ("tls_certificate_expiry_timestamp_seconds", GAUGE, vec![all::<CertificateSide>()]),

@@ -4,7 +4,7 @@
 //! reaches a server. Its peculiarities, and what is done about them:
 //!
 //! - Events must be taken by a synchronous callback, which alone keeps them in order. A panic in it would end all events
-//!   silently: [`Shared::update`] is total.
+//!   silently: `Shared::update` is total.
 //! - A monitor that lost its server sleeps a whole `heartbeat_frequency`. While a server selection waits, it looks every
 //!   500 ms: so as long as anybody waits for a server ([`Monitor::waiting`]) we hold a selection that no server satisfies.
 //! - Round-trip times are published only together with other changes; a selection sees the current ones.
@@ -17,6 +17,7 @@ use std::future::IntoFuture as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::{RawDocumentBuf, doc};
 use futures_util::FutureExt as _;
 use mongodb::event::EventHandler;
@@ -27,10 +28,11 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::description::{Hello, ServerDescription, ServerKind, TopologyDescription, TopologyKind, TopologyVersion};
-use super::state::TopologyState;
+use super::state::{News, TopologyState};
 use crate::config::uri::{Credential, Upstream, UriError, address, driver_words};
 use crate::config::{Address, BackoffConfig};
 use crate::tasks::Tasks;
+use crate::telemetry::logs::TOPOLOGY;
 
 /// A held selection is renewed this often; the number only has to be large.
 const HOLD: Duration = Duration::from_secs(3600);
@@ -52,6 +54,13 @@ pub struct MonitorSettings {
     pub connect_timeout: Duration,
     /// Between attempts to begin, where DNS, TLS files or the servers found do not fit the connection string.
     pub rebuild: BackoffConfig,
+    /// What tells this program from others like it, to whoever looks at a server's connections.
+    pub instance: ObjectId,
+}
+
+/// As servers are told which instance it is: `platform` of a client's metadata.
+pub fn platform(instance: ObjectId) -> String {
+    format!("instance {instance}")
 }
 
 /// Knows the topology of one upstream; clones share it. It runs until [`Monitor::shutdown`] or the end of its tasks.
@@ -87,23 +96,27 @@ struct Inner {
 }
 
 impl Monitor {
-    /// Begins to watch. Needs a running runtime.
-    pub fn start(upstream: &Upstream, settings: MonitorSettings, tasks: &Tasks) -> Self {
-        let credential = upstream.credential.clone();
-        let shared = Arc::new(Shared {
+    /// Knows who to authenticate as and no servers: for a dialer that is there for a moment only.
+    pub fn idle(upstream: &Upstream) -> Self {
+        Self(Arc::new(Shared {
             inner: Mutex::new(Inner {
                 state: TopologyState::default(),
                 generation: 0,
                 issued: 0,
                 successor: None,
-                credential,
+                credential: upstream.credential.clone(),
             }),
             published: watch::Sender::default(),
             waiting: watch::Sender::default(),
             renew: Notify::new(),
             stop: watch::Sender::default(),
             stopped: watch::Sender::default(),
-        });
+        }))
+    }
+
+    /// Begins to watch. Needs a running runtime.
+    pub fn start(upstream: &Upstream, settings: MonitorSettings, tasks: &Tasks) -> Self {
+        let Self(shared) = Self::idle(upstream);
         let watcher =
             Watcher { shared: Arc::clone(&shared), upstream: upstream.clone(), settings, tasks: tasks.clone() };
         tasks.spawn("monitor", watcher.run());
@@ -141,6 +154,12 @@ impl Monitor {
     pub fn heard(&self, address: &Address, hello: Hello, round_trip: Option<Duration>) {
         let now = Instant::now();
         self.0.update(|inner| inner.state.heard(address, hello, round_trip, now));
+    }
+
+    /// Takes in what somebody else has learnt who watches the servers: for a monitor that is [`Self::idle`] otherwise.
+    pub fn learn(&self, news: News) {
+        let now = Instant::now();
+        self.0.update(|inner| inner.state.learn(news, now));
     }
 
     /// What is wrong and with which server, in plain words; `None` while writes find a server.
@@ -216,15 +235,13 @@ impl Shared {
 
     /// Folds one event of the driver; called on the driver's task. Returns whether no server is left.
     fn on_event(&self, generation: u64, event: SdamEvent) -> bool {
-        use SdamEvent::{ServerHeartbeatFailed, ServerHeartbeatSucceeded, TopologyDescriptionChanged};
-        if !matches!(event, ServerHeartbeatFailed(_) | ServerHeartbeatSucceeded(_) | TopologyDescriptionChanged(_)) {
-            return false;
-        }
+        log_event(&event);
+        let Some(news) = news(event) else { return false };
         let now = Instant::now();
         self.update(|inner| {
             if inner.successor == Some(generation)
-                && let TopologyDescriptionChanged(event) = &event
-                && knows_its_servers(&describe(&event.new_description))
+                && let News::Described(description) = &news
+                && knows_its_servers(description)
             {
                 inner.generation = generation;
                 inner.successor = None;
@@ -232,19 +249,24 @@ impl Shared {
             if inner.generation != generation {
                 return false;
             }
-            match event {
-                ServerHeartbeatSucceeded(event) => {
-                    let reply = RawDocumentBuf::try_from(&event.reply).unwrap_or_default();
-                    inner.state.heartbeat_succeeded(&address(&event.server_address), Hello::read(&reply), now);
-                }
-                ServerHeartbeatFailed(event) => {
-                    inner.state.heartbeat_failed(&address(&event.server_address), is_timeout(&event.failure));
-                }
-                TopologyDescriptionChanged(event) => inner.state.discovered(describe(&event.new_description)),
-                _ => {}
-            }
+            inner.state.learn(news, now);
             inner.state.is_empty()
         })
+    }
+}
+
+/// What of an event changes what is known.
+fn news(event: SdamEvent) -> Option<News> {
+    match event {
+        SdamEvent::ServerHeartbeatSucceeded(event) => {
+            let reply = RawDocumentBuf::try_from(&event.reply).unwrap_or_default();
+            Some(News::Answered(address(&event.server_address), Hello::read(&reply)))
+        }
+        SdamEvent::ServerHeartbeatFailed(event) => {
+            Some(News::Lost { address: address(&event.server_address), timed_out: is_timeout(&event.failure) })
+        }
+        SdamEvent::TopologyDescriptionChanged(event) => Some(News::Described(describe(&event.new_description))),
+        _ => None,
     }
 }
 
@@ -335,9 +357,9 @@ impl Watcher {
                 }
             })
         };
-        let MonitorSettings { heartbeat_frequency, connect_timeout, .. } = self.settings;
-        let (mut options, credential) =
-            self.upstream.monitor_options(heartbeat_frequency, connect_timeout, events).await?;
+        let MonitorSettings { heartbeat_frequency, connect_timeout, instance, .. } = self.settings;
+        let options = self.upstream.monitor_options(heartbeat_frequency, connect_timeout, platform(instance), events);
+        let (mut options, credential) = options.await?;
         options.server_selection_timeout = Some(HOLD);
         self.shared.lock().credential = credential;
         let client = Client::with_options(options).map_err(|error| UriError::from_driver(&error))?;
@@ -512,6 +534,50 @@ fn is_timeout(error: &mongodb::error::Error) -> bool {
     matches!(error.kind.as_ref(), mongodb::error::ErrorKind::Io(error) if error.kind() == std::io::ErrorKind::TimedOut)
 }
 
+/// What the driver does to find out, with the messages and keys of its logging specification.
+fn log_event(event: &SdamEvent) {
+    if !tracing::enabled!(target: TOPOLOGY, tracing::Level::DEBUG) {
+        return;
+    }
+    let milliseconds = |time: Duration| time.as_micros() as f64 / 1_000.0;
+    let (message, server, awaited) = match event {
+        SdamEvent::TopologyOpening(_) => {
+            return tracing::debug!(target: TOPOLOGY, "Starting topology monitoring");
+        }
+        SdamEvent::TopologyClosed(_) => {
+            return tracing::debug!(target: TOPOLOGY, "Stopped topology monitoring");
+        }
+        SdamEvent::TopologyDescriptionChanged(event) => {
+            let (before, now) = (describe(&event.previous_description), describe(&event.new_description));
+            let (before, now) = (before.summary(), now.summary());
+            return tracing::debug!(
+                target: TOPOLOGY, previousDescription = before, newDescription = now, "Topology description changed"
+            );
+        }
+        SdamEvent::ServerHeartbeatSucceeded(event) => {
+            let server = address(&event.server_address);
+            return tracing::debug!(
+                target: TOPOLOGY, serverHost = %server.host(), serverPort = server.port(), awaited = event.awaited,
+                durationMS = milliseconds(event.duration), "Server heartbeat succeeded"
+            );
+        }
+        SdamEvent::ServerHeartbeatFailed(event) => {
+            let server = address(&event.server_address);
+            return tracing::debug!(
+                target: TOPOLOGY, serverHost = %server.host(), serverPort = server.port(), awaited = event.awaited,
+                durationMS = milliseconds(event.duration), failure = %event.failure, "Server heartbeat failed"
+            );
+        }
+        SdamEvent::ServerHeartbeatStarted(event) => {
+            ("Server heartbeat started", address(&event.server_address), Some(event.awaited))
+        }
+        SdamEvent::ServerOpening(event) => ("Starting server monitoring", address(&event.address), None),
+        SdamEvent::ServerClosed(event) => ("Stopped server monitoring", address(&event.address), None),
+        _ => return,
+    };
+    tracing::debug!(target: TOPOLOGY, serverHost = %server.host(), serverPort = server.port(), awaited, "{message}");
+}
+
 fn log_changes(old: &TopologyDescription, new: &TopologyDescription) {
     for (address, server) in &new.servers {
         let before = old.servers.get(address);
@@ -522,7 +588,9 @@ fn log_changes(old: &TopologyDescription, new: &TopologyDescription) {
                 tracing::warn!(server = %address, was = was.name(), error, "{what}");
             }
             None if server.is_known() && server.kind != was => {
-                tracing::info!(server = %address, was = was.name(), kind = server.kind.name(), "server found");
+                // That it is there at all is said by those who begin to use it.
+                let what = if was == ServerKind::Unknown { "server reached" } else { "server is of another kind" };
+                tracing::info!(server = %address, was = was.name(), kind = server.kind.name(), "{what}");
             }
             _ => {}
         }
@@ -554,6 +622,7 @@ mod tests {
         heartbeat_frequency: Duration::from_millis(500),
         connect_timeout: Duration::from_millis(300),
         rebuild: BackoffConfig { initial: Duration::from_millis(10), max: Duration::from_millis(40) },
+        instance: ObjectId::from_bytes([0; 12]),
     };
 
     /// Answers every message with `hello`, or not at all while it hangs. It tells no `topologyVersion`, so it is polled.

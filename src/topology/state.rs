@@ -51,7 +51,32 @@ impl Suspicion {
     }
 }
 
+/// What whoever watches the servers has learnt.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// The topology as it is now.
+    Described(TopologyDescription),
+    /// A server answered a heartbeat.
+    Answered(Address, Hello),
+    /// A server did not.
+    Lost {
+        /// Which.
+        address: Address,
+        /// It was silent; else it refused, or the connection broke.
+        timed_out: bool,
+    },
+}
+
 impl TopologyState {
+    /// Takes in news.
+    pub fn learn(&mut self, news: News, now: Instant) {
+        match news {
+            News::Described(description) => self.discovered(description),
+            News::Answered(address, hello) => self.heartbeat_succeeded(&address, hello, now),
+            News::Lost { address, timed_out } => self.heartbeat_failed(&address, timed_out),
+        }
+    }
+
     /// The driver published a description. Counters and replies of servers that are still part of it are kept.
     pub fn discovered(&mut self, mut description: TopologyDescription) {
         // Trouble is over when a server was found in spite of it.

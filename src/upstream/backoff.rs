@@ -21,6 +21,12 @@ impl Backoff {
         Self { config, bound: config.initial.min(config.max) }
     }
 
+    /// Goes on within other bounds.
+    pub fn reconfigure(&mut self, config: BackoffConfig) {
+        self.config = config;
+        self.bound = self.bound.min(config.max);
+    }
+
     /// An attempt failed: how long to wait before the next one. `random` is drawn evenly from 0 to 1.
     pub fn next(&mut self, random: f64) -> Duration {
         // `max` turns a NaN, on which `mul_f64` would panic, into 0.

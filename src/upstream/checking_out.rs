@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
+use super::lines;
 use super::pool::{CheckOutError, Pool, PooledConnection, unavailable};
 use super::pool_state::{CheckOut, Waiting};
 use super::shortage::Shortage;
@@ -122,6 +123,9 @@ impl Future for CheckingOut<'_> {
         let first = wait.place.is_none();
         let ended = if first { wait.join(context.waker()) } else { wait.take(context.waker()) };
         if let Some(ended) = ended {
+            if let Err(error) = &ended {
+                lines::check_out_failed(&wait.pool.0.parts.address, error, wait.since);
+            }
             return Poll::Ready(ended);
         }
         if first && wait.is_looked_after {
@@ -134,6 +138,7 @@ impl Future for CheckingOut<'_> {
             wait.pool.usage().waited(wait.since.elapsed(), shortage);
         }
         wait.leave();
+        lines::check_out_failed(&wait.pool.0.parts.address, &CheckOutError::Timeout, wait.since);
         Poll::Ready(Err(CheckOutError::Timeout))
     }
 }

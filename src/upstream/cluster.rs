@@ -4,33 +4,39 @@
 //! goes back into the topology. The rules are those of the SDAM specification ("Error handling").
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::cancels::Cancels;
+use super::elsewhere::Elsewhere;
 use super::episode::Episode;
 use super::errand::Background;
+use super::fleet::{self, Fleet};
 use super::handshake::Dialer;
 use super::health::{Health, Judgement};
+use super::lines;
 use super::load::LastLoad;
 use super::long_polls::LongPolls;
 use super::lookout;
 use super::maintain;
 use super::pool::{ClusterBound, Pool, PoolParts, lock};
+use super::settings::{PoolSettings, in_flight};
 use super::settling::Settling;
 use super::users::UserChanges;
-use crate::admission::mode::Mode;
 use crate::admission::{Admission, MemoryBudget, ModeSwitch, Tenants};
 use crate::auth::Identities;
 use crate::breaker::Outcome;
-use crate::config::{Address, ClusterConfig};
+use crate::config::{Address, ClusterConfig, PoolingMode};
 use crate::routing::Pins;
 use crate::tasks::Tasks;
+use crate::telemetry::EventKind;
 use crate::telemetry::labels::{Label as _, ServerEvent, ServerState};
+use crate::telemetry::logs::SERVER_SELECTION;
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
 use crate::topology::monitor::Monitor;
 use crate::topology::{
@@ -77,6 +83,8 @@ struct Seen {
     update: Option<Instant>,
     /// Reached now; `None` when it never was.
     reached: Option<bool>,
+    /// What it was when it was heard of last.
+    heard: Option<ServerKind>,
 }
 
 impl Seen {
@@ -88,6 +96,11 @@ impl Seen {
             (Some(true), Some(false)) => Some(ServerEvent::Disconnected),
             _ => None,
         }
+    }
+
+    /// What it was and what it is, where that is not the same; that nothing is heard of it meanwhile is no change.
+    fn role_change_since(&self, before: &Self) -> Option<(ServerKind, ServerKind)> {
+        before.heard.zip(self.heard).filter(|(was, is)| was != is)
     }
 }
 
@@ -122,8 +135,11 @@ impl Drop for Operation {
 
 /// One upstream connection string at work.
 pub struct Cluster {
-    /// As configured.
-    pub config: ClusterConfig,
+    /// As configured: its name in logs, metrics and orders.
+    pub name: String,
+    pub(super) config: ArcSwap<ClusterConfig>,
+    /// Whether all commands share connections: saves a look at the configuration for each.
+    pub(super) pools_all: AtomicBool,
     /// The bound on waiting commands.
     pub admission: Arc<Admission>,
     /// Who its commands belong to.
@@ -132,6 +148,8 @@ pub struct Cluster {
     pub mode: ModeSwitch,
     /// What is bound to a server.
     pub pins: Mutex<Pins>,
+    /// Another process that may know more of that.
+    pub elsewhere: Elsewhere,
     /// The bound on buffered bytes.
     pub memory: Arc<MemoryBudget>,
     /// Where its tasks run.
@@ -145,16 +163,17 @@ pub struct Cluster {
     /// The time without a primary, as far as reads were served in it.
     pub degraded: Episode,
     pub(super) last_load: LastLoad,
+    pub(super) fleet: Fleet,
     monitor: Monitor,
     dialer: Arc<dyn Dialer>,
     /// Those who have logged in.
     pub identities: Arc<Identities>,
     /// Tells that users were changed through us.
     pub user_changes: Arc<UserChanges>,
-    bound: Arc<ClusterBound>,
+    pub(super) bound: Arc<ClusterBound>,
     servers: Mutex<BTreeMap<Address, Arc<Server>>>,
     /// Held while servers are made to agree with the topology.
-    reconciling: Mutex<()>,
+    pub(super) reconciling: Mutex<()>,
     /// Servers that have left and still have connections, in case they come back: the bound holds for both together.
     leaving: Mutex<BTreeMap<Address, Arc<Server>>>,
     pub(super) background: Background,
@@ -179,8 +198,10 @@ impl Cluster {
             admission: Admission::new(config.wait_queue_size, config.wait_queue_bytes),
             tenants: Mutex::new(Tenants::new(config.fairness.clone())),
             last_load: LastLoad::default(),
+            fleet: Fleet::default(),
             mode: ModeSwitch::default(),
             pins: Mutex::default(),
+            elsewhere: Elsewhere::default(),
             memory,
             tasks,
             metrics,
@@ -199,12 +220,22 @@ impl Cluster {
             waiting_for_server: AtomicUsize::new(0),
             somebody_waits: Notify::new(),
             somebody_parks: Arc::default(),
-            config,
+            pools_all: AtomicBool::new(config.pooling.mode() == PoolingMode::Pooled),
+            name: config.name.clone(),
+            config: ArcSwap::from_pointee(config),
         })
+    }
+
+    /// What is in force now. Cheap, and not meant to be kept: a reload puts another one in its place.
+    pub fn config(&self) -> arc_swap::Guard<Arc<ClusterConfig>> {
+        self.config.load()
     }
 
     /// Starts to follow the topology.
     pub fn start(self: &Arc<Self>) {
+        if !self.pools_all() {
+            self.tell_pooling();
+        }
         let cluster = self.clone();
         self.tasks.spawn("follow topology", async move {
             let mut topology = cluster.monitor.subscribe();
@@ -232,6 +263,14 @@ impl Cluster {
                 () = cluster.tasks.cancelled() => {}
             }
         });
+        self.tasks.spawn("end pauses", self.clone().end_pauses());
+        let cluster = self.clone();
+        self.tasks.spawn("look at the fleet", async move {
+            tokio::select! {
+                () = fleet::run(cluster.clone()) => {}
+                () = cluster.tasks.cancelled() => {}
+            }
+        });
         let cluster = self.clone();
         self.tasks.spawn("expire pins", async move {
             let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
@@ -248,13 +287,6 @@ impl Cluster {
                 }
             }
         });
-    }
-
-    /// Puts another mode in force and lets who waits look at it; returns the one before.
-    pub fn switch_mode(&self, to: Mode) -> Mode {
-        let before = self.mode.switch(to);
-        self.servers().iter().for_each(|server| server.pool.wake_waiting());
-        before
     }
 
     /// What is known about the servers.
@@ -295,18 +327,21 @@ impl Cluster {
     ) -> Result<Option<Operation>, SelectError> {
         let topology = self.monitor.current();
         let servers = lock(&self.servers);
+        let config = self.config();
         let selector = Selector {
             refused: &|address| servers.get(address).is_some_and(|server| !server.passes()),
             deprioritised: &|address| failed == Some(address),
             in_flight: &|address| servers.get(address).map_or(0, |server| server.load()),
-            heartbeat_frequency: self.config.heartbeat_frequency,
-            local_threshold: self.config.local_threshold,
-            random: &rand::random,
+            heartbeat_frequency: config.heartbeat_frequency,
+            local_threshold: config.local_threshold,
+            random: &|| (fastrand::u64(..), fastrand::u64(..)),
         };
+        tracing::trace!(target: SERVER_SELECTION, selector = ?criteria, "Server selection started");
         match selector.select(&topology, criteria) {
             // Not there yet: the topology is newer than the list, which follows at once.
             Ok(chosen) => Ok(servers.get(&chosen.address).cloned().map(|server| {
                 server.operations.fetch_add(1, Ordering::Relaxed);
+                lines::selection_succeeded(&server.address);
                 Operation { server }
             })),
             Err(SelectionFailure::NoSuitableServer) => Ok(None),
@@ -339,6 +374,15 @@ impl Cluster {
         loop {
             let refused = match self.try_select(criteria, failed) {
                 Ok(Some(operation)) => return Ok(operation),
+                Ok(None) if !waited => {
+                    let remaining = deadline.saturating_duration_since(Instant::now());
+                    tracing::debug!(
+                        target: SERVER_SELECTION, cluster = %self.name, selector = ?criteria,
+                        remainingTimeMS = lines::milliseconds(remaining),
+                        "Waiting for suitable server to become available"
+                    );
+                    None
+                }
                 Ok(None) => None,
                 // Whoever has waited for a server until it came back goes on until it is proven to be well.
                 Err(refused @ SelectError::BreakerOpen(_)) if waited => Some(refused),
@@ -352,7 +396,12 @@ impl Cluster {
                 Err(_) if look < deadline => {}
                 _ => {
                     let none = || SelectError::NoSuitableServer(self.problem(&self.monitor.current()));
-                    return Err(refused.unwrap_or_else(none));
+                    let failure = refused.unwrap_or_else(none);
+                    tracing::debug!(
+                        target: SERVER_SELECTION, cluster = %self.name, selector = ?criteria, %failure,
+                        "Server selection failed"
+                    );
+                    return Err(failure);
                 }
             }
             topology.borrow_and_update();
@@ -382,13 +431,26 @@ impl Cluster {
     /// A connection broke in the middle of a command. The server is asked at once and suspect until it is heard of, unless the
     /// connection is of an older generation: then the failure that made it stale was heard of already.
     pub fn network_error(&self, server: &Server, generation: u64, reason: &str) {
+        self.connection_broke(server, generation, reason, false);
+    }
+
+    /// As [`Cluster::network_error`], of a connection that belongs to one client. Those of others stay, as they would without a
+    /// proxy: whether the server is lost is found out by asking it.
+    pub fn own_network_error(&self, server: &Server, generation: u64, reason: &str) {
+        self.connection_broke(server, generation, reason, true);
+    }
+
+    fn connection_broke(&self, server: &Server, generation: u64, reason: &str, own: bool) {
         if !server.pool.is_current(generation) {
             tracing::debug!(server = %server.address, reason, "stale connection broke");
             return;
         }
         server.metrics.events[ServerEvent::Error].inc();
         tracing::info!(server = %server.address, event = ServerEvent::Error.as_str(), reason, "connection broke");
-        server.pool.clear_generation(generation);
+        server.metrics.happened(EventKind::Error, &format!("a connection broke: {reason}"));
+        if !own {
+            server.pool.clear_generation(generation);
+        }
         self.monitor.suspect(&server.address, reason, None);
         server.pool.recheck();
     }
@@ -404,6 +466,11 @@ impl Cluster {
             }
             server.pool.recheck();
         }
+    }
+
+    /// The servers that have left and whose connections have not all ended.
+    pub(super) fn leaving(&self) -> Vec<Arc<Server>> {
+        lock(&self.leaving).values().cloned().collect()
     }
 
     /// What is wrong, in plain words with the servers named.
@@ -466,6 +533,7 @@ impl Cluster {
             leaving.retain(|_, server| !server.pool.has_ended());
             for (address, server) in gone {
                 tracing::info!(server = %address, "server left");
+                server.metrics.happened(EventKind::ServerLeft, "is no part of the topology any more");
                 server.pool.close();
                 server.long_polls.disturb();
                 leaving.insert(address, server);
@@ -480,22 +548,19 @@ impl Cluster {
 
     fn add(&self, address: &Address) -> Arc<Server> {
         tracing::info!(server = %address, "server found");
+        let metrics = self.metrics.server(&self.name, &address.to_string());
+        metrics.happened(EventKind::ServerFound, "is part of the topology");
         if let Some(server) = lock(&self.leaving).remove(address).filter(|server| server.pool.reopen()) {
             return server;
         }
-        let metrics = self.metrics.server(&self.config.name, &address.to_string());
-        let health = Arc::new(Health::new(address.clone(), &self.config.breaker, metrics.clone()));
+        let config = self.config();
+        let health = Arc::new(Health::new(address.clone(), &config.breaker, metrics.clone()));
         let monitor = self.monitor.clone();
         let (identities, topology) = (self.identities.clone(), self.monitor.clone());
         let changes = self.user_changes.clone();
         let pool = Pool::new(PoolParts {
             address: address.clone(),
-            config: self.config.pool.clone(),
-            max_in_flight: self.config.max_in_flight,
-            discipline: self.config.queue_discipline,
-            adaptive_limit: self.config.adaptive_limit,
-            health_check: self.config.health_check,
-            reconnect: self.config.reconnect,
+            settings: PoolSettings::of(&config),
             dialer: self.dialer.clone(),
             cluster_bound: self.bound.clone(),
             health: health.clone(),
@@ -520,8 +585,7 @@ impl Cluster {
         });
         self.tasks.spawn("maintain pool", maintain::run(pool.clone()));
         let address = Arc::new(address.clone());
-        let bounds = [self.config.max_in_flight, self.config.max_upstream_connections];
-        let in_flight = bounds.into_iter().flatten().fold(self.config.pool.max_pool_size, u32::min);
+        let in_flight = in_flight(&config);
         let (long_polls, settling) = (LongPolls::new(in_flight, self.somebody_parks.clone()), Settling::new(in_flight));
         let (cancels, operations, seen) = (Cancels::new(Instant::now()), AtomicU32::new(0), Mutex::default());
         let long_polls = Arc::new(long_polls);
@@ -558,6 +622,12 @@ impl Server {
         self.health.all_closed() || self.health.closed(Judgement::Commands) && self.pool.has_connections()
     }
 
+    /// An operator wants no traffic there; who waits is routed anew.
+    pub fn trip(&self) {
+        self.health.trip();
+        self.pool.evict();
+    }
+
     /// Commands under way; as good as full while its pool is not warm, so that others get the load where they can.
     fn load(&self) -> u32 {
         let warming = if self.pool.is_recovering() { u32::MAX / 2 } else { 0 };
@@ -585,13 +655,23 @@ impl Server {
                 timeouts: description.heartbeat_timeouts,
                 update: description.last_update,
                 reached,
+                heard: if description.is_known() { Some(description.kind) } else { seen.heard },
             };
             (std::mem::replace(&mut *seen, now), now)
         };
         self.metrics.state_changed(label(description.kind));
         if let Some(event) = now.event_since(&before) {
             self.metrics.events[event].inc();
-            tracing::info!(server = %self.address, kind = description.kind.name(), "{}", event.as_str());
+            let (name, kind) = (event.as_str(), description.kind.name());
+            tracing::info!(server = %self.address, event = name, kind, "{name}");
+            let text = match &description.error {
+                Some(error) => format!("{name}: {error}"),
+                None => format!("{name} as {kind}"),
+            };
+            self.metrics.happened(event.into(), &text);
+        }
+        if let Some((was, is)) = now.role_change_since(&before) {
+            self.metrics.happened(EventKind::Role, &format!("is {} now, was {}", is.name(), was.name()));
         }
         if now.kind != ServerKind::RsPrimary {
             self.settling.end();

@@ -20,9 +20,11 @@ use tokio_util::io::poll_read_buf;
 use super::holders::Owned;
 use super::in_use::InUse;
 use super::opening::{self, Opening};
+use super::own::OwnConnections;
 use crate::admission::{Claim, MemoryBudget, Reservation};
 use crate::auth::{Identity, UserId};
 use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, CONNECTION_BUFFER_BYTES};
+use crate::telemetry::labels::ConnectionClosed;
 use crate::topology::description::Hello;
 use crate::wire::{
     Compressor, DecompressError, Deflation, FrameError, HEADER_LEN, MessageHeader, OpCode, op_compressed,
@@ -137,8 +139,12 @@ pub struct Connection {
     pub last_used: Instant,
     /// For what it was checked out, and when, if for a command; `None` while it is available.
     pub(super) taken: Option<(Claim, Option<Instant>)>,
+    /// The client that it belongs to, if it is not of the pool; told while it is in use.
+    pub(super) owner: Option<Arc<OwnConnections>>,
     /// When it is to be replaced.
     pub expires: Instant,
+    /// Why it is being closed, if that is known before its pool has taken it back.
+    pub(super) closed_for: Option<ConnectionClosed>,
     /// Longest silence of the server in the middle of a message; `None` for no limit.
     pub socket_timeout: Option<Duration>,
     /// How requests may be compressed, as agreed with the server; replies come compressed only then.
@@ -217,7 +223,9 @@ impl Connection {
             established: now,
             last_used: now,
             taken: None,
+            owner: None,
             expires: now + Duration::from_secs(u64::from(u32::MAX)),
+            closed_for: None,
             socket_timeout: None,
             compression: None,
             greeting: Greeting::default(),

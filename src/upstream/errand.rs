@@ -4,6 +4,7 @@
 //! server's own time limits clean up in the end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bson::raw::{RawDocument, RawDocumentBuf};
 use bson::spec::BinarySubtype;
@@ -11,9 +12,9 @@ use bson::{Binary, rawdoc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::cluster::Cluster;
+use super::cluster::{Cluster, Operation};
 use super::in_use::Work;
-use super::pool::lock;
+use super::pool::{CheckOutError, lock};
 use crate::admission::{Claim, Lane};
 use crate::auth::UserId;
 use crate::command::TransactionId;
@@ -24,8 +25,15 @@ use crate::telemetry::labels::{CommandLabel, TransactionEnd};
 use crate::topology::Criteria;
 use crate::wire::{encode, op_msg};
 
-/// Errands under way at once that nobody waits for, per cluster.
+/// Errands under way at once that nobody waits for, per cluster; and as many aborts.
 const MAX_BACKGROUND: usize = 64;
+
+/// Longest wait for a connection in the background, where that of commands is not longer: no client waits for it, and what it
+/// frees a server would keep for ten minutes. Behind all others in a full pool, it may be long until it has its turn.
+const BACKGROUND_WAIT: Duration = Duration::from_secs(30);
+
+/// Before an errand whose pool was cleared, or whose queue stands, tries again.
+const CLEARED_PAUSE: Duration = Duration::from_millis(100);
 
 /// An abort waits on the server for the statement that runs, which may be a long one whose connection is gone. It is not
 /// to hold a connection as long as that: it comes again later.
@@ -45,27 +53,29 @@ pub enum Errand {
     Reading,
 }
 
-/// The bound on errands in the background.
+/// The bounds on errands in the background. Aborts have one of their own: they free locks, and a kill may wait for long.
 #[derive(Debug)]
-pub struct Background(Arc<Semaphore>);
+pub struct Background {
+    errands: Arc<Semaphore>,
+    aborts: Arc<Semaphore>,
+}
 
 impl Default for Background {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_BACKGROUND)))
+        let [errands, aborts] = [(); 2].map(|()| Arc::new(Semaphore::new(MAX_BACKGROUND)));
+        Self { errands, aborts }
     }
 }
 
-impl Background {
-    /// `None` when as many errands are under way as may be.
-    fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        self.0.clone().try_acquire_owned().ok()
-    }
+/// `None` when as many are under way as may be.
+fn permit(of: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    of.clone().try_acquire_owned().ok()
 }
 
 impl Cluster {
     /// Errands under way that nobody waits for.
     pub fn errands(&self) -> usize {
-        MAX_BACKGROUND - self.background.0.available_permits()
+        2 * MAX_BACKGROUND - self.background.errands.available_permits() - self.background.aborts.available_permits()
     }
 
     /// Runs a command of our own, over a connection of that user, and returns the server's reply, an error reply included. `None` when there was none.
@@ -76,22 +86,20 @@ impl Cluster {
         if user != UserId::SERVICE && self.identities.of(user).is_none() {
             return None;
         }
-        let selected_by = Instant::now() + self.config.server_selection_timeout;
-        let operation = match errand {
-            Errand::Server(address) => {
-                // What is to be cleaned up was often left behind by the very failure that made the server suspect.
-                self.await_news(&address, selected_by).await.ok()?;
-                self.operation_on(&address)?
-            }
-            Errand::Primary => self.select(Criteria::Write, None, selected_by).await.ok()?,
-            Errand::Reading => match self.try_select(Criteria::Write, None) {
-                Ok(Some(operation)) => operation,
-                _ => self.select(Criteria::PrimaryElseSecondary, None, selected_by).await.ok()?,
-            },
-        };
+        let selected_by = Instant::now() + self.config().server_selection_timeout;
+        let wait = self.config().wait_queue_timeout;
+        let wait = if lane == Lane::Background { wait.max(BACKGROUND_WAIT) } else { wait };
         let claim = Claim { user, ..lane.into() };
-        let checked_out_by = Instant::now() + self.config.wait_queue_timeout;
-        let mut connection = operation.server().pool.check_out(claim, checked_out_by).await.ok()?;
+        let (operation, mut connection) = loop {
+            let operation = self.find(&errand, selected_by).await?;
+            match operation.server().pool.check_out(claim, selected_by + wait).await {
+                Ok(connection) => break (operation, connection),
+                // The server has changed its state, and is looked for anew: one that has stepped down has its cursors still. Or
+                // the queue stands, which is no reason to leave a cursor open for ten minutes.
+                Err(CheckOutError::Cleared | CheckOutError::Shed) => tokio::time::sleep(CLEARED_PAUSE).await,
+                Err(_) => return None,
+            }
+        };
         let message = encode::op_msg(connection.next_request_id(), 0, command);
         let generation = connection.generation;
         let name = command.iter().next().and_then(Result::ok).map_or("", |(name, _)| name.as_str());
@@ -105,9 +113,24 @@ impl Cluster {
         }
     }
 
+    async fn find(&self, errand: &Errand, selected_by: Instant) -> Option<Operation> {
+        match errand {
+            Errand::Server(address) => {
+                // What is to be cleaned up was often left behind by the very failure that made the server suspect.
+                self.await_news(address, selected_by).await.ok()?;
+                self.operation_on(address)
+            }
+            Errand::Primary => self.select(Criteria::Write, None, selected_by).await.ok(),
+            Errand::Reading => match self.try_select(Criteria::Write, None) {
+                Ok(Some(operation)) => Some(operation),
+                _ => self.select(Criteria::PrimaryElseSecondary, None, selected_by).await.ok(),
+            },
+        }
+    }
+
     /// Runs a command of our own that nobody waits for.
     pub fn run_in_background(self: &Arc<Self>, errand: Errand, user: UserId, command: RawDocumentBuf) {
-        let Some(permit) = self.background.permit() else {
+        let Some(permit) = permit(&self.background.errands) else {
             return tracing::debug!("too many clean-up commands under way, one is left out");
         };
         let cluster = self.clone();
@@ -136,7 +159,7 @@ impl Cluster {
     /// indeed: the server says so. Where it says nothing yet, the transaction is open again, and an orphan.
     pub fn abort_in_background(self: &Arc<Self>, id: TransactionId, ended: Ended) {
         let Ended { server, room, .. } = ended;
-        let Some(permit) = self.background.permit() else {
+        let Some(permit) = permit(&self.background.aborts) else {
             return lock(&self.pins).reopen_transaction(id, room, Instant::now());
         };
         let cluster = self.clone();
@@ -156,7 +179,7 @@ impl Cluster {
 
     /// Aborts the open transactions whose sockets are all gone, as many as may be under way; the others come later.
     pub fn abort_orphans(self: &Arc<Self>, now: Instant) {
-        let orphans = lock(&self.pins).take_orphans(MAX_BACKGROUND - self.errands(), now);
+        let orphans = lock(&self.pins).take_orphans(self.background.aborts.available_permits(), now);
         if orphans.is_empty() {
             return;
         }
@@ -171,8 +194,8 @@ impl Cluster {
     /// Aborts the open transactions of which no statement has been on its way for too long, as many as may be under way; the
     /// others come later.
     pub fn abort_idle(self: &Arc<Self>, now: Instant) {
-        let Some(limit) = self.config.transaction_idle_timeout else { return };
-        let idle = lock(&self.pins).take_idle(limit, MAX_BACKGROUND - self.errands(), now);
+        let Some(limit) = self.config().transaction_idle_timeout else { return };
+        let idle = lock(&self.pins).take_idle(limit, self.background.aborts.available_permits(), now);
         if idle.is_empty() {
             return;
         }

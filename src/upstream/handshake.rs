@@ -4,13 +4,16 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bson::oid::ObjectId;
 use bson::raw::{RawArrayBuf, RawDocument, RawDocumentBuf, cstr};
 use bson::rawdoc;
-use tokio::net::{TcpStream, UnixStream};
+use smallvec::SmallVec;
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::time::Instant;
 
 use super::connection::{Connection, Greeting, ReceiveError, Stream};
@@ -25,7 +28,7 @@ use crate::breaker::Failure;
 use crate::config::Address;
 use crate::config::uri::{Compression, Credential, Mechanism, Upstream};
 use crate::topology::description::Hello;
-use crate::topology::monitor::Monitor;
+use crate::topology::monitor::{Monitor, platform};
 use crate::wire::{Compressor, Deflation, encode, op_msg};
 
 /// Oldest wire version that is served: 4.4. Drivers leave error labels to servers from there on.
@@ -33,6 +36,9 @@ pub const MIN_WIRE_VERSION: i32 = 9;
 
 /// Name of our connections on the server, unless the connection string says another.
 pub const DEFAULT_APP_NAME: &str = "mongomux";
+
+/// What servers are told that we are.
+pub const DRIVER_NAME: &str = "mongomux";
 
 /// Derived keys that are kept, so that not every connection costs thousands of hash rounds. One credential needs one
 /// per mechanism and salt, and each user may have one.
@@ -118,6 +124,24 @@ fn is_of_the_server(code: i32) -> bool {
     matches!(code, 6 | 7 | 89 | 91 | 189 | 262 | 462 | 9001 | 10107 | 10058 | 11600 | 11602 | 13435 | 13436)
 }
 
+/// How far a connection has come that is being made.
+#[derive(Debug, Clone, Copy)]
+pub enum Reached<'a> {
+    /// The name of the host has an address.
+    Resolved,
+    /// There is a socket.
+    Connected,
+    /// There is TLS; told where there is to be some.
+    Encrypted,
+    /// The server has said what it is.
+    Greeted(&'a RawDocument),
+    /// The server knows who we are; told where somebody logs in.
+    LoggedIn,
+}
+
+/// Is told how far a connection has come.
+pub type Reach<'a> = &'a mut (dyn FnMut(Reached<'_>) + Send);
+
 /// Who logs in.
 enum Who {
     /// Nobody.
@@ -131,6 +155,8 @@ enum Who {
 /// The dialer for real servers.
 pub struct UpstreamDialer {
     app_name: String,
+    /// What tells this program from others like it, to whoever looks at a server's connections.
+    platform: String,
     is_srv: bool,
     compression: Compression,
     /// Knows the credential: with SRV, DNS may tell where the user lives.
@@ -158,6 +184,7 @@ impl UpstreamDialer {
     ) -> Self {
         Self {
             app_name: upstream.app_name.clone().unwrap_or_else(|| DEFAULT_APP_NAME.to_owned()),
+            platform: platform(ObjectId::new()),
             is_srv: upstream.is_srv,
             compression: upstream.compression.clone(),
             monitor,
@@ -168,6 +195,13 @@ impl UpstreamDialer {
             max_message_bytes,
             keys: Mutex::default(),
         }
+    }
+
+    /// Of a program that has several dialers, which is one to servers.
+    #[must_use]
+    pub fn of_instance(mut self, id: ObjectId) -> Self {
+        self.platform = platform(id);
+        self
     }
 
     /// Who the service is from now on; with SRV, the database stays what DNS has told.
@@ -185,15 +219,27 @@ impl UpstreamDialer {
         self.tls.as_ref()
     }
 
-    async fn dial(&self, address: &Address) -> Result<Box<dyn Stream>, ConnectError> {
+    async fn dial(&self, address: &Address, reached: Reach<'_>) -> Result<Box<dyn Stream>, ConnectError> {
         match address {
-            Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(ConnectError::Dial)?)),
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(ConnectError::Dial)?;
+                reached(Reached::Connected);
+                Ok(Box::new(stream))
+            }
             Address::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(ConnectError::Dial)?;
+                let found = lookup_host((host.as_str(), *port)).await.map_err(ConnectError::Dial)?;
+                let found: SmallVec<[SocketAddr; 4]> = found.collect();
+                reached(Reached::Resolved);
+                let stream = TcpStream::connect(found.as_slice()).await.map_err(ConnectError::Dial)?;
+                reached(Reached::Connected);
                 stream.set_nodelay(true).map_err(ConnectError::Dial)?;
                 Liveness::UPSTREAM.watch(&stream).map_err(ConnectError::Dial)?;
                 match &self.tls {
-                    Some(tls) => Ok(Box::new(tls.connect(host, stream).await?)),
+                    Some(tls) => {
+                        let stream = tls.connect(host, stream).await?;
+                        reached(Reached::Encrypted);
+                        Ok(Box::new(stream))
+                    }
                     None => Ok(Box::new(stream)),
                 }
             }
@@ -221,31 +267,66 @@ impl UpstreamDialer {
         Ok((who, Some(identity)))
     }
 
-    async fn establish(&self, address: &Address, user: UserId) -> Result<Connection, ConnectError> {
+    /// As [`Dialer::connect`], for the service itself, and tells how far it has come.
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves nothing behind.
+    pub async fn connect_telling(&self, address: &Address, reached: Reach<'_>) -> Result<Connection, ConnectError> {
+        self.establish(address, UserId::SERVICE, reached).await
+    }
+
+    /// As [`Dialer::connect`], over a socket that is there already.
+    ///
+    /// # Errors
+    /// [`ConnectError`]
+    ///
+    /// # Cancel safety
+    /// A future that is dropped leaves nothing behind.
+    pub async fn connect_over(&self, stream: Box<dyn Stream>, user: UserId) -> Result<Connection, ConnectError> {
         let (who, identity) = self.who(user)?;
-        let of_user = |error: ConnectError| match error {
-            ConnectError::Auth { user, error, .. } => ConnectError::Auth { user, error, identity: identity.clone() },
-            other => other,
-        };
-        let login = Login::new(&who).map_err(|error| of_user(auth_error(&who, error.into())))?;
+        let login = Login::new(&who).map_err(|error| of_user(auth_error(&who, error.into()), &identity))?;
+        self.greet(stream, login, identity, &mut |_| {}).await
+    }
+
+    async fn establish(&self, address: &Address, user: UserId, reached: Reach<'_>) -> Result<Connection, ConnectError> {
+        let (who, identity) = self.who(user)?;
+        let login = Login::new(&who).map_err(|error| of_user(auth_error(&who, error.into()), &identity))?;
         let in_the_clear = self.tls.is_none() && matches!(address, Address::Tcp { .. });
         if in_the_clear && matches!(&who, Who::Credential(it) if it.mechanism == Some(Mechanism::Plain)) {
-            return Err(of_user(auth_error(&who, AuthError::Protocol("PLAIN would show the password: it needs TLS"))));
+            let shown = AuthError::Protocol("PLAIN would show the password: it needs TLS");
+            return Err(of_user(auth_error(&who, shown), &identity));
         }
-        let stream = self.dial(address).await?;
+        let stream = self.dial(address, reached).await?;
+        self.greet(stream, login, identity, reached).await
+    }
+
+    /// Greets and logs in.
+    async fn greet(
+        &self,
+        stream: Box<dyn Stream>,
+        login: Option<Login<'_>>,
+        identity: Option<Arc<Identity>>,
+        reached: Reach<'_>,
+    ) -> Result<Connection, ConnectError> {
         let mut connection = Connection::new(stream, self.memory.clone(), self.max_message_bytes);
         connection.identity = identity.clone();
         let hello = self.hello(login.as_ref());
         let (greeting, reply) = hello_exchange(&mut connection, &hello).await?;
         connection.greeting = greeting;
-        if let Some(login) = login
-            && let Err(error) = self.log_in(&mut connection, login, &reply).await.map_err(of_user)
-        {
-            // The server is well: it is waited for until it has seen the end, so that the place is free then.
-            if error.refused_user().is_some() {
-                connection.close().await;
+        reached(Reached::Greeted(&reply));
+        if let Some(login) = login {
+            if let Err(error) = self.log_in(&mut connection, login, &reply).await {
+                let error = of_user(error, &identity);
+                // The server is well: it is waited for until it has seen the end, so that the place is free then.
+                if error.refused_user().is_some() {
+                    connection.close().await;
+                }
+                return Err(error);
             }
-            return Err(error);
+            reached(Reached::LoggedIn);
         }
         // From now on only: what was said so far is never compressed.
         connection.compression = agreed(&self.compression, &reply);
@@ -260,7 +341,8 @@ impl UpstreamDialer {
             "backpressure": "2",
             "client": {
                 "application": {"name": self.app_name.as_str()},
-                "driver": {"name": "mongomux", "version": env!("CARGO_PKG_VERSION")},
+                "driver": {"name": DRIVER_NAME, "version": env!("CARGO_PKG_VERSION")},
+                "platform": self.platform.as_str(),
                 "os": {"type": std::env::consts::OS, "architecture": std::env::consts::ARCH},
             },
         };
@@ -347,7 +429,15 @@ impl Dialer for UpstreamDialer {
         address: &'a Address,
         user: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
-        Box::pin(self.establish(address, user))
+        Box::pin(async move { self.establish(address, user, &mut |_| {}).await })
+    }
+}
+
+/// The error of somebody who logs in, with who that is with us.
+fn of_user(error: ConnectError, identity: &Option<Arc<Identity>>) -> ConnectError {
+    match error {
+        ConnectError::Auth { user, error, .. } => ConnectError::Auth { user, error, identity: identity.clone() },
+        other => other,
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::breaker::state::ProbeId;
 use crate::breaker::{Admission, Breaker, BreakerState, Failure, Outcome, Reason, RetryBudget, Transition, TripReason};
 use crate::config::{Address, BreakerConfig};
+use crate::telemetry::EventKind;
 use crate::telemetry::labels::{BreakerLabel, TripLabel};
 use crate::telemetry::metrics::ServerMetrics;
 
@@ -78,6 +79,11 @@ impl Health {
         Self { address, inner: Mutex::new(Inner { breakers, retries: RetryBudget::new() }), metrics }
     }
 
+    /// Puts other rules in force.
+    pub fn reconfigure(&self, config: &BreakerConfig) {
+        self.with(|inner| inner.breakers.iter_mut().for_each(|it| it.breaker.reconfigure(config)));
+    }
+
     /// True while that breaker is closed.
     pub fn closed(&self, judgement: Judgement) -> bool {
         self.with(|inner| inner.of(judgement).state() == BreakerState::Closed)
@@ -105,7 +111,7 @@ impl Health {
     /// breaker.
     pub fn command_ended(&self, outcome: Outcome, now: Instant) -> bool {
         // Only where it may open something, as this is on the path of every command.
-        let jitter = if outcome == Outcome::Success { 0.0 } else { rand::random() };
+        let jitter = if outcome == Outcome::Success { 0.0 } else { fastrand::f64() };
         self.change(Judgement::Commands, |inner| {
             inner.retries.count(now);
             inner.of(Judgement::Commands).record(outcome, now, jitter)
@@ -114,7 +120,7 @@ impl Health {
 
     /// A connection was established, or was not. True when that has opened the breaker.
     pub fn connected(&self, outcome: Outcome) -> bool {
-        let (now, jitter) = (Instant::now(), rand::random());
+        let (now, jitter) = (Instant::now(), fastrand::f64());
         self.change(Judgement::Establishing, |inner| inner.of(Judgement::Establishing).record(outcome, now, jitter))
     }
 
@@ -148,12 +154,24 @@ impl Health {
 
     /// How a probe ended; `None` when it could not be made.
     pub fn finish_probe(&self, Probe { judgement, id }: Probe, outcome: Option<Outcome>) {
-        let (now, jitter) = (Instant::now(), rand::random());
+        let (now, jitter) = (Instant::now(), fastrand::f64());
         match outcome {
             Some(outcome) => {
                 self.change(judgement, |inner| inner.of(judgement).probe_finished(id, outcome, now, jitter));
             }
             None => self.with(|inner| inner.of(judgement).probe_abandoned(id)),
+        }
+    }
+
+    /// An operator wants no traffic there, until it is reset or the longest time that a breaker is open is over.
+    pub fn trip(&self) {
+        self.change(Judgement::Commands, |inner| inner.of(Judgement::Commands).trip(Instant::now()));
+    }
+
+    /// An operator wants it tried again: what was known of the server is forgotten.
+    pub fn reset(&self) {
+        for judgement in Judgement::ALL {
+            self.change(judgement, |inner| inner.of(judgement).reset());
         }
     }
 
@@ -183,9 +201,10 @@ impl Health {
                 Reason::ProbeSucceeded | Reason::Reset => why.clear(),
                 Reason::OpenTimeOver | Reason::HeartbeatSucceeded => {}
             }
-            Some((transition, worst(inner)))
+            let why = why.clone();
+            Some((transition, worst(inner), why))
         });
-        let Some((Transition { from, to, reason }, worst)) = changed else { return false };
+        let Some((Transition { from, to, reason }, worst, why)) = changed else { return false };
         self.metrics.breaker_changed(label(to), label(worst));
         if let Reason::Tripped(reason) = reason {
             self.metrics.breaker_trips[trip_label(reason)].inc();
@@ -194,6 +213,8 @@ impl Health {
             server = %self.address, judges = judgement.as_str(), from = from.as_str(), to = to.as_str(), ?reason,
             "breaker changed"
         );
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        self.metrics.happened(EventKind::Breaker, &format!("{} ({}){why}", to.as_str(), judgement.as_str()));
         to == BreakerState::Open
     }
 

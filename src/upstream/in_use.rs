@@ -1,10 +1,11 @@
 //! What a connection is in use for and since when, to be looked at while somebody else has it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::auth::UserId;
 use crate::telemetry::ApplicationId;
 use crate::telemetry::labels::{CommandLabel, Label as _};
 
@@ -24,8 +25,8 @@ pub struct InUse {
     /// 0 while nothing is known; else microseconds since it was made, plus one, the application in ten bits, and in the
     /// lowest byte what for.
     since: AtomicU64,
-    /// It is to be replaced when there is another one.
-    replaced: AtomicBool,
+    /// A [`Replace`], or 0: it is to be replaced when there is another one.
+    replaced: AtomicU8,
 }
 
 /// What a connection is in use for.
@@ -72,20 +73,30 @@ pub struct Use {
     pub age: Duration,
 }
 
+/// Whose connections are to be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// Those that have logged in as the proxy itself.
+    OfService = 1,
+    /// All.
+    Any = 2,
+}
+
 impl InUse {
     /// Not in use.
     pub fn new(now: Instant) -> Self {
-        Self { made: now, since: AtomicU64::new(0), replaced: AtomicBool::new(false) }
+        Self { made: now, since: AtomicU64::new(0), replaced: AtomicU8::new(0) }
     }
 
-    /// It is to be replaced as soon as there is another one.
-    pub fn replace(&self) {
-        self.replaced.store(true, Ordering::Relaxed);
+    /// It is to be replaced as soon as there is another one: if it is the service's, or whosever it is.
+    pub fn replace(&self, whose: Replace) {
+        self.replaced.fetch_max(whose as u8, Ordering::Relaxed);
     }
 
-    /// True once it is to be replaced.
-    pub fn is_to_be_replaced(&self) -> bool {
-        self.replaced.load(Ordering::Relaxed)
+    /// True once it is to be replaced, where it is one of that user.
+    pub fn is_to_be_replaced(&self, user: UserId) -> bool {
+        let least = if user == UserId::SERVICE { Replace::OfService } else { Replace::Any };
+        self.replaced.load(Ordering::Relaxed) >= least as u8
     }
 
     /// It carries this from now on.

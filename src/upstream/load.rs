@@ -54,8 +54,8 @@ impl Cluster {
             drains_in = drains_in.max(pool.drains_in);
         }
         // Nobody waits longer than that.
-        let drains_in = drains_in.map(|drains_in: Duration| drains_in.min(self.config.wait_queue_timeout));
-        let most = most.min(self.config.max_upstream_connections.unwrap_or(u32::MAX));
+        let drains_in = drains_in.map(|drains_in: Duration| drains_in.min(self.config().wait_queue_timeout));
+        let most = most.min(self.config().max_upstream_connections.unwrap_or(u32::MAX));
         Load { holders: holders(in_use, most, &uses), drains_in }
     }
 }

@@ -13,7 +13,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::permits;
 use crate::admission::shares::half_of;
+use crate::tasks::Tasks;
 use crate::wire::Timestamp;
 
 /// How long one waits on the server before it looks whether there is a crowd now. Also how long the connection of a client
@@ -40,9 +42,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct LongPolls {
     free: Arc<Semaphore>,
-    places: usize,
+    places: AtomicUsize,
     /// There is but one connection: nobody may wait on the server.
-    only_connection: bool,
+    only_connection: AtomicBool,
     under_way: AtomicUsize,
     born: Instant,
     /// Milliseconds after `born`.
@@ -75,15 +77,19 @@ pub enum Woken {
     Disturbed,
 }
 
+fn places(max_in_flight: u32) -> usize {
+    usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS)
+}
+
 impl LongPolls {
     /// Half of `max_in_flight` may occupy a connection, and one at least. `somebody_parks` is told when one begins to wait
     /// here.
     pub fn new(max_in_flight: u32, somebody_parks: Arc<Notify>) -> Self {
-        let places = usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS);
+        let places = places(max_in_flight);
         Self {
             free: Arc::new(Semaphore::new(places)),
-            places,
-            only_connection: max_in_flight <= 1,
+            places: AtomicUsize::new(places),
+            only_connection: AtomicBool::new(max_in_flight <= 1),
             under_way: AtomicUsize::new(0),
             born: Instant::now(),
             crowded_until: AtomicU64::new(0),
@@ -96,6 +102,14 @@ impl LongPolls {
             around: Notify::new(),
             somebody_parks,
         }
+    }
+
+    /// Half of another number may occupy a connection from now on. Those that are too many end as always, soon.
+    pub fn resize(&self, max_in_flight: u32, tasks: &Tasks) {
+        let places = places(max_in_flight);
+        let before = self.places.swap(places, Ordering::Relaxed);
+        self.only_connection.store(max_in_flight <= 1, Ordering::Relaxed);
+        permits::resize(&self.free, before, places, tasks);
     }
 
     /// A place, if one is free and nobody was first.
@@ -124,15 +138,15 @@ impl LongPolls {
     }
 
     fn crowds(&self, now: Instant) {
-        if self.under_way.load(Ordering::Relaxed) > self.places {
+        if self.under_way.load(Ordering::Relaxed) > self.places.load(Ordering::Relaxed) {
             self.crowded_until.store(self.millis(now + CROWD_LINGERS), Ordering::Relaxed);
         }
     }
 
     /// How long one may wait on the server now; `None` in a crowd.
     pub fn slice(&self, now: Instant) -> Option<Duration> {
-        let crowd = self.only_connection
-            || self.under_way.load(Ordering::Relaxed) > self.places
+        let crowd = self.only_connection.load(Ordering::Relaxed)
+            || self.under_way.load(Ordering::Relaxed) > self.places.load(Ordering::Relaxed)
             || self.millis(now) < self.crowded_until.load(Ordering::Relaxed);
         (!crowd).then_some(SLICE)
     }

@@ -13,25 +13,25 @@ use bson::rawdoc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::attempt::{self, may_dial};
 use super::bound::Line;
 use super::checking_out::PATROL_INTERVAL;
 use super::connection::{Connection, ReceiveError};
 use super::handshake::{ConnectError, greet};
 use super::health::{Judgement, Probe};
 use super::holders::Owned as _;
-use super::pool::{Pool, PoolParts, PooledConnection, Shared, State, lock};
+use super::lines;
+use super::pool::{Pool, PooledConnection, Shared, State, lock};
 use super::pool_state::PoolStatus;
+use super::settings::PoolSettings;
 use super::turnover::IDLE_GRACE;
 use crate::auth::UserId;
 use crate::breaker::{Failure, Outcome};
-use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, LIFETIME_JITTER_PERCENT, RECHECK_TIMEOUT, RECOVERY_SPREAD};
-use crate::telemetry::labels::{ConnectionClosed, Label as _, ServerEvent};
+use crate::config::limits::{CLOSED_MID_COMMAND_GRACE, RECHECK_TIMEOUT, RECOVERY_SPREAD};
+use crate::telemetry::labels::ConnectionClosed;
 use crate::wire::document::find;
 use crate::wire::op_msg::reply_document;
 use crate::wire::{Timestamp, encode};
-
-/// A user that a server has not taken is not tried again there before this: a secondary may not know yet what has changed.
-const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 /// Idle and lifetime limits are looked at this often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub async fn run(pool: Pool) {
     let _ends = Ends(&pool);
     let bound = shared.parts.cluster_bound.clone();
     let mut line = Line::new(bound.clone());
-    let mut next_ping = Instant::now() + shared.parts.health_check;
+    let mut next_ping = Instant::now() + shared.settings().health_check;
     let mut next_sweep = Instant::now();
     let mut no_probe_before = Instant::now();
     let mut probe_waits = false;
@@ -67,7 +67,7 @@ pub async fn run(pool: Pool) {
             next_patrol = Some(now + PATROL_INTERVAL);
         }
         if now >= next_ping {
-            next_ping = now + shared.parts.health_check;
+            next_ping = now + shared.settings().health_check;
             if shared.used.swap(false, Ordering::Relaxed) {
                 ping_available(&pool, None);
             }
@@ -88,7 +88,7 @@ pub async fn run(pool: Pool) {
             state.set_may_connect(may_connect, now);
             state.turn_over(now)
         };
-        shared.parts.server_metrics.connections_closed[ConnectionClosed::Turnover].inc_by(u64::from(given));
+        shared.parts.server_metrics.closed(ConnectionClosed::Turnover, given);
         if fill(&pool, now) || (probe_waits && shared.state().has_room()) {
             // Asked again when the need is new, and now and then: two pools in need would ask each other without end.
             let before = std::mem::replace(&mut in_need, shared.state().is_in_need());
@@ -101,6 +101,8 @@ pub async fn run(pool: Pool) {
         {
             let state = shared.state();
             if state.status() == PoolStatus::Closed && state.counts().total() == 0 {
+                drop(state);
+                pool.look_after_own(now);
                 return;
             }
         }
@@ -139,11 +141,6 @@ fn next_wake(shared: &Shared, due: Instant, no_probe_before: Instant) -> Instant
     if shared.state().wants_connection() && not_before > Instant::now() { due.min(not_before) } else { due }
 }
 
-/// True unless the last attempt failed a short while ago, or several did.
-fn may_dial(shared: &Shared, now: Instant) -> bool {
-    now >= lock(&shared.pace).not_before && shared.parts.health.all_closed()
-}
-
 /// Starts as many attempts to connect as are wanted and allowed. True when commands wait and only the bound of the
 /// cluster is in the way.
 fn fill(pool: &Pool, now: Instant) -> bool {
@@ -163,15 +160,15 @@ fn fill(pool: &Pool, now: Instant) -> bool {
         }
         establish(pool, user, generation, Purpose::Demand);
         if shared.is_after_outage() {
-            lock(&shared.pace).not_before = now + recovery_gap(&shared.parts).mul_f64(2.0 * rand::random::<f64>());
+            lock(&shared.pace).not_before = now + recovery_gap(&shared.settings()).mul_f64(2.0 * fastrand::f64());
         }
     }
     false
 }
 
 /// Mean time between two attempts after an outage.
-fn recovery_gap(parts: &PoolParts) -> Duration {
-    (RECOVERY_SPREAD / parts.config.max_pool_size.max(1)).min(parts.reconnect.initial)
+fn recovery_gap(settings: &PoolSettings) -> Duration {
+    (RECOVERY_SPREAD / settings.config.max_pool_size.max(1)).min(settings.reconnect.initial)
 }
 
 /// Connects on a place of the cluster's bound that was waited for.
@@ -179,14 +176,14 @@ fn take_place(pool: &Pool, place: OwnedSemaphorePermit) {
     let shared = &pool.0;
     let demand = shared.state().start_connecting();
     if let Some((user, generation)) = demand {
-        place.forget();
+        shared.parts.cluster_bound.take(place);
         shared.state().set_held_up(false);
         establish(pool, user, generation, Purpose::Demand);
     } else if let Some(probe) = shared.parts.health.start_probe() {
         let extra = shared.state().start_extra();
         match extra {
             Some(generation) => {
-                place.forget();
+                shared.parts.cluster_bound.take(place);
                 establish(pool, UserId::SERVICE, generation, Purpose::Probe(probe));
             }
             None => shared.parts.health.finish_probe(probe, None),
@@ -245,10 +242,12 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
         let pool = place.pool.clone();
         let parts = &pool.0.parts;
         let started = Instant::now();
+        let connect_timeout = pool.0.settings().config.connect_timeout;
+        lines::connection_created(&parts.address);
         let limit = match purpose {
             // Others may come after it, and find the server at once when it is back.
-            Purpose::Recheck => parts.config.connect_timeout.min(RECHECK_TIMEOUT),
-            Purpose::Demand | Purpose::Replacement | Purpose::Probe(_) => parts.config.connect_timeout,
+            Purpose::Recheck => connect_timeout.min(RECHECK_TIMEOUT),
+            Purpose::Demand | Purpose::Replacement | Purpose::Probe(_) => connect_timeout,
         };
         let connect = async {
             let mut connection = parts.dialer.connect(&parts.address, user).await?;
@@ -262,12 +261,7 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
             // Ends the program without waiting for a server that does not answer.
             () = parts.tasks.cancelled() => return,
         };
-        let outcome = match &attempt {
-            // The server works: it is the user that it does not take.
-            Err(error) if error.refused_user().is_some() => Outcome::Success,
-            Ok(_) => Outcome::Success,
-            Err(error) => Outcome::Failure(error.failure()),
-        };
+        let outcome = attempt::outcome(&attempt);
         match purpose {
             Purpose::Probe(probe) => parts.health.finish_probe(probe, Some(outcome)),
             Purpose::Demand | Purpose::Replacement => {
@@ -277,22 +271,11 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
             Purpose::Recheck => pool.0.rechecking.store(false, Ordering::Relaxed),
         }
         match attempt {
-            Ok(connection) => {
-                (parts.greeted)(&parts.address, &connection.greeting);
-                let took = started.elapsed();
-                parts.metrics.upstream_connect_seconds.observe(took.as_secs_f64());
-                pool.0.state().took_to_connect(took);
-                connected(&mut place, connection, purpose);
-            }
+            Ok(connection) => connected(&mut place, connection, purpose, started.elapsed()),
             Err(error) => {
-                if let Some(identity) = error.refused_user() {
-                    tracing::info!(server = %parts.address, %error, "a user is not taken");
-                    pool.hold_off(user, Instant::now() + REFUSED_PAUSE);
-                    if (parts.refused)(&parts.address, identity) {
-                        pool.revoke(user);
-                    }
-                } else if purpose != Purpose::Recheck {
-                    connect_failed(&pool, &error);
+                lines::connection_failed(&parts.address, &error);
+                if attempt::user_refused(&pool, user, &error).is_none() && purpose != Purpose::Recheck {
+                    attempt::failed(&pool, &error);
                 }
                 if error.left_nothing() { drop(place) } else { place.outlast_socket().await }
             }
@@ -300,56 +283,16 @@ fn establish(pool: &Pool, user: UserId, generation: u64, purpose: Purpose) {
     });
 }
 
-fn connected(place: &mut Place, connection: Connection, purpose: Purpose) {
+fn connected(place: &mut Place, connection: Connection, purpose: Purpose, took: Duration) {
     let (pool, generation) = (place.pool.clone(), place.generation);
     let shared = &pool.0;
-    let mut connection = Box::new(connection);
-    shared.register(&mut connection);
-    connection.generation = generation;
-    connection.socket_timeout = shared.parts.config.socket_timeout;
-    let lifetime = shared.parts.config.max_lifetime;
-    let jitter = lifetime * LIFETIME_JITTER_PERCENT / 100;
-    connection.expires = Instant::now() + lifetime - jitter.mul_f64(rand::random());
-    tracing::debug!(server = %shared.parts.address, connection = connection.id, greeting = ?connection.greeting, "connection ready");
-    {
-        let after_outage = shared.is_after_outage();
-        let mut pace = lock(&shared.pace);
-        pace.backoff.reset();
-        pace.last_error = None;
-        if !after_outage {
-            pace.not_before = Instant::now();
-        }
-    }
+    let connection = attempt::succeeded(&pool, connection, generation, took, None);
+    shared.state().took_to_connect(took);
     place.taken = true;
     let now = Instant::now();
     pool.give_back(connection, |state, connection, generation| state.connected(connection, generation, now));
     if purpose == Purpose::Replacement {
-        retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| is_over(connection, now));
-    }
-    shared.work.notify_one();
-}
-
-fn connect_failed(pool: &Pool, error: &ConnectError) {
-    let shared = &pool.0;
-    let (first, wait) = {
-        let mut pace = lock(&shared.pace);
-        let wait = pace.backoff.next(rand::random());
-        pace.not_before = Instant::now() + wait;
-        let text = error.to_string();
-        let first = pace.last_error.as_ref() != Some(&text);
-        pace.last_error = Some(text);
-        (first, wait)
-    };
-    shared.parts.server_metrics.events[ServerEvent::Error].inc();
-    // The same failure again and again is worth one line, not one per attempt.
-    if first {
-        let event = ServerEvent::Error.as_str();
-        tracing::warn!(server = %shared.parts.address, event, %error, retry_after = ?wait, "cannot connect");
-    } else {
-        tracing::debug!(server = %shared.parts.address, %error, retry_after = ?wait, "cannot connect");
-    }
-    if !shared.parts.health.all_closed() && !pool.has_connections() {
-        pool.evict();
+        retire_over(shared);
     }
     shared.work.notify_one();
 }
@@ -358,10 +301,11 @@ fn connect_failed(pool: &Pool, error: &ConnectError) {
 /// for both).
 fn sweep(pool: &Pool, now: Instant) {
     let shared = &pool.0;
-    let config = &shared.parts.config;
+    let config = &shared.settings().config;
     // So that the minimum is warm indeed. A look at an idle socket only asks the runtime, not the kernel.
     retire(shared, 0, u32::MAX, ConnectionClosed::Error, |connection, _| !connection.is_alive());
     retire(shared, 0, u32::MAX, ConnectionClosed::Revoked, |connection, _| connection.is_revoked());
+    pool.look_after_own(now);
     // Nobody asked for those of users to be kept warm.
     retire(shared, 0, u32::MAX, ConnectionClosed::Idle, |connection, now| {
         connection.user() != UserId::SERVICE && now.duration_since(connection.last_used) >= config.max_idle_time
@@ -371,25 +315,33 @@ fn sweep(pool: &Pool, now: Instant) {
     });
     // Those of users are not kept for later: whoever needs one gets a new one.
     retire(shared, 0, u32::MAX, ConnectionClosed::Lifetime, |connection, now| {
-        now >= connection.expires && connection.user() != UserId::SERVICE
+        connection.user() != UserId::SERVICE && is_over(connection, now)
     });
     let (expired, pending) = {
         let state = shared.state();
         (state.count_available(|connection| is_over(connection, now)), state.counts().pending)
     };
+    let kept = shared.kept.swap(false, Ordering::Relaxed);
     // One at a time, and none while it could not be replaced: an old connection is better than none.
-    if expired == 0 || pending > 0 || !may_dial(shared, now) {
+    if expired == 0 && !kept || pending > 0 || !may_dial(shared, now) {
         return;
     }
     match start_extra(shared) {
         Some(generation) => establish(pool, UserId::SERVICE, generation, Purpose::Replacement),
-        None => retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| is_over(connection, now)),
+        None => retire_over(shared),
     }
 }
 
-/// True when it is too old, or was logged in with a credential of before.
+/// Closes one that is over: of those that are idle, else the next one that comes back and is to be replaced.
+fn retire_over(shared: &Shared) {
+    if retire(shared, 0, 1, ConnectionClosed::Lifetime, |connection, now| is_over(connection, now)) == 0 {
+        shared.let_go.store(true, Ordering::Relaxed);
+    }
+}
+
+/// True when it is too old, was logged in with a credential of before, or an operator wants another one in its place.
 fn is_over(connection: &Connection, now: Instant) -> bool {
-    now >= connection.expires || (connection.in_use().is_to_be_replaced() && connection.user() == UserId::SERVICE)
+    now >= connection.expires || connection.in_use().is_to_be_replaced(connection.user())
 }
 
 fn retire(
@@ -398,10 +350,9 @@ fn retire(
     most: u32,
     reason: ConnectionClosed,
     expired: impl Fn(&mut Connection, Instant) -> bool,
-) {
+) -> u32 {
     let now = Instant::now();
-    let retired = shared.state().retire(least, most, |connection| expired(connection, now));
-    shared.parts.server_metrics.connections_closed[reason].inc_by(u64::from(retired));
+    shared.retire(least, most, reason, |connection| expired(connection, now))
 }
 
 /// Closes one idle connection, as another pool of the cluster has waiters and may not open any.
@@ -412,8 +363,12 @@ fn make_room(shared: &Shared) {
 }
 
 fn close_discarded(shared: &Arc<Shared>) {
-    for connection in shared.state().take_discarded() {
+    // Not in the head of the loop, where the lock would be held as long as that goes on.
+    let discarded = shared.state().take_discarded();
+    for connection in discarded {
         let pool = shared.clone();
+        let reason = connection.closed_for.unwrap_or_else(|| shared.reason_to_close(&connection));
+        lines::connection_closed(&shared.parts.address, &connection, reason);
         shared.parts.tasks.spawn("close", async move {
             let id = connection.id;
             connection.close().await;
@@ -504,8 +459,9 @@ fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
             ping(&mut connection).await?;
             Ok::<_, ConnectError>(())
         };
+        let limit = pool.0.settings().config.connect_timeout;
         let answer = tokio::select! {
-            answer = tokio::time::timeout(parts.config.connect_timeout, look) => answer,
+            answer = tokio::time::timeout(limit, look) => answer,
             // Ends the program without waiting for a server that does not answer.
             () = parts.tasks.cancelled() => return,
         };
@@ -526,7 +482,7 @@ fn ping_available(pool: &Pool, probe: Option<Probe>) -> bool {
 }
 
 /// Asks for nothing but an answer; returns the time that it tells, as members of a replica set do.
-pub(super) async fn ping(connection: &mut Connection) -> Result<Option<Timestamp>, ReceiveError> {
+pub(crate) async fn ping(connection: &mut Connection) -> Result<Option<Timestamp>, ReceiveError> {
     let ping = encode::op_msg(connection.next_request_id(), 0, &rawdoc! {"ping": 1, "$db": "admin"});
     let reply = reply_document(connection.exchange(ping.bytes()).await?);
     Ok(reply.and_then(|(_, document)| find(document, b"operationTime")?.as_timestamp()))

@@ -5,10 +5,11 @@
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -19,14 +20,18 @@ use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
 use super::holders::{Holding, Owned as _};
-use super::in_use::{InUse, Use, Work};
-use super::pool_state::{CheckOut, Held, PoolBounds, PoolCounts, PoolState, PoolStatus, Woken};
+use super::in_use::{InUse, Replace, Use, Work};
+use super::lines;
+use super::own::{Observed, OwnConnections};
+use super::pool_state::{CheckOut, Held, PoolCounts, PoolState, PoolStatus, Woken};
+use super::settings::PoolSettings;
 use super::shortage::Shortage;
 use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane};
 use crate::auth::{Identity, UserId};
-use crate::config::{Address, BackoffConfig, PoolConfig, QueueDiscipline};
+use crate::config::Address;
 use crate::tasks::Tasks;
+use crate::telemetry::EventKind;
 use crate::telemetry::labels::{ConnectionClosed, Label};
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
 
@@ -64,6 +69,8 @@ pub struct PoolSnapshot {
     pub most_in_use: u32,
     /// Why no further one may; `None` while one may.
     pub shortage: Option<Shortage>,
+    /// Connections in use by lane, in the order of [`Label::ALL`].
+    pub in_use: [u32; <Lane as Label>::ALL.len()],
     /// Waiting commands by lane, in the order of [`Label::ALL`].
     pub waiting: [usize; <Lane as Label>::ALL.len()],
     /// When the one that waits longest began.
@@ -116,18 +123,8 @@ pub type LogInRefused = dyn Fn(&Address, &Arc<Identity>) -> bool + Send + Sync;
 pub struct PoolParts {
     /// The server.
     pub address: Address,
-    /// Sizes and times.
-    pub config: PoolConfig,
-    /// In use at once, if that is to be less than the pool.
-    pub max_in_flight: Option<u32>,
-    /// In which order those go who wait.
-    pub discipline: QueueDiscipline,
-    /// Learns from the server how many may be in use at once, up to that.
-    pub adaptive_limit: bool,
-    /// Pings a pool in use this often.
-    pub health_check: Duration,
-    /// Pace after failures to connect.
-    pub reconnect: BackoffConfig,
+    /// What it begins with.
+    pub settings: PoolSettings,
     /// Makes connections.
     pub dialer: Arc<dyn Dialer>,
     /// Bound over all servers of the cluster.
@@ -154,16 +151,19 @@ pub(super) type State = PoolState<Box<Connection>, Waker>;
 
 pub(super) struct Shared {
     pub(super) parts: PoolParts,
+    pub(super) settings: ArcSwap<PoolSettings>,
     state: Mutex<State>,
     /// Where the bound on connections in use adapts. Locked before `state`, so that its last word is the one in force.
-    gradient: Option<Mutex<Gradient>>,
+    pub(super) gradient: Option<Mutex<Gradient>>,
     /// No more may be in use: saves a look for all others.
-    two_at_most: bool,
+    two_at_most: AtomicBool,
     /// Tells the maintenance task that there is something to do.
     pub(super) work: Notify,
     pub(super) pace: Mutex<Pace>,
     open: Mutex<Vec<OpenConnection>>,
     usage: PoolUsage,
+    /// Beside the pool: those of clients whose commands are only observed.
+    pub(super) observed: Observed,
     last_id: AtomicU64,
     /// Checked out since the last ping.
     pub(super) used: AtomicBool,
@@ -171,6 +171,10 @@ pub(super) struct Shared {
     pub(super) recheck: AtomicBool,
     /// It is being greeted.
     pub(super) rechecking: AtomicBool,
+    /// One that is to be replaced came back, and was kept until its successor is there.
+    pub(super) kept: AtomicBool,
+    /// The next such one goes when it comes back: its successor is there, or has no room beside it.
+    pub(super) let_go: AtomicBool,
     /// New, or back after an outage, and not warm yet: other servers that suit as well get the load.
     pub(super) recovering: AtomicBool,
 }
@@ -180,6 +184,8 @@ struct OpenConnection {
     id: u64,
     interrupt: Arc<Interrupt>,
     in_use: Arc<InUse>,
+    /// Whose own it is, if it is not of the pool.
+    owner: Option<Weak<OwnConnections>>,
 }
 
 /// When the next attempt to connect may be made.
@@ -193,39 +199,34 @@ pub(super) struct Pace {
 impl Pool {
     /// A paused pool; `maintain::run` has to be spawned for it.
     pub fn new(parts: PoolParts) -> Self {
-        let PoolConfig { max_pool_size, min_pool_size, max_connecting, .. } = parts.config;
-        let max_in_flight = parts.max_in_flight.unwrap_or(max_pool_size).min(max_pool_size);
-        let gradient = parts.adaptive_limit.then(|| Gradient::new(min_pool_size, max_in_flight));
+        let settings = parts.settings.clone();
+        let (max_in_flight, gradient) = (settings.most_in_flight(), settings.gradient());
         let limit = gradient.as_ref().map_or(max_in_flight, Gradient::limit);
-        let (discipline, contended) = (parts.discipline, parts.cluster_bound.is_limited());
-        let bounds = PoolBounds {
-            max_pool_size,
-            min_pool_size,
-            max_user_connections: parts.config.max_user_connections,
-            max_connecting,
-            max_in_flight,
-            discipline,
-            contended,
-        };
-        let mut state = PoolState::new(bounds);
+        let mut state = PoolState::new(settings.bounds(parts.cluster_bound.is_limited()));
         let nobody = state.set_limit(limit, Instant::now());
         debug_assert!(nobody.is_empty(), "nobody waits for a pool that is being made");
-        parts.server_metrics.connections_max.set(i64::from(max_pool_size));
+        parts.server_metrics.connections_max.set(i64::from(settings.config.max_pool_size));
         parts.server_metrics.in_flight_limit.set(i64::from(limit));
-        let backoff = Backoff::new(parts.reconnect);
+        let backoff = Backoff::new(settings.reconnect);
+        lines::pool_created(&parts);
+        let observed = Observed::new(settings.config.max_connecting);
         Self(Arc::new(Shared {
             parts,
+            settings: ArcSwap::from_pointee(settings),
             state: Mutex::new(state),
             gradient: gradient.map(Mutex::new),
-            two_at_most: max_in_flight <= 2,
+            two_at_most: AtomicBool::new(max_in_flight <= 2),
             work: Notify::new(),
             pace: Mutex::new(Pace { backoff, not_before: Instant::now(), last_error: None }),
             open: Mutex::default(),
             usage: PoolUsage::default(),
+            observed,
             last_id: AtomicU64::new(0),
             used: AtomicBool::new(false),
             recheck: AtomicBool::new(false),
             rechecking: AtomicBool::new(false),
+            kept: AtomicBool::new(false),
+            let_go: AtomicBool::new(false),
             recovering: AtomicBool::new(true),
         }))
     }
@@ -240,6 +241,7 @@ impl Pool {
         now: Instant,
     ) -> Result<Option<PooledConnection>, CheckOutError> {
         let claim = claim.into();
+        lines::check_out_started(&self.0.parts.address);
         loop {
             let taken = self.0.state().check_out(claim);
             match taken {
@@ -249,7 +251,11 @@ impl Pool {
                     }
                 }
                 CheckOut::Wait => return Ok(None),
-                CheckOut::Unavailable(status) => return Err(unavailable(status)),
+                CheckOut::Unavailable(status) => {
+                    let error = unavailable(status);
+                    lines::check_out_failed(&self.0.parts.address, &error, now);
+                    return Err(error);
+                }
             }
         }
     }
@@ -262,10 +268,11 @@ impl Pool {
     /// # Cancel safety
     /// Safe: a waiter that is dropped leaves the queue, and passes on what was handed to it meanwhile.
     pub fn check_out(&self, claim: impl Into<Claim>, deadline: Instant) -> CheckingOut<'_> {
+        lines::check_out_started(&self.0.parts.address);
         CheckingOut::new(self, claim.into(), Instant::now(), deadline)
     }
 
-    /// As [`Pool::check_out`], for a command that waits since then.
+    /// As [`Pool::check_out`], for a command that waits since then, as [`Pool::try_check_out`] had none for it.
     pub fn check_out_since(&self, claim: Claim, since: Instant, deadline: Instant) -> CheckingOut<'_> {
         CheckingOut::new(self, claim, since, deadline)
     }
@@ -296,7 +303,7 @@ impl Pool {
 
     /// True when one of two connections is kept for a transaction: who waits for data must not have the other one for long.
     pub fn is_cramped(&self) -> bool {
-        self.0.two_at_most && self.0.state().is_cramped()
+        self.0.two_at_most.load(Ordering::Relaxed) && self.0.state().is_cramped()
     }
 
     /// A transaction begins on the server, of that user.
@@ -307,7 +314,9 @@ impl Pool {
 
     /// Lets check-outs pass; the server is known to be up.
     pub fn ready(&self) {
-        self.0.state().ready();
+        if self.0.state().ready() {
+            lines::pool_ready(&self.0.parts.address);
+        }
         self.0.work.notify_one();
     }
 
@@ -319,7 +328,7 @@ impl Pool {
         let mut pace = lock(&shared.pace);
         pace.backoff.reset();
         let wait =
-            if after_outage || pace.last_error.is_some() { pace.backoff.next(rand::random()) } else { Duration::ZERO };
+            if after_outage || pace.last_error.is_some() { pace.backoff.next(fastrand::f64()) } else { Duration::ZERO };
         pace.not_before = pace.not_before.min(Instant::now() + wait);
         drop(pace);
         shared.work.notify_one();
@@ -348,23 +357,34 @@ impl Pool {
     /// flight: for a server that monitoring found hanging.
     pub fn clear(&self, interrupt_in_use: bool) {
         self.0.recovering.store(true, Ordering::Relaxed);
-        self.end_generation(ConnectionClosed::Stale, |state| Some(state.clear()));
+        self.clear_if(|_| true);
         if interrupt_in_use {
-            lock(&self.0.open).iter().for_each(|connection| connection.interrupt.raise());
+            self.0.interrupt();
         }
     }
 
     /// As [`Pool::clear`], unless the failed connection was of an older generation: that failure is known already.
     pub fn clear_generation(&self, generation: u64) {
         // One look and one clear under one lock: of two failures side by side, the second is not news.
-        self.end_generation(ConnectionClosed::Stale, |state| (state.generation() == generation).then(|| state.clear()));
+        self.clear_if(|state| state.generation() == generation);
+    }
+
+    fn clear_if(&self, current: impl FnOnce(&State) -> bool) {
+        let mut was_ready = false;
+        self.end_generation(ConnectionClosed::Stale, |state| {
+            was_ready = state.status() == PoolStatus::Ready;
+            current(state).then(|| state.clear())
+        });
+        if was_ready && self.0.state().status() != PoolStatus::Ready {
+            let text = "all connections were given up, and who waited was routed anew";
+            self.0.parts.server_metrics.happened(EventKind::PoolCleared, text);
+        }
     }
 
     /// A command that was sent then got no answer in time. Idle connections that carried nothing since are closed, as they
     /// may be as dead as the one it was sent over: better than to be handed out and to fail one command after the other.
     pub fn doubt_idle_since(&self, sent: Instant) {
-        let doubted = self.0.state().retire(0, u32::MAX, |connection| connection.last_used < sent);
-        self.0.parts.server_metrics.connections_closed[ConnectionClosed::Error].inc_by(u64::from(doubted));
+        self.0.retire(0, u32::MAX, ConnectionClosed::Error, |connection| connection.last_used < sent);
         self.0.work.notify_one();
     }
 
@@ -375,17 +395,14 @@ impl Pool {
 
     /// Has all connections of the service replaced, one by one, each once there is another one that has logged in.
     pub fn renew(&self) {
-        lock(&self.0.open).iter().for_each(|connection| connection.in_use.replace());
+        self.0.replace(Replace::OfService);
     }
 
     /// A user has to log in anew: its connections end, and who waits for one is told.
     pub fn revoke(&self, user: UserId) {
-        let (evicted, ended) = {
-            let mut state = self.0.state();
-            let ended = state.retire(0, u32::MAX, |connection| connection.user() == user && connection.is_revoked());
-            (state.evict_user(user), ended)
-        };
-        self.0.parts.server_metrics.connections_closed[ConnectionClosed::Revoked].inc_by(u64::from(ended));
+        let is_of_user = |connection: &mut Connection| connection.user() == user && connection.is_revoked();
+        self.0.retire(0, u32::MAX, ConnectionClosed::Revoked, is_of_user);
+        let evicted = self.0.state().evict_user(user);
         self.wake(evicted);
     }
 
@@ -434,10 +451,11 @@ impl Pool {
             limit: state.limit(),
             most_in_use: state.most_in_use(),
             shortage: Shortage::of_pool(&state),
+            in_use: std::array::from_fn(|lane| state.lanes_in_use().of(Lane::ALL[lane])),
             waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
             oldest: state.queue().oldest(),
             drains_in: state.drains_in(),
-            created: self.0.last_id.load(Ordering::Relaxed),
+            created: self.0.last_id.load(Ordering::Relaxed).saturating_sub(self.0.observed.created()),
             last_connect_error,
         }
     }
@@ -480,7 +498,16 @@ impl Pool {
 
     /// The connections in use of which it was told what for.
     pub fn uses(&self, now: Instant) -> Vec<Use> {
-        lock(&self.0.open).iter().filter_map(|connection| connection.in_use.look(now)).collect()
+        let open = lock(&self.0.open);
+        let pooled = open.iter().filter(|connection| connection.owner.is_none());
+        pooled.filter_map(|connection| connection.in_use.look(now)).collect()
+    }
+
+    /// As [`Pool::uses`], of those that belong to one client each.
+    pub fn own_uses(&self, now: Instant) -> Vec<Use> {
+        let open = lock(&self.0.open);
+        let own = open.iter().filter(|connection| connection.owner.is_some());
+        own.filter_map(|connection| connection.in_use.look(now)).collect()
     }
 
     /// How the pool has been used.
@@ -499,6 +526,7 @@ impl Pool {
         let (woken, ended) = {
             let mut state = self.0.state();
             let reason = match state.status() {
+                _ if generation == state.generation() && state.is_over_bound() => ConnectionClosed::Shrunk,
                 _ if generation == state.generation() => ConnectionClosed::Turnover,
                 PoolStatus::Closed => ConnectionClosed::PoolClosed,
                 PoolStatus::Paused | PoolStatus::Ready => ConnectionClosed::Stale,
@@ -509,7 +537,7 @@ impl Pool {
         };
         woken.into_iter().for_each(Waker::wake);
         if let Some(reason) = ended {
-            self.0.parts.server_metrics.connections_closed[reason].inc();
+            self.0.parts.server_metrics.closed(reason, 1);
             self.0.work.notify_one();
         }
     }
@@ -528,6 +556,26 @@ impl Pool {
         !state.queue().is_empty() && state.counts().total() < state.bounds().max_pool_size
     }
 
+    /// True when a connection that is to be replaced goes as it comes back. One of the service stays until its successor is
+    /// there, which the maintenance task sees to: a server that lets nobody in any more must not cost those that work. Where
+    /// the bound has no room for both it goes first, and the others stay until the pool is full again. Those of users are not
+    /// kept for later; they go one by one.
+    fn lets_go(&self, user: UserId) -> bool {
+        let (counts, most) = {
+            let state = self.0.state();
+            (state.counts(), state.bounds().max_pool_size)
+        };
+        let one_by_one = counts.pending == 0 && counts.closing == 0;
+        if user != UserId::SERVICE {
+            return one_by_one;
+        }
+        let goes = self.0.let_go.swap(false, Ordering::Relaxed) || one_by_one && counts.total() >= most;
+        if !goes {
+            self.0.kept.store(true, Ordering::Relaxed);
+        }
+        goes
+    }
+
     fn end_generation(&self, reason: ConnectionClosed, end: impl FnOnce(&mut State) -> Option<Vec<Waker>>) {
         let (evicted, closed) = {
             let mut state = self.0.state();
@@ -535,7 +583,13 @@ impl Pool {
             let evicted = end(&mut state);
             (evicted, state.counts().closing - before)
         };
-        self.0.parts.server_metrics.connections_closed[reason].inc_by(u64::from(closed));
+        self.0.parts.server_metrics.closed(reason, closed);
+        if evicted.is_some() {
+            match reason {
+                ConnectionClosed::PoolClosed => lines::pool_closed(&self.0.parts.address),
+                _ => lines::pool_cleared(&self.0.parts.address),
+            }
+        }
         self.wake(evicted.unwrap_or_default());
     }
 
@@ -550,6 +604,7 @@ impl Pool {
         if !self.0.used.load(Ordering::Relaxed) {
             self.0.used.store(true, Ordering::Relaxed);
         }
+        lines::checked_out(&self.0.parts.address, &guard);
         Some(guard)
     }
 
@@ -597,6 +652,28 @@ impl Shared {
         lock(&self.state)
     }
 
+    /// What is in force now.
+    pub(super) fn settings(&self) -> arc_swap::Guard<Arc<PoolSettings>> {
+        self.settings.load()
+    }
+
+    /// Has connections replaced, one by one; returns of how many.
+    pub(super) fn replace(&self, whose: Replace) -> usize {
+        self.let_go.store(false, Ordering::Relaxed);
+        let open = lock(&self.open);
+        open.iter().for_each(|connection| connection.in_use.replace(whose));
+        open.len()
+    }
+
+    /// Fails the commands that are in flight now.
+    pub(super) fn interrupt(&self) {
+        lock(&self.open).iter().for_each(|connection| connection.interrupt.raise());
+    }
+
+    pub(super) fn set_two_at_most(&self, most_in_flight: u32) {
+        self.two_at_most.store(most_in_flight <= 2, Ordering::Relaxed);
+    }
+
     /// True for a pool that lost its server and is not warm again.
     pub(super) fn is_after_outage(&self) -> bool {
         self.recovering.load(Ordering::Relaxed) && self.state().generation() > 0
@@ -616,16 +693,58 @@ impl Shared {
     }
 
     /// Numbers a connection that was just established, and remembers how to interrupt it.
-    pub(super) fn register(&self, connection: &mut Connection) {
+    /// One of a client's own is counted elsewhere.
+    pub(super) fn register(&self, connection: &mut Connection, owner: Option<Weak<OwnConnections>>) {
         connection.id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (id, interrupt, in_use) = (connection.id, connection.interrupt(), connection.in_use().clone());
-        lock(&self.open).push(OpenConnection { id, interrupt, in_use });
-        self.parts.server_metrics.connections_created.inc();
+        if owner.is_none() {
+            self.parts.server_metrics.connections_created.inc();
+        }
+        lock(&self.open).push(OpenConnection { id, interrupt, in_use, owner });
+    }
+
+    /// The clients that have connections of their own.
+    pub(super) fn owners(&self) -> Vec<Arc<OwnConnections>> {
+        lock(&self.open).iter().filter_map(|connection| connection.owner.as_ref()?.upgrade()).collect()
+    }
+
+    /// It is closed.
+    pub(super) fn unregister(&self, id: u64) {
+        lock(&self.open).retain(|connection| connection.id != id);
+    }
+
+    /// Closes up to `most` available connections that `expired` names, for that reason, and leaves `least` open.
+    pub(super) fn retire(
+        &self,
+        least: u32,
+        most: u32,
+        reason: ConnectionClosed,
+        mut expired: impl FnMut(&mut Connection) -> bool,
+    ) -> u32 {
+        let retired = self.state().retire(least, most, |connection| {
+            let over = expired(connection);
+            if over {
+                connection.closed_for = Some(reason);
+            }
+            over
+        });
+        self.parts.server_metrics.closed(reason, retired);
+        retired
+    }
+
+    /// Why a connection ends that nobody has said a reason for.
+    pub(super) fn reason_to_close(&self, connection: &Connection) -> ConnectionClosed {
+        let state = self.state();
+        match state.status() {
+            _ if connection.generation == state.generation() => ConnectionClosed::Turnover,
+            PoolStatus::Closed => ConnectionClosed::PoolClosed,
+            PoolStatus::Paused | PoolStatus::Ready => ConnectionClosed::Stale,
+        }
     }
 
     /// The connection is gone.
     pub(super) fn forget(&self, id: u64) {
-        lock(&self.open).retain(|connection| connection.id != id);
+        self.unregister(id);
         self.freed();
     }
 
@@ -670,7 +789,8 @@ pub struct PooledConnection {
 impl PooledConnection {
     pub(super) fn new(mut connection: Box<Connection>, claim: Claim, since: Option<Instant>, pool: &Pool) -> Self {
         connection.taken = Some((claim, since));
-        pool.0.usage.began();
+        let usage = if connection.owner.is_some() { &pool.0.observed.usage } else { &pool.0.usage };
+        usage.began();
         Self { connection: Some(connection), pool: pool.clone() }
     }
 
@@ -681,10 +801,19 @@ impl PooledConnection {
         }
     }
 
+    /// True for one that belongs to the client whose command it carries.
+    pub fn is_own(&self) -> bool {
+        self.owner.is_some()
+    }
+
     fn give_up(&self, mut connection: Box<Connection>, reason: ConnectionClosed, now: Instant) {
+        if connection.owner.take().is_some() {
+            return self.pool.give_own_up(connection, reason, now);
+        }
         self.pool.0.usage.ended(connection.in_use().end(now));
         let held = held(&mut connection, now);
-        self.pool.0.parts.server_metrics.connections_closed[reason].inc();
+        self.pool.0.parts.server_metrics.closed(reason, 1);
+        connection.closed_for = Some(reason);
         let woken = self.pool.0.state().discard(connection, held, now);
         woken.into_iter().for_each(Waker::wake);
         self.pool.0.work.notify_one();
@@ -714,11 +843,18 @@ impl DerefMut for PooledConnection {
 impl Drop for PooledConnection {
     fn drop(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
+        lines::checked_in(&self.pool.0.parts.address, &connection);
         let now = Instant::now();
         if !connection.is_between_messages() {
             return self.give_up(connection, ConnectionClosed::Error, now);
         }
+        if let Some(owner) = connection.owner.take() {
+            return self.pool.take_back(connection, &owner, now);
+        }
         if now >= connection.expires && !self.pool.replaces_first() {
+            return self.give_up(connection, ConnectionClosed::Lifetime, now);
+        }
+        if connection.in_use().is_to_be_replaced(connection.user()) && self.pool.lets_go(connection.user()) {
             return self.give_up(connection, ConnectionClosed::Lifetime, now);
         }
         if connection.is_revoked() {

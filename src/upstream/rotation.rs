@@ -13,6 +13,7 @@ use crate::config::system::read_file;
 use crate::config::uri::{Credential, Upstream};
 use crate::reload::Reload;
 use crate::tasks::Tasks;
+use crate::telemetry::EventKind;
 
 /// Why a file gives no credential. Never shows what it holds.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,17 +66,22 @@ pub fn follow(
     let mut last = configured;
     let path = file.path().clone();
     let watched = vec![path.clone()];
+    let events = cluster.metrics.events.clone();
+    let name = cluster.name.clone();
+    let told = move |text: &str| events.record(EventKind::User, Some(&name), None, text);
     let mut read_again = move || match read(&file, &last) {
         Ok(credential) if credential == last => true,
         Ok(credential) => {
-            tracing::info!(cluster = %cluster.config.name, file = %path.display(), "new upstream credential");
+            tracing::info!(cluster = %cluster.name, file = %path.display(), "new upstream credential");
+            told("there is a new credential, and connections are replaced by such that log in with it");
             last = credential.clone();
             dialer.log_in_as(credential);
             cluster.servers().iter().for_each(|server| server.pool.renew());
             true
         }
         Err(error) => {
-            tracing::error!(cluster = %cluster.config.name, %error, "the upstream credential stays as it was");
+            tracing::error!(cluster = %cluster.name, %error, "the upstream credential stays as it was");
+            told(&format!("the credential stays as it was: {error}"));
             false
         }
     };

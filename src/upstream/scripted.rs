@@ -21,6 +21,7 @@ use super::health::Health;
 use super::maintain;
 use super::pool::{CheckOutError, ClusterBound, Pool, PoolParts, PooledConnection, lock};
 use super::pool_state::PoolCounts;
+use super::settings::PoolSettings;
 use crate::admission::{Lane, MemoryBudget};
 use crate::auth::{Identities, UserId};
 use crate::config::limits::NEVER;
@@ -339,12 +340,15 @@ impl Setup {
         let greetings = greeted.clone();
         let pool = Pool::new(PoolParts {
             address,
-            config: self.pool,
-            max_in_flight: self.max_in_flight,
-            discipline: self.discipline,
-            adaptive_limit: self.adaptive_limit,
-            health_check: self.health_check,
-            reconnect: self.reconnect,
+            settings: PoolSettings {
+                config: self.pool,
+                max_in_flight: self.max_in_flight,
+                discipline: self.discipline,
+                adaptive_limit: self.adaptive_limit,
+                health_check: self.health_check,
+                reconnect: self.reconnect,
+                pooling: crate::config::PoolingConfig { clients_percent: 100, databases: Vec::new() },
+            },
             dialer: Arc::new(ToServer(self.server.clone())),
             cluster_bound: self.bound.clone(),
             health: health.clone(),

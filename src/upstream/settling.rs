@@ -4,7 +4,7 @@
 //! Until then such writes would hold every connection of its pool, and reads that could be answered at once would wait behind
 //! them. So writes by majority get half of the pool, until one of them has been acknowledged.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Semaphore, TryAcquireError};
@@ -19,7 +19,7 @@ pub struct Settling {
     in_progress: AtomicBool,
     /// Closed while the server is settled.
     free: Mutex<Arc<Semaphore>>,
-    places: usize,
+    places: AtomicUsize,
 }
 
 /// Whether a write may go on.
@@ -36,10 +36,18 @@ pub enum Turn {
 impl Settling {
     /// Half of `max_in_flight`, and one at least. Settled until [`Settling::begin`].
     pub fn new(max_in_flight: u32) -> Self {
-        let places = usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS);
         let free = Semaphore::new(0);
         free.close();
-        Self { in_progress: AtomicBool::new(false), free: Mutex::new(Arc::new(free)), places }
+        let settling =
+            Self { in_progress: AtomicBool::new(false), free: Mutex::new(Arc::new(free)), places: AtomicUsize::new(0) };
+        settling.resize(max_in_flight);
+        settling
+    }
+
+    /// Half of another number, from the next [`Settling::begin`] on.
+    pub fn resize(&self, max_in_flight: u32) {
+        let places = usize::try_from(half_of(max_in_flight)).unwrap_or(Semaphore::MAX_PERMITS);
+        self.places.store(places, Ordering::Relaxed);
     }
 
     /// False almost always, which costs one load to know.
@@ -51,7 +59,7 @@ impl Settling {
     pub fn begin(&self) {
         let mut free = lock(&self.free);
         if free.is_closed() {
-            *free = Arc::new(Semaphore::new(self.places));
+            *free = Arc::new(Semaphore::new(self.places.load(Ordering::Relaxed)));
             self.in_progress.store(true, Ordering::Relaxed);
         }
     }
@@ -112,6 +120,6 @@ mod tests {
             assert!(matches!((&mut third).now_or_never(), Some(None)), "whoever waits goes on");
             assert!(!settling.in_progress() && matches!(settling.try_enter(), Turn::Settled));
         }
-        assert!(matches!(Settling::new(1).places, 1), "one at least");
+        assert_eq!(Settling::new(1).places.into_inner(), 1, "one at least");
     }
 }

@@ -83,6 +83,11 @@ impl PoolUsage {
         }
     }
 
+    /// The most that were in use at once since [`PoolUsage::take_peak`] was called, or ever.
+    pub fn peak(&self) -> u32 {
+        self.peak.load(Ordering::Relaxed)
+    }
+
     /// The most that were in use at once since the last call. For one caller only, as the next.
     pub fn take_peak(&self) -> u32 {
         self.peak.swap(self.in_use.load(Ordering::Relaxed), Ordering::Relaxed)

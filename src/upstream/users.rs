@@ -27,6 +27,7 @@ use crate::admission::Lane;
 use crate::auth::scram::{KeyId, Mechanism, SaltedKeys};
 use crate::auth::users::{Boxed, Proof, UserRecord, UserSource, UsersUnavailable, Verifier};
 use crate::auth::{Identity, LoggedIn, Realm, UpstreamLogin, UserId, UserKeys, UserName};
+use crate::telemetry::EventKind;
 
 /// Users that are remembered, those that do not exist included.
 const MAX_REMEMBERED: usize = 10_000;
@@ -97,7 +98,7 @@ impl UpstreamUsers {
         });
         let follows = users.clone();
         cluster.tasks.spawn("follow users", async move {
-            let interval = follows.cluster.config.user_refresh;
+            let interval = follows.cluster.config().user_refresh;
             let mut next = interval;
             loop {
                 // Nothing is lost when an arm loses: the notice is kept, and all are looked up anyway.
@@ -117,7 +118,7 @@ impl UpstreamUsers {
         let slot = self.slot(user);
         let _one_at_a_time = slot.looking.lock().await;
         let (now, changes) = (Instant::now(), self.cluster.user_changes.count());
-        let refresh = self.cluster.config.user_refresh;
+        let refresh = self.cluster.config().user_refresh;
         let known = lock(&slot.known).clone();
         if let Some(known) = &known
             && known.changes == changes
@@ -154,7 +155,7 @@ impl UpstreamUsers {
 
     /// Forgets what counts no more.
     fn forget_old(&self) {
-        let (now, most) = (Instant::now(), self.cluster.config.user_refresh * STALE_REFRESHES);
+        let (now, most) = (Instant::now(), self.cluster.config().user_refresh * STALE_REFRESHES);
         lock(&self.remembered).retain(|_, slot| {
             let counts = lock(&slot.known).as_ref().is_some_and(|known| now.duration_since(known.since) < most);
             counts || Arc::strong_count(slot) > 1
@@ -175,6 +176,9 @@ impl UpstreamUsers {
                 *lock(&self.slot(&identity.user).known) = Some(Known { record: stored, since, changes });
                 if !found.get(&identity.user).is_some_and(|stored| stored.proves_as(record)) {
                     tracing::info!(user = %identity.user, "dropped, or has another password: has to log in again");
+                    let told = format!("{} was dropped, or has another password", identity.user);
+                    let (events, cluster) = (&self.cluster.metrics.events, &self.cluster.name);
+                    events.record(EventKind::User, Some(cluster), None, &told);
                     self.cluster.revoke(identity);
                 }
             }
@@ -197,7 +201,7 @@ impl UpstreamUsers {
         if reply.get_f64("ok").ok() != Some(1.0) {
             let said = reply.get_str("errmsg").unwrap_or("no reason given");
             tracing::warn!(
-                cluster = %self.cluster.config.name,
+                cluster = %self.cluster.name,
                 "users cannot be looked up, the user in the connection string needs a role with viewUser, such as \
                  userAdminAnyDatabase: {said}"
             );

@@ -36,6 +36,7 @@ pub mod kind {
     pub const OBJECT_ID: u8 = 0x07;
     pub const BOOL: u8 = 0x08;
     pub const NULL: u8 = 0x0A;
+    pub const CODE_WITH_SCOPE: u8 = 0x0F;
     pub const INT32: u8 = 0x10;
     pub const TIMESTAMP: u8 = 0x11;
     pub const INT64: u8 = 0x12;
@@ -43,7 +44,7 @@ pub mod kind {
 
 /// A moment of a replica set's oplog: seconds in the upper half, a count within the second in the lower one. Moments of one
 /// set are in order; those of two have nothing to do with each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Timestamp(pub u64);
 
 impl<'a> Element<'a> {
@@ -67,6 +68,16 @@ impl<'a> Element<'a> {
     /// The bytes of a document or an array.
     pub fn as_document(&self) -> Option<&'a [u8]> {
         matches!(self.kind, kind::DOCUMENT | kind::ARRAY).then_some(self.value)
+    }
+
+    /// The bytes of a document that may have further ones in it, whatever it is there for.
+    fn inside(&self) -> Option<&'a [u8]> {
+        if self.kind != kind::CODE_WITH_SCOPE {
+            return self.as_document();
+        }
+        let (_, code) = split_i32(self.value)?;
+        let (length, code) = split_i32(code)?;
+        code.get(usize::try_from(length).ok()?..)
     }
 
     /// An exact 64-bit integer.
@@ -181,6 +192,20 @@ pub fn find<'a>(document: &'a [u8], name: &[u8]) -> Option<Element<'a>> {
     Elements::new(document).ok()?.map_while(Result::ok).find(|element| element.name == name)
 }
 
+/// True when in `document`, itself counted, no more than `most` documents stand one in the other. Whoever reads by recursion
+/// has to ask first: there may be millions, and no stack has room for them.
+pub fn nests_at_most(most: usize, document: &[u8]) -> bool {
+    let mut open: Vec<Elements<'_>> = Elements::new(document).into_iter().collect();
+    while open.len() <= most {
+        let Some(innermost) = open.last_mut() else { return true };
+        match innermost.next() {
+            Some(Ok(element)) => open.extend(element.inside().and_then(|inside| Elements::new(inside).ok())),
+            Some(Err(_)) | None => drop(open.pop()),
+        }
+    }
+    false
+}
+
 /// Takes all fields of these names out of `document`, in its place and in one pass. Returns its new length; what is behind
 /// that is left over.
 ///
@@ -262,6 +287,24 @@ mod tests {
             "undefined": bson::Bson::Undefined,
         };
         document.to_vec().unwrap()
+    }
+
+    #[test]
+    fn documents_in_documents_are_counted_by_depth() {
+        let flat = doc! {"a": {}, "b": [], "c": {"d": 1}};
+        let code = |scope| bson::JavaScriptCodeWithScope { code: "x".into(), scope };
+        let scoped = doc! {"a": [code(doc! {"b": {"c": code(doc! {})}})]};
+        for (document, depth) in [(doc! {}, 1), (flat, 2), (doc! {"a": [{"b": [{}]}], "z": 1}, 5), (scoped, 5)] {
+            let bytes = document.to_vec().unwrap();
+            assert!(nests_at_most(depth, &bytes), "{document}");
+            assert!(!nests_at_most(depth - 1, &bytes), "{document}");
+        }
+        let mut deep = vec![5, 0, 0, 0, 0];
+        for _ in 0..10_000 {
+            let length = i32::try_from(deep.len() + 7).unwrap();
+            deep = [&length.to_le_bytes(), &[kind::ARRAY, 0][..], &deep, &[0]].concat();
+        }
+        assert!(nests_at_most(10_001, &deep) && !nests_at_most(10_000, &deep));
     }
 
     #[test]

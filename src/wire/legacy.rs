@@ -20,6 +20,9 @@ pub mod reply_flag {
 /// Commands that are still served as OP_QUERY.
 const SERVED: [&str; 6] = ["hello", "isMaster", "ismaster", "saslStart", "saslContinue", "authenticate"];
 
+/// Of the name of a command that is not served so much is kept, to be told: a client may send one as long as a message.
+const MAX_TOLD_NAME_BYTES: usize = 255;
+
 /// What to do about a message that is neither OP_MSG nor OP_COMPRESSED.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Legacy {
@@ -67,7 +70,7 @@ pub enum LegacyFault {
     /// The next batch of such a query.
     #[error("OP_GET_MORE is no longer supported; the driver may require an upgrade")]
     GetMore,
-    /// A command that must be sent as OP_MSG.
+    /// A command that must be sent as OP_MSG, by the beginning of its name.
     #[error("unsupported OP_QUERY command: {0}; the driver may require an upgrade")]
     Command(String),
     /// The command document is malformed.
@@ -147,7 +150,8 @@ fn command(rest: &[u8], start: usize) -> Option<Legacy> {
     }
     let name = first.and_then(Result::ok).map(|element| element.name).unwrap_or_default();
     let Some(served) = SERVED.into_iter().find(|served| served.as_bytes() == name) else {
-        return Some(Legacy::Refused(LegacyFault::Command(String::from_utf8_lossy(name).into_owned())));
+        let told = name.get(..MAX_TOLD_NAME_BYTES).unwrap_or(name);
+        return Some(Legacy::Refused(LegacyFault::Command(String::from_utf8_lossy(told).into_owned())));
     };
     Some(Legacy::Command(LegacyCommand { name: served, start, length: document.len() }))
 }
@@ -214,6 +218,14 @@ mod tests {
         assert_eq!(parse(&get_more), Legacy::Refused(LegacyFault::GetMore));
         assert_eq!(LegacyFault::GetMore.reply_flags(), 2);
         assert_eq!(LegacyFault::Command("ping".into()).reply_flags(), 8);
+    }
+
+    #[test]
+    fn of_a_long_name_only_the_beginning_is_kept() {
+        let name = "x".repeat(100_000);
+        let mut document = RawDocumentBuf::new();
+        document.append(<&bson::raw::CStr>::try_from(name.as_str()).unwrap(), 1);
+        assert_eq!(parse(&query("admin.$cmd", &document)), refused(&name[..MAX_TOLD_NAME_BYTES]));
     }
 
     #[test]

@@ -7,7 +7,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 cache=${MONGOMUX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mongomux}
 
 fail() {
-    echo "tests/drivers/$(basename "$0"): $*" >&2
+    echo "tests/$(basename "$(dirname "$(realpath -- "$0")")")/$(basename "$0"): $*" >&2
     exit 1
 }
 
@@ -122,14 +122,18 @@ need_rust() {
     rust_scenario=$work/drivers-rust
 }
 
+# need_go_version: Go itself; its version is `go_version`.
+need_go_version() {
+    local least=go1.25
+    go_version=$(go env GOVERSION 2>/dev/null || true)
+    [[ $(printf '%s\n' "$least" "$go_version" | sort -V | head -n 1) == "$least" ]] \
+        || fail "go is missing or too old (${go_version:-none}): install Go 1.25 or later${1:-}"
+}
+
 # need_go: the scenario for the Go driver, as the program `go_scenario`.
 need_go() {
-    local least=go1.25 version
-    version=$(go env GOVERSION 2>/dev/null || true)
-    [[ $(printf '%s\n' "$least" "$version" | sort -V | head -n 1) == "$least" ]] \
-        || fail "go is missing or too old (${version:-none}): install Go 1.25 or later, or leave the go drivers out" \
-            "with --only"
-    go_scenario=$cache/drivers-go-$version-$(key "$here"/go/*)
+    need_go_version ", or leave the go drivers out with --only"
+    go_scenario=$cache/drivers-go-$go_version-$(key "$here"/go/*)
     install "$go_scenario" install_go
     go_scenario+=/scenario
 }

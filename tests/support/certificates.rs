@@ -74,6 +74,13 @@ impl Authority {
         path
     }
 
+    /// A file with its own certificate and key, as who has made one with `openssl req -x509` gives it to a server.
+    pub fn own(&self) -> PathBuf {
+        let path = self.path("own.pem");
+        replace(&path, &(self.issuer.pem() + &self.issuer.key().serialize_pem()));
+        path
+    }
+
     /// PEM of a new certificate, and of its key.
     pub fn signed(&self, wish: &Wish<'_>) -> (String, String) {
         let hosts: Vec<String> = wish.hosts.iter().map(|&host| host.to_owned()).collect();

@@ -24,6 +24,7 @@ pub mod raw;
 pub mod relay;
 pub mod scripted;
 pub mod statements;
+pub mod succession;
 pub mod tap;
 
 use bson::{Bson, Document, doc};
@@ -143,6 +144,17 @@ pub async fn http(admin: &Address, method: &str, path: &str, body: &str) -> Stri
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+/// As [`http`], for an answer in JSON; returns the status as well.
+pub async fn json(admin: &Address, method: &str, path: &str, body: &str) -> (u16, serde_json::Value) {
+    let answer = http(admin, method, path, body).await;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| serde_json::from_str(body));
+    match (status, body) {
+        (Some(status), Some(Ok(body))) => (status, body),
+        _ => panic!("no JSON from {path}: {answer}"),
+    }
 }
 
 /// Open connections of `application` as the server counts them.

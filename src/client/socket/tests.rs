@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::timeout;
 
 use super::*;
+use crate::config::ClientConfig;
 use crate::config::MemoryShares;
 use crate::wire::{Compressor, encode};
 
@@ -25,7 +26,12 @@ fn bounds(memory: Arc<MemoryBudget>) -> Arc<SocketBounds> {
         stall_timeout: STALL,
         max_message_bytes: 48_000_000,
     };
-    Arc::new(SocketBounds { limits: Arc::new(limits), memory, room_timeout: ROOM_TIMEOUT })
+    Arc::new(SocketBounds {
+        limits: Arc::new(ClientLimits::from_pointee(limits)),
+        memory,
+        room_timeout: Box::new(|| ROOM_TIMEOUT),
+        registry: Arc::default(),
+    })
 }
 
 fn memory(requests: usize, small: usize) -> Arc<MemoryBudget> {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use zeroize::Zeroizing;
 
-use super::{UriError, refuse};
+use super::mistakes::Mistakes;
+use super::refuse;
 
 /// Encryption towards upstream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,11 +68,11 @@ impl Extra {
     }
 
     /// Where there is no TLS, nothing may be said of it.
-    pub(super) fn without_tls(&self) -> Result<(), UriError> {
+    pub(super) fn without_tls(&self, mistakes: &mut Mistakes) {
         if self.allow_invalid_hostnames {
-            return Err(refuse("tlsAllowInvalidHostnames goes with TLS, and there is none"));
+            mistakes.add(refuse("tlsAllowInvalidHostnames goes with TLS, and there is none"));
         }
-        self.without_key_file()
+        self.without_key_file(mistakes);
     }
 
     /// What is in force, with what the driver has read.
@@ -80,18 +81,19 @@ impl Extra {
         ca_file: Option<PathBuf>,
         cert_key_file: Option<PathBuf>,
         allow_invalid_certificates: bool,
-    ) -> Result<TlsOptions, UriError> {
+        mistakes: &mut Mistakes,
+    ) -> TlsOptions {
         if cert_key_file.is_none() {
-            self.without_key_file()?;
+            self.without_key_file(mistakes);
         }
         let Self { allow_invalid_hostnames, key_password } = self;
-        Ok(TlsOptions { ca_file, cert_key_file, key_password, allow_invalid_certificates, allow_invalid_hostnames })
+        TlsOptions { ca_file, cert_key_file, key_password, allow_invalid_certificates, allow_invalid_hostnames }
     }
 
-    fn without_key_file(&self) -> Result<(), UriError> {
-        match self.key_password {
-            Some(_) => Err(refuse("tlsCertificateKeyFilePassword goes with tlsCertificateKeyFile, and there is none")),
-            None => Ok(()),
+    /// Where another option of TLS is wrong, it may be the one that names the file.
+    fn without_key_file(&self, mistakes: &mut Mistakes) {
+        if self.key_password.is_some() && !mistakes.tls {
+            mistakes.add(refuse("tlsCertificateKeyFilePassword goes with tlsCertificateKeyFile, and there is none"));
         }
     }
 }
@@ -120,7 +122,7 @@ impl TlsOptions {
 }
 
 /// Options that the specification does not let stand together. `given` are all names, in lower case.
-pub(super) fn contradictions(given: &BTreeSet<String>) -> Result<(), UriError> {
+pub(super) fn contradictions(given: &BTreeSet<String>, mistakes: &mut Mistakes) {
     let parts = [
         "tlsAllowInvalidCertificates",
         "tlsAllowInvalidHostnames",
@@ -128,9 +130,8 @@ pub(super) fn contradictions(given: &BTreeSet<String>) -> Result<(), UriError> {
         "tlsDisableCertificateRevocationCheck",
     ];
     let stands = |name: &str| given.contains(&name.to_lowercase());
-    match parts.into_iter().find(|part| stands("tlsInsecure") && stands(part)) {
-        Some(part) => Err(refuse(format!("tlsInsecure goes without {part}: it says the same and more"))),
-        None => Ok(()),
+    for part in parts.into_iter().filter(|part| stands("tlsInsecure") && stands(part)) {
+        mistakes.add(refuse(format!("tlsInsecure goes without {part}: it says the same and more")));
     }
 }
 

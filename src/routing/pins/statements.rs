@@ -38,6 +38,10 @@ impl Statements {
         Self { serial: StatementSerial(pin), on_their_way: 0, last: now, commit_sent: false, was_idle: None }
     }
 
+    pub(super) fn commit_was_sent(&self) -> bool {
+        self.commit_sent
+    }
+
     /// How long none has been on its way; `None` while one is.
     pub(super) fn idle(&self, now: Instant) -> Option<Duration> {
         (self.on_their_way == 0).then(|| now.duration_since(self.last))

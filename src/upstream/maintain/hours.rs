@@ -19,7 +19,7 @@ use super::*;
 use crate::admission::Lane;
 use crate::breaker::BreakerState;
 use crate::config::{BackoffConfig, BreakerConfig};
-use crate::telemetry::labels::TripLabel;
+use crate::telemetry::labels::{Label as _, TripLabel};
 use crate::upstream::pool::CheckOutError;
 use crate::upstream::scripted::{Dial, Ping, Rig, Setup, Work, ms, within_ten_seconds, work};
 
@@ -121,13 +121,13 @@ impl World {
         *lock(&self.phase)
     }
 
-    fn parts(&self) -> &PoolParts {
-        &self.rig.pool.0.parts
+    fn settings(&self) -> Arc<PoolSettings> {
+        self.rig.pool.0.settings.load_full()
     }
 
     fn enter(&self, phase: Phase, random: &mut SmallRng) {
         *lock(&self.phase) = phase;
-        let connect_timeout = self.parts().config.connect_timeout;
+        let connect_timeout = self.settings().config.connect_timeout;
         let mut random = SmallRng::seed_from_u64(random.random());
         self.rig.server.answer_pings(if phase == Phase::Hanging { Ping::Hang } else { Ping::Answer });
         self.rig.server.dials(move |_| match phase {
@@ -161,7 +161,7 @@ impl World {
             match self.phase() {
                 Phase::Refusing => self.lost(false),
                 Phase::Hanging => {
-                    sleep(self.parts().config.connect_timeout).await;
+                    sleep(self.settings().config.connect_timeout).await;
                     if self.phase() == Phase::Hanging {
                         self.lost(true);
                     }
@@ -198,11 +198,11 @@ impl World {
 
     /// What must hold at any moment.
     fn check(&self) {
-        let (counts, parts) = (self.rig.counts(), self.parts());
-        assert!(counts.total() <= parts.config.max_pool_size, "{counts:?}");
+        let (counts, settings) = (self.rig.counts(), self.settings());
+        assert!(counts.total() <= settings.config.max_pool_size, "{counts:?}");
         let rechecking = u32::from(self.rig.pool.0.rechecking.load(Ordering::Relaxed));
-        assert!(counts.pending <= parts.config.max_connecting + rechecking, "{counts:?}, {rechecking} rechecks");
-        assert!(self.rig.server.open() <= parts.config.max_pool_size, "{} connections", self.rig.server.open());
+        assert!(counts.pending <= settings.config.max_connecting + rechecking, "{counts:?}, {rechecking} rechecks");
+        assert!(self.rig.server.open() <= settings.config.max_pool_size, "{} connections", self.rig.server.open());
     }
 
     async fn watch(&self) {
@@ -266,7 +266,7 @@ impl World {
         };
         let sent = Instant::now();
         let outcome = work(&mut connection, id, Work { take, then, padding: 0 }).await;
-        let longest = HEARTBEAT_FREQUENCY + 2 * self.parts().config.connect_timeout + SLOWEST;
+        let longest = HEARTBEAT_FREQUENCY + 2 * self.settings().config.connect_timeout + SLOWEST;
         assert!(sent.elapsed() <= longest, "a command took {:?}", sent.elapsed());
         let (pool, health) = (&self.rig.pool, &self.rig.health);
         lock(&self.commands).push_back(Instant::now());
@@ -345,7 +345,7 @@ impl World {
             // Nothing closes a breaker again.
             assert!(tripped <= 2, "{phase:?}: tripped {tripped} times");
         }
-        let until_open = u64::from(breaker.consecutive_failures + self.parts().config.max_connecting);
+        let until_open = u64::from(breaker.consecutive_failures + self.settings().config.max_connecting);
         let (mut probes, mut time, mut open) = (0, Duration::ZERO, breaker.open_initial);
         while time < length {
             // Jitter halves it at most.
@@ -362,20 +362,20 @@ impl World {
     /// From the end of all trouble until everything is as before: a heartbeat that hangs still, a probe that does and opens
     /// the breaker again, the heartbeat after that; and connections come back spread.
     fn recovery(&self) -> Duration {
-        let parts = self.parts();
+        let settings = self.settings();
         3 * HEARTBEAT_FREQUENCY
-            + 2 * parts.config.connect_timeout
+            + 2 * settings.config.connect_timeout
             + 2 * RECOVERY_SPREAD
-            + parts.reconnect.initial
+            + settings.reconnect.initial
             + ms(2_000)
     }
 
     fn check_recovered(&self) {
-        let (counts, parts) = (self.rig.counts(), self.parts());
+        let (counts, settings) = (self.rig.counts(), self.settings());
         assert!(self.rig.health.all_closed(), "{:?}: {:?}", self.rig.health.state(), self.rig.pool.snapshot());
         // One of them may be being replaced for its age.
-        assert!(counts.available + counts.in_use + 1 >= parts.config.min_pool_size, "{counts:?}");
-        assert!(counts.total() >= parts.config.min_pool_size, "{counts:?}");
+        assert!(counts.available + counts.in_use + 1 >= settings.config.min_pool_size, "{counts:?}");
+        assert!(counts.total() >= settings.config.min_pool_size, "{counts:?}");
         assert!(!self.rig.pool.is_recovering(), "{counts:?}");
         assert!(self.is_known());
     }
@@ -452,8 +452,8 @@ async fn hours(seed: u64, totals: Arc<Totals>) {
     drop(clients);
     sleep(ms(5_000)).await;
     totals.refreshed.fetch_add(world.rig.closed(ConnectionClosed::Lifetime), Ordering::Relaxed);
-    assert!(world.rig.server.peak() <= world.parts().config.max_pool_size);
-    world.rig.check_serves(world.parts().config.max_pool_size).await;
+    assert!(world.rig.server.peak() <= world.settings().config.max_pool_size);
+    world.rig.check_serves(world.settings().config.max_pool_size).await;
     world.rig.end().await;
 }
 

@@ -189,6 +189,40 @@ async fn no_replacement_is_tried_while_the_server_cannot_be_reached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn none_that_works_is_let_go_while_the_server_lets_nobody_in() {
+    let setup = without_breaker(Setup::new(1, 5));
+    setup.server.dials(|number| if number <= 3 { Dial::Accept(ms(0)) } else { Dial::Break(ms(0)) });
+    let rig = setup.start();
+    drop(rig.check_out_many(3).await);
+    assert_eq!(rig.pool.reconnect(), 3);
+    for _ in 0..1_000 {
+        drop(rig.check_out_many(3).await);
+        sleep(ms(10)).await;
+    }
+    assert_eq!((rig.server.open(), rig.closed(ConnectionClosed::Lifetime)), (3, 0));
+    assert!(rig.server.dialed().len() > 4, "it was tried");
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_in_use_whenever_it_is_looked_are_replaced_once_their_successors_are_there() {
+    let rig = Setup::new(1, 5).start();
+    let mut held = rig.check_out_many(3).await;
+    assert_eq!(rig.pool.reconnect(), 3);
+    let mut fewest = u32::MAX;
+    for _ in 0..1_000 {
+        drop(held.remove(0));
+        held.push(rig.check_out().await.unwrap());
+        sleep(ms(10)).await;
+        fewest = fewest.min(rig.counts().in_use + rig.counts().available);
+    }
+    assert!(held.iter().all(|connection| connection.id > 3), "{held:?}");
+    assert_eq!((fewest, rig.server.peak(), rig.closed(ConnectionClosed::Lifetime)), (3, 4, 3));
+    drop(held);
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn attempts_back_off_with_full_jitter_up_to_the_maximum() {
     let setup = without_breaker(Setup::new(0, 1));
     setup.server.dials(|_| Dial::Refuse);

@@ -25,8 +25,12 @@ DATA = "mongomux"
 
 
 def ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(int(count))]
-    print(*(s.getsockname()[1] for s in sockets))
+    print(*free_ports(int(count)))
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    return [s.getsockname()[1] for s in sockets]
 
 
 def initiate(name, *ports):
