@@ -5,6 +5,9 @@ use bson::{Bson, Document, doc};
 use crate::generate::{BOOKS, COLLECTIONS, DATABASE, Generator, SCRATCH, Sent, TRANSACTED, captured};
 use crate::mask::Compare;
 
+/// How long a write may take where transactions are open, in milliseconds.
+const TRANSACTED_MILLIS: i32 = 1500;
+
 /// Fields of a hello that do not follow from what the proxy presents itself as.
 const HELLO: &[&str] = &[
     "isWritablePrimary",
@@ -318,7 +321,8 @@ impl Generator {
         let body = self.write_body(collection);
         let mut sent = self.sent(if transacted { BOOKS } else { DATABASE }, body);
         if transacted {
-            sent.body.insert("maxTimeMS", 200);
+            // What waits for an open transaction waits until then; the other ones take less on any machine.
+            sent.body.insert("maxTimeMS", TRANSACTED_MILLIS);
             // Whether a server that gives up waits for its write concern still depends on the moment.
             sent.compare =
                 Compare::Only(&["n", "nModified", "value", "writeErrors", "ok", "code", "codeName", "errmsg"]);

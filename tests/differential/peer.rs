@@ -1,12 +1,13 @@
 //! One of the two sides: sockets to a server, or to the proxy in front of its twin, and what came back over them.
 
-use bson::{Document, doc};
+use bson::{Bson, Document, RawDocument, Utf8Lossy, doc};
 use mongomux::config::Address;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::error::Elapsed;
 use tokio::time::{Duration, timeout};
 
+use crate::mask;
 use crate::support::raw::{self, Opened};
 use crate::support::scripted;
 
@@ -86,9 +87,31 @@ impl Peer {
     }
 
     /// Runs a command that is not part of the comparison.
-    pub async fn run(&mut self, database: &str, mut command: Document) -> Document {
+    pub async fn run(&mut self, database: &str, command: Document) -> Document {
+        Document::from_reader(&self.reply(database, command).await[..]).unwrap()
+    }
+
+    /// What is in a collection, in the order in which it came, or why there is none of that name. Damaged messages store what
+    /// is no UTF-8: of a document that has names of this kind it is its length.
+    pub async fn contents(&mut self, database: &str, collection: &str) -> Vec<Bson> {
+        let find = doc! { "find": collection, "batchSize": 10_000, "sort": { "$natural": 1 } };
+        let reply = self.reply(database, find).await;
+        let reply = RawDocument::from_bytes(&reply).expect("a reply has a length");
+        let Ok(cursor) = reply.get_document("cursor") else { return vec![mask::document(reply.as_bytes()).into()] };
+        let documents = cursor.get_array("firstBatch").expect("documents").into_iter();
+        let read = documents.map(|document| {
+            let document = document.expect("a document").as_document().expect("a document");
+            match Utf8Lossy::<Document>::try_from(document) {
+                Ok(Utf8Lossy(document)) => Bson::Document(document),
+                Err(_) => Bson::Int64(document.as_bytes().len() as i64),
+            }
+        });
+        read.collect()
+    }
+
+    async fn reply(&mut self, database: &str, mut command: Document) -> Vec<u8> {
         command.insert("$db", database);
         let outcome = self.exchange(0, &raw::command(command), false).await.expect("an answer");
-        Document::from_reader(&outcome.replies[0].document[..]).unwrap()
+        outcome.replies[0].document.clone()
     }
 }
