@@ -155,8 +155,14 @@ async fn carry_out(
         }
         0 => error(462, "IngressRequestRateLimitExceeded", &["SystemOverloadedError", "RetryableError"]),
         1 => error(8000, "AtlasError", &[]),
-        2 => set.state_error(number, 91, "ShutdownInProgress", &request),
-        3 if request.name != "getMore" => error(50, "MaxTimeMSExpired", &[]),
+        2 => {
+            set.end_by_error(number, &request);
+            set.state_error(number, 91, "ShutdownInProgress", &request)
+        }
+        3 if request.name != "getMore" => {
+            set.end_by_error(number, &request);
+            error(50, "MaxTimeMSExpired", &[])
+        }
         _ => set.execute(number, &request),
     };
     set.check_in_session(number, &request);

@@ -485,6 +485,16 @@ impl Set {
         }
     }
 
+    /// A statement that fails ends its transaction, as servers have it; what ends it anyway may be sent again.
+    pub(crate) fn end_by_error(&self, number: usize, request: &Request<'_>) {
+        if let Some(numbered) = &request.numbered
+            && request.in_transaction
+            && !request.is_retryable()
+        {
+            self.members[number].state().transactions.remove(numbered);
+        }
+    }
+
     /// An error that tells of the state of the member.
     pub(crate) fn state_error(&self, number: usize, code: i32, name: &str, request: &Request<'_>) -> Document {
         let label: &[&str] = if request.is_retryable() {
@@ -499,14 +509,20 @@ impl Set {
         error
     }
 
-    /// Transactions that are open, but for those that their clients have given up for a later one.
-    pub(crate) fn open_transactions(&self) -> usize {
+    /// Transactions that are open, but for those that their clients have given up for a later one: where, and their statements.
+    pub(crate) fn open_transactions(&self) -> Vec<String> {
         let (now, facts) = (Instant::now(), self.truth.facts());
         let counts = |((session, number), open): &(&Numbered, &Transaction)| {
             let young = now.duration_since(open.began) < TRANSACTION_LIFETIME;
             young && facts.last_number.get(session).is_none_or(|last| number >= last)
         };
-        self.members.iter().map(|member| member.state().transactions.iter().filter(counts).count()).sum()
+        let mut told = Vec::new();
+        for (number, member) in self.members.iter().enumerate() {
+            let state = member.state();
+            let open = state.transactions.iter().filter(counts);
+            told.extend(open.map(|(_, open)| format!("{:?} on server {number}", open.statements)));
+        }
+        told
     }
 
     /// Cursors that are open.

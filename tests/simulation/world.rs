@@ -305,7 +305,7 @@ impl World {
         nothing_of("sessions", self.shared.activity.sessions.running());
         nothing_of("bytes of memory", cluster.memory.used());
         nothing_of("pins of transactions", cluster.pins.lock().expect("nobody panics").count().1);
-        nothing_of("transactions that are open on servers", self.set.open_transactions());
+        nothing_of("transactions that are open on servers", self.set.open_transactions().len());
         // Where many share one connection, a kill may wait behind others for longer than it is waited for.
         let one_for_all = self.plan.max_pool_size == 1 || self.plan.max_upstream_connections.is_some();
         if self.plan.commands == 0 || !one_for_all {
@@ -328,13 +328,13 @@ impl World {
     /// Transactions whose clients have left are aborted, long before servers do that.
     async fn look_for_orphans(&self) {
         for _ in 0..100 {
-            if self.set.open_transactions() == 0 {
+            if self.set.open_transactions().is_empty() {
                 return;
             }
             sleep(Duration::from_millis(200)).await;
         }
-        self.truth()
-            .broken(format_args!("left are {} transactions of clients that have left", self.set.open_transactions()));
+        let open = self.set.open_transactions().join(", ");
+        self.truth().broken(format_args!("transactions of clients that have left are still open: {open}"));
     }
 
     async fn run(self: &Arc<Self>) {
