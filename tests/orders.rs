@@ -159,6 +159,7 @@ async fn a_pause_holds_what_is_new_of_its_database_and_ends_as_it_was_told() {
     obeyed(&proxy, "/admin/pause", json!({"database": "shop", "timeoutMs": 200})).await;
     let held = timeout(AT_ONCE, ping(&mut shop, "shop")).await.unwrap();
     assert_eq!(first_batch(&held).len(), 2);
+    assert_eq!(events(&proxy, "resumed").await, 1, "nobody has resumed it");
     obeyed(&proxy, "/admin/pause", json!({})).await;
     assert!(timeout(Duration::from_millis(200), ping(&mut other, "other")).await.is_err(), "all of it is paused");
     for _ in 0..2 {

@@ -11,7 +11,7 @@ use super::in_use::Replace;
 use super::pool::Pool;
 use crate::admission::{Mode, TooManyPauses};
 use crate::config::{Address, ClusterConfig};
-use crate::telemetry::labels::ConnectionClosed;
+use crate::telemetry::labels::{ConnectionClosed, EventKind};
 
 /// A connection that nobody used for so long is not needed by the clients that are still to leave.
 const LEFT_WORK_IDLE_TIME: Duration = Duration::from_secs(1);
@@ -105,8 +105,10 @@ impl Cluster {
                 changed = orders.changed() => if changed.is_err() { return },
                 () = over => {
                     let now = Instant::now();
-                    self.mode.pauses(|pauses| pauses.expire(now));
                     tracing::info!(cluster = %self.name, "a pause has ended by its own time");
+                    let told = "goes on, since the time of a pause is over";
+                    self.metrics.events.record(EventKind::Resumed, Some(&self.name), None, told);
+                    self.mode.pauses(|pauses| pauses.expire(now));
                     self.wake_waiting();
                 }
                 () = self.tasks.cancelled() => return,
