@@ -205,7 +205,8 @@ async fn send(set: &Set, request: &Message, reply: Document, end: &mut End) -> b
         }
         Mangled::Stuck => {
             end.write_all(&bytes[..half]).await.unwrap_or_default();
-            sleep(Duration::from_secs(60)).await;
+            // Whoever has sent more behind it waits as long: it is over when all is to be well.
+            sleep(Duration::from_secs(30)).await;
             return false;
         }
         Mangled::Garbage => {
