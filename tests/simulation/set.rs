@@ -73,6 +73,8 @@ pub(crate) struct State {
     pub(crate) unreachable_until: Instant,
     /// When whoever watches it lost it.
     pub(crate) lost: Option<Instant>,
+    /// Its pool was cleared between these, for the last time.
+    pub(crate) cleared: Option<(Instant, Instant)>,
     cursors: BTreeMap<i64, Cursor>,
     transactions: BTreeMap<Numbered, Transaction>,
     /// Sessions with a command under way: the next one waits.
@@ -177,6 +179,7 @@ impl Set {
                 frozen_until: Instant::now(),
                 unreachable_until: Instant::now(),
                 lost: None,
+                cleared: None,
                 cursors: BTreeMap::new(),
                 transactions: BTreeMap::new(),
                 busy: BTreeSet::new(),
@@ -303,14 +306,22 @@ impl Set {
         self.data().last_reply.replace(this.clone())
     }
 
-    /// A connection from before the server was lost carries nothing that a client has sent since.
+    /// A connection from before the server was lost, or its pool was cleared, carries nothing that a client has sent since.
     pub(crate) fn check_generation(&self, number: usize, made: Instant, command: &Document) {
         let Some(token) = Request::new(command).token else { return };
-        let Some(lost) = self.members[number].state().lost.filter(|lost| *lost > made) else { return };
-        let sent = self.truth.facts().first_sent.get(&token).copied();
-        if sent.is_some_and(|sent| sent > lost) {
+        let Some(sent) = self.truth.facts().first_sent.get(&token).copied() else { return };
+        let (lost, cleared) = {
+            let state = self.members[number].state();
+            (state.lost, state.cleared)
+        };
+        if lost.is_some_and(|lost| made < lost && lost < sent) {
             self.truth
                 .broken(format_args!("command {token} came over a connection from before server {number} was lost"));
+        }
+        if cleared.is_some_and(|(after, before)| made < after && before < sent) {
+            self.truth.broken(format_args!(
+                "command {token} came over a connection from before the pool of server {number} was cleared"
+            ));
         }
     }
 

@@ -26,7 +26,7 @@ use mongomux::topology::Monitor;
 use mongomux::upstream::handshake::{ConnectError, Dialer, UpstreamDialer};
 use mongomux::upstream::{Cluster, Connection};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::PANIC;
 use crate::chance::Chance;
@@ -157,6 +157,14 @@ pub(crate) struct World {
     pub(crate) calm: AtomicBool,
 }
 
+/// What the last looks saw.
+#[derive(Default)]
+struct Seen {
+    at: Option<Instant>,
+    /// Since how many looks somebody waits beside an idle connection, and the generation of the pool.
+    servers: BTreeMap<Address, (u32, u64)>,
+}
+
 /// Connects without sockets.
 struct Sockets {
     set: Arc<Set>,
@@ -261,9 +269,9 @@ impl World {
         (far, session.run(Arc::default()).map(drop))
     }
 
-    /// What must hold at all times. `idle` are the servers where somebody waited beside an idle connection, and since how many
-    /// looks.
-    fn look(&self, idle: &mut BTreeMap<Address, u32>) {
+    /// What must hold at all times.
+    fn look(&self, seen: &mut Seen) {
+        let (before, now) = (seen.at.replace(Instant::now()), Instant::now());
         // An open transaction has room kept for it.
         let transactions = self.cluster.pins.lock().expect("nobody panics").count().1;
         for server in self.cluster.servers() {
@@ -271,8 +279,13 @@ impl World {
             let counts = snapshot.counts;
             let nothing_lacks = snapshot.shortage.is_none() && transactions == 0 && counts.available > 0;
             let waits = nothing_lacks && snapshot.waiting[Lane::Regular as usize] > 0;
-            let looks = idle.entry((*server.address).clone()).or_default();
+            let (looks, generation) = seen.servers.entry((*server.address).clone()).or_default();
             *looks = if waits { *looks + 1 } else { 0 };
+            while !server.pool.is_current(*generation) {
+                *generation += 1;
+                let member = self.set.members.iter().find(|member| member.address == *server.address);
+                member.expect("a member of the set").state().cleared = before.map(|before| (before, now));
+            }
             if *looks == IDLE_LOOKS {
                 self.truth().broken(format_args!("somebody waits for {} beside an idle connection", server.address));
             }
@@ -340,9 +353,9 @@ impl World {
     async fn run(self: &Arc<Self>) {
         let world = self.clone();
         self.set.tasks.spawn("look", async move {
-            let mut idle = BTreeMap::new();
+            let mut seen = Seen::default();
             while !world.set.tasks.is_cancelled() {
-                world.look(&mut idle);
+                world.look(&mut seen);
                 let pause = if world.calm.load(Ordering::Relaxed) { CALM_LOOK } else { LOOK };
                 sleep(pause).await;
             }
