@@ -46,7 +46,8 @@ class Report:
 
 def ci_lines():
     text = (ROOT / ".ci/run").read_text().replace("\\\n", " ")
-    return [" ".join(line.split()) for line in text.splitlines()]
+    # A command is what a step names, or a line of its own, in the background perhaps.
+    return [" " + " ".join(line.removesuffix("&").split()) for line in text.splitlines()]
 
 
 def in_ci(block):
