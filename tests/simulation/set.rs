@@ -241,7 +241,8 @@ impl Set {
 
     pub(crate) fn freeze(&self, number: usize, time: Duration) {
         self.truth.note(format_args!("server {number} stands still for {} ms", time.as_millis()));
-        self.members[number].state().frozen_until = Instant::now() + time;
+        let mut state = self.members[number].state();
+        state.frozen_until = state.frozen_until.max(Instant::now() + time);
     }
 
     pub(crate) fn step_down(&self, number: usize) {
