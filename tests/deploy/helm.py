@@ -91,9 +91,9 @@ def test_everything_that_can_be_switched_on_is_there():
     expect(one(documents, "Secret")["stringData"] == {"upstream": "mongodb://db.example/"}, "another connection string")
     expect(labels["team"] == "a" and pod["nodeSelector"] == {"disk": "none"}, "labels")
     check_monitor(one(documents, "PodMonitor"), labels, container)
-    expect(one(documents, "PrometheusRule")["spec"] == load("deploy/prometheus/alerts.yml"), "other alerts")
+    expect(one(documents, "PrometheusRule")["spec"] == load("deploy/helm/mongomux/files/alerts.yml"), "other alerts")
     dashboard = one(documents, "ConfigMap", "rel-mongomux-dashboard")["data"]["mongomux.json"]
-    expect(json.loads(dashboard) == load("deploy/grafana/mongomux.json"), "another dashboard")
+    expect(json.loads(dashboard) == load("deploy/helm/mongomux/files/dashboard.json"), "another dashboard")
     config = [d for d in documents if d["metadata"]["name"] != "rel-mongomux-dashboard"]
     accepted("helm-everything", config, pod, container)
 

@@ -16,8 +16,8 @@ from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-ALERTS = "deploy/prometheus/alerts.yml"
-DASHBOARD = "deploy/grafana/mongomux.json"
+ALERTS = "deploy/helm/mongomux/files/alerts.yml"
+DASHBOARD = "deploy/helm/mongomux/files/dashboard.json"
 # Grafana writes and reads these, and its own types do not have them.
 UNTYPED = {".annotations.list[].textFormat", ".annotations.list[].titleFormat", ".templating.list[].definition"}
 # A proxy that has one cluster has no label `cluster`, and `.*` matches that as well.
@@ -97,11 +97,11 @@ def test_the_metrics_pass_promtool():
 def test_the_alerts_are_well_formed_and_say_what_they_are_meant_to():
     said = run(PROMETHEUS / "promtool", "check", "rules", "--lint=all", "--lint-fatal", ROOT / ALERTS)
     expect(f"{len(rules())} rules found" in said, said)
-    run(PROMETHEUS / "promtool", "test", "rules", ROOT / "deploy/prometheus/alerts_test.yml")
+    run(PROMETHEUS / "promtool", "test", "rules", ROOT / "tests/deploy/alerts_test.yml")
 
 
 def test_every_alert_can_be_seen_to_fire():
-    tests = (ROOT / "deploy/prometheus/alerts_test.yml").read_text()
+    tests = (ROOT / "tests/deploy/alerts_test.yml").read_text()
     for rule in rules():
         expect(f'alertname="{rule["alert"]}",alertstate="firing"' in tests, rule["alert"], "fires in no test")
 

@@ -166,10 +166,10 @@ def broken_links(root, pages):
 
 def unanswered_alerts(root, pages):
     """Alerts that send their reader to a heading of the runbook that is not there."""
-    rules = root / "deploy/prometheus/alerts.yml"
+    rules = root / "deploy/helm/mongomux/files/alerts.yml"
     if not rules.exists():
         return
     runbook = next(page for page in pages if page.name == "docs/runbook.md")
     for anchor in re.findall(r"runbook_url:.*runbook\.md#([\w-]+)", rules.read_text()):
         if anchor not in runbook.anchors:
-            yield f"deploy/prometheus/alerts.yml: docs/runbook.md#{anchor}: there is no such heading"
+            yield f"deploy/helm/mongomux/files/alerts.yml: docs/runbook.md#{anchor}: there is no such heading"

@@ -57,9 +57,9 @@ class Pages(unittest.TestCase):
 
     def test_alerts_lead_to_the_runbook(self):
         (self.root / "docs").mkdir()
-        (self.root / "deploy/prometheus").mkdir(parents=True)
+        (self.root / "deploy/helm/mongomux/files").mkdir(parents=True)
         rules = "runbook_url: docs/runbook.md#there\nrunbook_url: docs/runbook.md#not-there\n"
-        (self.root / "deploy/prometheus/alerts.yml").write_text(rules)
+        (self.root / "deploy/helm/mongomux/files/alerts.yml").write_text(rules)
         told = list(pages.unanswered_alerts(self.root, [self.page("## There\n", "docs/runbook.md")]))
         self.assertEqual(len(told), 1)
         self.assertIn("#not-there", told[0])
