@@ -127,7 +127,8 @@ async function ask(path, order) {
     method: order ? 'POST' : 'GET', headers, body: order && JSON.stringify(order),
     cache: 'no-store', redirect: 'error', signal: AbortSignal.timeout(order ? 6 * TIMEOUT_MS : TIMEOUT_MS),
   });
-  const answer = await response.json().catch(() => null);
+  // An answer that breaks off is none; a refusal is one without its words as well.
+  const answer = await response.json().catch((error) => { if (response.ok) throw error; });
   if (!response.ok) throw new Refused(response.status, answer);
   return answer;
 }
