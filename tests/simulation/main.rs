@@ -31,6 +31,9 @@ const SEEDS: u64 = 30;
 /// A run takes milliseconds. One that takes so long, by the clock on the wall, never lets the other clock move.
 const STUCK: Duration = Duration::from_secs(60);
 
+/// After so many runs it says how far it is.
+const TOLD: u64 = 1_000;
+
 /// Lines of the story that are shown.
 const LINES: usize = 1_500;
 
@@ -101,6 +104,9 @@ fn run_all(seeds: std::ops::Range<u64>) -> u64 {
                         return;
                     }
                     let outcome = run(seed, 0, false);
+                    if (seed - seeds.start) % TOLD == TOLD - 1 {
+                        println!("{} runs", seed - seeds.start + 1);
+                    }
                     delivered.fetch_add(outcome.delivered, Ordering::Relaxed);
                     if let Err(story) = outcome.verdict {
                         failure().get_or_insert((seed, story));
