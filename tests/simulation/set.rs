@@ -341,6 +341,7 @@ impl Set {
         if !request.is_write() && !request.in_transaction {
             return doc! { "ok": 1.0 };
         }
+        self.check_transaction(number, request);
         if !self.members[number].state().primary {
             return self.state_error(number, 10107, "NotWritablePrimary", request);
         }
@@ -449,6 +450,25 @@ impl Set {
         }
     }
 
+    /// A transaction goes on where it has begun. Its end may be asked for elsewhere, where it may have been told of.
+    fn check_transaction(&self, number: usize, request: &Request<'_>) {
+        let begins = request.document.get_bool("startTransaction").unwrap_or_default();
+        let Some(numbered) = request.numbered.as_ref().filter(|_| request.in_transaction) else { return };
+        if begins || request.is_retryable() {
+            return;
+        }
+        let has = |member: &Member| {
+            let state = member.state();
+            state.up && state.transactions.contains_key(numbered)
+        };
+        match self.members.iter().position(has) {
+            Some(other) if other != number => {
+                self.truth.broken(format_args!("a transaction of server {other} went on at server {number}"));
+            }
+            _ => {}
+        }
+    }
+
     fn in_transaction(&self, number: usize, request: &Request<'_>, numbered: &Numbered) -> Document {
         let now = Instant::now();
         let mut state = self.members[number].state();
@@ -483,14 +503,6 @@ impl Set {
                 if let Some(open) = state.transactions.get_mut(numbered) {
                     open.statements.extend(request.token.filter(|_| request.is_write()));
                     return doc! { "n": 1, "ok": 1.0 };
-                }
-                drop(state);
-                let has = |member: &Member| {
-                    let state = member.state();
-                    state.up && state.transactions.contains_key(numbered)
-                };
-                if let Some(other) = self.members.iter().position(has) {
-                    self.truth.broken(format_args!("a transaction of server {other} went on at server {number}"));
                 }
                 gone(&["TransientTransactionError"])
             }
