@@ -22,7 +22,6 @@ use support::hold::{eventually, hold_finds};
 use support::program::Program;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::process::Command;
 
 const PASSWORD: &str = "hush:pw/1?#";
 const ENCODED: &str = "hush%3Apw%2F1%3F%23";
@@ -113,8 +112,8 @@ async fn the_port_is_found_by_flag_environment_and_file() {
     program.line("admin port").await;
     said(at(&address, &["stats"]).await);
     said(mongomux(&["stats", "--config", file]).await);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-    command.env_clear().env("MONGOMUX_ADMIN", &address).arg("stats");
+    let mut command = Program::command();
+    command.env("MONGOMUX_ADMIN", &address).arg("stats");
     let text = said(Program::spawn(command).ended().await);
     assert!(text.contains("down") && text.contains("Connection refused"), "MongoDB is not there: {text}");
     program.terminate();
@@ -437,7 +436,7 @@ async fn a_reload_tells_every_mistake_and_the_log_goes_back_to_what_it_was() {
 #[tokio::test]
 async fn who_reads_no_further_ends_it_without_a_word() {
     let (_deployment, mut program, admin, client) = at_work().await;
-    let top = Command::new(env!("CARGO_BIN_EXE_mongomux"))
+    let top = Program::command()
         .args(["top", "--json", "--interval", "100ms", "--admin", &admin])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -476,8 +475,8 @@ fn modes(terminal: &OwnedFd) -> String {
 /// `top` on that terminal, once it has drawn.
 async fn top_on(admin: &str, theirs: &OwnedFd, ours: &mut tokio::fs::File) -> tokio::process::Child {
     let end = || std::process::Stdio::from(theirs.try_clone().unwrap());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-    command.env_clear().env("TERM", "xterm").args(["top", "--admin", admin]);
+    let mut command = Program::command();
+    command.env("TERM", "xterm").args(["top", "--admin", admin]);
     let top = command.stdin(end()).stdout(end()).stderr(end()).kill_on_drop(true).spawn().unwrap();
     let mut drawn = Vec::new();
     let is_there = async {

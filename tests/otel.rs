@@ -25,7 +25,6 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
 use support::program::Program;
 use tokio::net::TcpListener;
-use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -116,9 +115,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 async fn run(deployment: &Deployment, collector: &str, more: &[(&str, &str)]) -> (Program, WireClient) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
+    let mut command = Program::command();
     let uri = deployment.uri();
-    command.env_clear().args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--otlp-endpoint"]);
+    command.args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--otlp-endpoint"]);
     command.args([collector, &uri]).env("OTEL_BSP_SCHEDULE_DELAY", "50").env("OTEL_METRIC_EXPORT_INTERVAL", "100");
     let program = Program::spawn({
         command.envs(more.iter().copied());
@@ -275,8 +274,8 @@ async fn a_collector_that_refuses_at_first_gets_all_and_one_that_is_not_there_st
 #[tokio::test]
 async fn settings_that_make_no_sense_are_told() {
     for (name, value) in [("OTEL_TRACES_SAMPLER", "sometimes"), ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/no/such/file")] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-        command.env_clear().args(["check", "--otlp-endpoint", "http://127.0.0.1:1"]).env(name, value);
+        let mut command = Program::command();
+        command.args(["check", "--otlp-endpoint", "http://127.0.0.1:1"]).env(name, value);
         let (code, log, _) = Program::spawn(command).ended().await;
         assert!(code == 2 && log.contains(name), "{log}");
     }

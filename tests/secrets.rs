@@ -16,7 +16,6 @@ use mongomux::sandbox::wire_client::WireClient;
 use support::program::Program;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::process::Command;
 
 const PASSWORD: &str = "geheim:pw/1?#";
 const ENCODED: &str = "geheim%3Apw%2F1%3F%23";
@@ -56,8 +55,8 @@ async fn ask(admin: &Address, request: &str) -> String {
 }
 
 fn start(arguments: &[&str], environment: &[(&str, &str)], format: &str) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-    command.env_clear().envs(environment.iter().copied()).args(arguments);
+    let mut command = Program::command();
+    command.envs(environment.iter().copied()).args(arguments);
     command.args(["--log", "trace", "--log-format", format]);
     Program::spawn(command)
 }

@@ -15,7 +15,6 @@ use support::program::Program;
 use support::succession::Place;
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixDatagram};
-use tokio::process::Command;
 use tokio::time::timeout;
 
 /// What listens behind `NOTIFY_SOCKET`.
@@ -123,8 +122,8 @@ impl Held {
             "exec 3<&{clients} 4<&{admin} {clients}<&- {admin}<&-; LISTEN_PID=$$ LISTEN_FDS=2 \
              LISTEN_FDNAMES=listener:admin exec \"$0\" \"$@\""
         );
-        let mut command = Command::new("bash");
-        command.env_clear().args(["-c", &script, env!("CARGO_BIN_EXE_mongomux")]).args(arguments);
+        let mut command = Program::command_of("bash");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_mongomux")]).args(arguments);
         Program::spawn(command)
     }
 }

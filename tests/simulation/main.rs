@@ -26,7 +26,7 @@ use std::sync::{Mutex, Once, PoisonError, mpsc};
 use std::time::Duration;
 
 /// Seeds of each run of the tests, the same each time: new ones are for `tests/simulation/run`.
-const SEEDS: u64 = 30;
+const SEEDS: u64 = 100;
 
 /// A run takes milliseconds. One that takes so long, by the clock on the wall, never lets the other clock move.
 const STUCK: Duration = Duration::from_secs(60);

@@ -13,6 +13,9 @@ use tokio::time::timeout;
 
 use super::PATIENCE;
 
+/// Variable of LLVM's runtime for coverage.
+const COUNTERS: &str = "LLVM_PROFILE_FILE";
+
 /// A running program. Dropping it kills it.
 pub struct Program {
     child: Child,
@@ -31,9 +34,23 @@ impl Program {
 
     /// Any command.
     pub fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-        command.env_clear().args(arguments);
+        let mut command = Self::command();
+        command.args(arguments);
         Self::spawn(command)
+    }
+
+    /// The program, to which nothing is said yet, not even by our environment.
+    pub fn command() -> Command {
+        Self::command_of(env!("CARGO_BIN_EXE_mongomux"))
+    }
+
+    /// Another program, likewise.
+    pub fn command_of(program: &str) -> Command {
+        // Where programs count which of their lines are executed, when somebody wants to know.
+        let counters = std::env::var_os(COUNTERS).map(|file| (COUNTERS, file));
+        let mut command = Command::new(program);
+        command.env_clear().envs(counters);
+        command
     }
 
     /// The program as `command` starts it, which may be by way of another one.

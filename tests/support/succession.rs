@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use mongomux::config::Address;
 use tempfile::TempDir;
-use tokio::process::Command;
 
 use super::program::Program;
 
@@ -72,8 +71,8 @@ impl Place {
             &self.admin,
             uri,
         ];
-        let mut command = Command::new(env!("CARGO_BIN_EXE_mongomux"));
-        command.env_clear().args(arguments);
+        let mut command = Program::command();
+        command.args(arguments);
         if let Some(notify) = &self.notify {
             command.env("NOTIFY_SOCKET", notify).env("WATCHDOG_USEC", "300000");
         }
