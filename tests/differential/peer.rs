@@ -103,7 +103,7 @@ impl Peer {
             let document = document.expect("a document").as_document().expect("a document");
             match Utf8Lossy::<Document>::try_from(document) {
                 Ok(Utf8Lossy(document)) => Bson::Document(document),
-                Err(_) => Bson::Int64(document.as_bytes().len() as i64),
+                Err(_) => Bson::String(format!("{} bytes", document.as_bytes().len())),
             }
         });
         read.collect()
