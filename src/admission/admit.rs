@@ -382,6 +382,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn higher_limits_let_on_who_waits_for_a_place_and_lower_ones_send_nobody_away() {
+        let admission = Admission::new(1, 1_000);
+        let _held = admission.admit(ONE).unwrap();
+        assert_eq!((admission.waiting(), admission.bytes()), (1, 10));
+        let until = Instant::now() + std::time::Duration::from_secs(9);
+        let [mut first, mut second, mut third] = [(); 3].map(|()| Box::pin(admission.admit_until(ONE, until)));
+        for waits in [&mut first, &mut second, &mut third] {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        admission.set_limits(3, 1_000);
+        let both = tokio::time::timeout(std::time::Duration::from_secs(1), futures_util::future::join(first, second));
+        let (first, second) = both.await.expect("there is room for both");
+        let _permits = [first.unwrap(), second.unwrap()];
+        assert!(futures_util::poll!(&mut third).is_pending());
+        admission.set_limits(1, 20);
+        assert_eq!((admission.waiting(), admission.bytes()), (3, 30));
+        assert_eq!(admission.admit(ONE).unwrap_err(), AdmitError::QueueFull { waiting: 3, limit: 1 });
+        admission.set_limits(9, 30);
+        assert_eq!(admission.admit(ONE).unwrap_err(), AdmitError::BytesFull { waiting: 3, bytes: 30, limit: 30 });
+        assert!(third.await.is_err(), "until its deadline");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_cannot_be_refused_waits_for_a_place() {
         let admission = Admission::new(1, 1_000);
         let held = admission.admit(ONE).unwrap();

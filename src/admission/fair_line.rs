@@ -300,6 +300,40 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_is_told_by_place_by_age_and_by_tenant() {
+        let (mut line, mut tenants, start) = (FairLine::default(), TenantTable::default(), Instant::now());
+        let at = |seconds: u32| start + Duration::from_secs(seconds.into());
+        let (bounded, other) = (Tenant { id: 1, weight: 1, max_in_flight: 1 }, Tenant { id: 2, ..Tenant::COMMON });
+        let tickets = [(bounded, 2), (other, 3), (other, 4), (bounded, 5)].map(|(tenant, waiter)| {
+            let claim = Claim { locks: waiter % 2 == 1, tenant, ..Lane::Regular.into() };
+            line.insert(waiter.into(), Entry { claim, since: at(waiter), waiter });
+            Ticket { claim, sequence: waiter.into() }
+        });
+        let between = |line: &FairLine<u32>, places| {
+            let mut found: Vec<u32> = line.between(places).copied().collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(between(&line, 0..9), [2, 3, 4, 5]);
+        assert_eq!(between(&line, 3..5), [3, 4]);
+        let mut waiting: Vec<_> = line.waiting().collect();
+        waiting.sort_unstable();
+        assert_eq!(waiting, [(1, 2), (2, 2)]);
+        assert_eq!((line.oldest(), line.oldest_of(pick(&tenants))), (Some(at(2)), Some((tickets[0], at(2)))));
+        tenants.begin(tickets[0].claim, Duration::ZERO);
+        assert_eq!(line.oldest_of(pick(&tenants)), Some((tickets[1], at(3))), "a tenant at its bound may not go");
+        let reads = Pick { may_lock: false, ..pick(&tenants) };
+        assert_eq!(line.oldest_of(reads), Some((tickets[2], at(4))));
+        line.get_mut(tickets[1]).unwrap().waiter = 30;
+        assert_eq!(line.remove(tickets[0]).map(|entry| entry.waiter), Some(2));
+        assert_eq!(line.oldest(), Some(at(3)));
+        let mut left: Vec<u32> = line.drain().collect();
+        left.sort_unstable();
+        assert_eq!(left, [4, 5, 30]);
+        assert!(line.is_empty() && line.get_mut(tickets[1]).is_none() && line.remove(tickets[1]).is_none());
+    }
+
+    #[test]
     fn who_is_held_back_by_its_own_bound_saves_no_turns() {
         let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
         let bounded = Tenant { id: 1, weight: 4, max_in_flight: 1 };

@@ -310,6 +310,18 @@ mod tests {
     }
 
     #[test]
+    fn other_bounds_are_in_force_at_once_and_what_was_learnt_stays() {
+        let mut model = Model::new(300, 1_000, 5.0, 1_000);
+        assert_eq!(model.run(3.0), 300);
+        for (min, max, limit) in [(5, 50, 50), (60, 100, 60), (2, 80, 60), (0, 0, 1)] {
+            model.gradient.set_bounds(min, max);
+            assert_eq!(model.limit(), limit, "{min} to {max}");
+        }
+        model.gradient.set_bounds(1, 10);
+        assert_eq!(model.run(60.0), 10);
+    }
+
+    #[test]
     fn bounds_that_make_no_sense_are_put_right() {
         for (min, max, limit) in [(0, 0, 1), (0, 10, 1), (20, 10, 10), (3, 3, 3)] {
             assert_eq!(Gradient::new(min, max).limit(), limit);

@@ -229,6 +229,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_holds_what_is_new_on_its_database_and_lets_go_who_waits_for_its_turn_already() {
+        let [find, get_more, insert] =
+            [doc! {"find": "c"}, doc! {"getMore": 5_i64, "collection": "c"}, doc! {"insert": "c"}].map(bearing);
+        let mut orders = Orders::default();
+        assert!(orders.is_normal());
+        orders.pauses.pause(Some("d"), None).unwrap();
+        assert!(!orders.is_normal());
+        assert_eq!((orders.rules(find, "d"), orders.rules(find, "other")), (Ruling::Hold, Ruling::Pass));
+        assert_eq!((orders.rules(get_more, "d"), orders.rules_waiting(find)), (Ruling::Pass, Ruling::Pass));
+        orders.pauses.pause(None, None).unwrap();
+        assert_eq!((orders.rules(find, "other"), orders.rules_waiting(find)), (Ruling::Hold, Ruling::Hold));
+        assert_eq!(orders.rules_waiting(get_more), Ruling::Pass);
+        orders.mode = Mode::ReadOnly;
+        assert_eq!(orders.rules(insert, "d"), Ruling::RefuseWrite, "it would wait in vain");
+        orders.pauses.resume(None);
+        assert!(!orders.is_normal());
+    }
+
+    #[test]
     fn modes_are_shown_by_their_names() {
         let shown = [Mode::default(), Mode::ReadOnly, HOLDING, REFUSING].map(|mode| mode.to_string());
         assert_eq!(shown, ["normal", "read-only", "maintenance", "maintenance"]);

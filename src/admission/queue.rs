@@ -302,6 +302,43 @@ mod tests {
     }
 
     #[test]
+    fn whoever_waits_can_be_told_of_changed_and_sent_away_in_each_lane() {
+        let (lanes, tenants) =
+            ([Lane::Transaction, Lane::Regular, Lane::Await, Lane::Background], TenantTable::default());
+        let pick = Pick { may_lock: true, newest_first: false, tenants: &tenants };
+        for one in lanes {
+            let (mut queue, since) = (Numbered::default(), Instant::now());
+            assert!(queue.is_empty() && !queue.may_go(|_| true, pick) && queue.oldest().is_none());
+            let ticket = queue.push(one.into(), since, 7);
+            assert_eq!(lanes.map(|lane| queue.lane_len(lane)), lanes.map(|lane| usize::from(lane == one)));
+            assert_eq!(lanes.map(|lane| queue.may_go(|it| it == lane, pick)), lanes.map(|lane| lane == one));
+            assert_eq!((queue.len(), queue.is_empty(), queue.oldest()), (1, false, Some(since)));
+            assert_eq!(queue.oldest_regular(pick), (one == Lane::Regular).then_some((ticket, since)));
+            assert_eq!(queue.tenants().collect::<Vec<_>>(), vec![(0, 1); usize::from(one == Lane::Regular)]);
+            *queue.get_mut(ticket).unwrap() = 8;
+            assert_eq!(queue.between(0..1).copied().collect::<Vec<_>>(), [8]);
+            assert_eq!(queue.between(1..9).count(), 0);
+            let other = Ticket { sequence: 1, ..ticket };
+            assert!(queue.get_mut(other).is_none() && queue.remove(other).is_none());
+            assert_eq!(queue.drain(), [8]);
+            assert!(queue.is_empty() && queue.remove(ticket).is_none());
+        }
+    }
+
+    #[test]
+    fn of_several_the_oldest_is_told_whatever_its_lane_and_level() {
+        let (mut queue, start, tenants) = (Numbered::default(), Instant::now(), TenantTable::default());
+        let at = |seconds| start + std::time::Duration::from_secs(seconds);
+        let pick = Pick { may_lock: true, newest_first: false, tenants: &tenants };
+        let low = queue.push(Claim { level: Level::Low, ..Lane::Regular.into() }, at(2), 1);
+        queue.push(Claim { level: Level::High, ..Lane::Regular.into() }, at(3), 2);
+        let poll = queue.push(Lane::Await.into(), at(1), 3);
+        assert_eq!((queue.oldest(), queue.oldest_regular(pick)), (Some(at(1)), Some((low, at(2)))));
+        queue.remove(poll);
+        assert_eq!(queue.oldest(), Some(at(2)));
+    }
+
+    #[test]
     fn who_rejoins_has_its_old_place() {
         let mut queue = Numbered::default();
         let (early, late) = (Instant::now(), Instant::now() + std::time::Duration::from_secs(1));

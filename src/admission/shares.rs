@@ -133,6 +133,14 @@ mod tests {
     }
 
     #[test]
+    fn what_has_ended_is_not_in_use_any_more() {
+        let mut in_use = InUse::default();
+        [Lane::Regular, Lane::Regular, Lane::Await].into_iter().for_each(|lane| in_use.begin(lane));
+        in_use.end(Lane::Regular);
+        assert_eq!((in_use.of(Lane::Regular), in_use.of(Lane::Await), in_use.total()), (1, 1, 2));
+    }
+
+    #[test]
     fn one_is_kept_for_each_transaction_up_to_a_tenth() {
         let kept: Vec<u32> = [0, 1, 2, 3, 9].map(|open| shares(30, open).kept()).into();
         assert_eq!(kept, [0, 1, 2, 3, 3]);

@@ -189,6 +189,44 @@ mod tests {
     }
 
     #[test]
+    fn nobody_costs_more_than_eight_times_the_average_and_what_takes_no_time_costs_one() {
+        let mut table = TenantTable::default();
+        let mut hold = |tenant, held| {
+            table.begin(of(tenant), Duration::ZERO);
+            table.end(of(tenant), Some(held));
+            table.cost(tenant.id)
+        };
+        assert_eq!(hold(A, Duration::ZERO), UNIT);
+        assert_eq!(hold(B, MS * 1_000), UNIT * SPREAD, "it is all that takes time");
+        assert_eq!(hold(A, MS), UNIT / SPREAD);
+    }
+
+    #[test]
+    fn what_says_nothing_about_the_time_does_not_change_the_mean() {
+        let mut table = TenantTable::default();
+        assert_eq!(table.mean_held(), None);
+        for held in [Some(MS * 16), None, Some(MS * 32)] {
+            table.begin(of(A), Duration::ZERO);
+            table.end(of(A), held);
+        }
+        assert_eq!(table.mean_held(), Some(MS * 17), "a new one weighs a sixteenth");
+        assert_eq!(table.all()[1].held.get(), Some(MS * 17));
+        assert_eq!((table.all()[1].in_use, table.all()[1].waits.count()), (0, 3));
+    }
+
+    #[test]
+    fn waits_are_told_apart_by_quarters_of_an_octave() {
+        let told = |micros| {
+            let mut waits = Waits::default();
+            waits.add(Duration::from_micros(micros));
+            waits.quantile(1.0).unwrap()
+        };
+        assert_eq!([0, 15, 16].map(told), [Duration::ZERO; 3]);
+        assert_eq!([32, 64, 1_024].map(told), [32, 64, 1_024].map(Duration::from_micros));
+        assert!((Duration::from_micros(38)..Duration::from_micros(39)).contains(&told(33)), "{:?}", told(33));
+    }
+
+    #[test]
     fn quantiles_are_right_to_a_fifth() {
         let mut waits = Waits::default();
         assert_eq!(waits.quantile(0.5), None);

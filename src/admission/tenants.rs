@@ -116,6 +116,19 @@ mod tests {
     }
 
     #[test]
+    fn other_rules_are_for_all_who_are_known_and_leave_them_their_numbers() {
+        let mut tenants = tenants();
+        let batch = tenants.of("batch-7");
+        let all = TenantBounds { weight: Some(3), ..TenantBounds::default() };
+        let config = FairnessConfig { by: FairBy::Application, all, tenants: Vec::new(), priorities: Vec::new() };
+        tenants.reconfigure(config);
+        assert_eq!(tenants.of("batch-7"), Tenant { weight: 3, max_in_flight: u16::MAX, ..batch });
+        assert_eq!([0, 1, 2].map(|id| tenants.max_waiting(id)), [usize::MAX; 3]);
+        assert_eq!((tenants.name(1), tenants.name(2)), (("batch-7", 3), ("", 1)));
+        assert_eq!(tenants.count(), 1);
+    }
+
+    #[test]
     fn there_is_no_end_of_names_and_an_end_of_tenants() {
         let mut tenants = tenants();
         for number in 0..2 * MAX_TENANTS {

@@ -189,6 +189,32 @@ mod tests {
         assert!(queues.is_empty());
     }
 
+    #[test]
+    fn what_is_asked_of_all_takes_in_the_queues_of_all_users() {
+        let (mut queues, start, table) = (UserQueues::default(), Instant::now(), TenantTable::default());
+        let at = |seconds| start + std::time::Duration::from_secs(seconds);
+        let pick = Pick { may_lock: true, newest_first: false, tenants: &table };
+        assert_eq!((queues.oldest(), queues.oldest_regular(pick), queues.len()), (None, None, 0));
+        let poll = queues.push(Claim { lane: Lane::Await, ..of(1) }, at(1), 10);
+        let second = queues.push(of(2), at(2), 20);
+        let tenant = Tenant { id: 3, ..Tenant::COMMON };
+        let last = queues.push(Claim { tenant, ..of(0) }, at(3), 30);
+        assert_eq!((queues.oldest(), queues.oldest_regular(pick)), (Some(at(1)), Some((second, at(2)))));
+        assert_eq!([Lane::Await, Lane::Regular, Lane::Background].map(|lane| queues.lane_len(lane)), [1, 2, 0]);
+        let mut waiting: Vec<_> = queues.tenants().collect();
+        waiting.sort_unstable();
+        assert_eq!(waiting, [(0, 1), (3, 1)]);
+        *queues.get_mut(poll).unwrap() += 1;
+        assert_eq!(queues.get_mut(last).copied(), Some(30));
+        assert_eq!(queues.remove(poll).map(|entry| entry.waiter), Some(11));
+        assert!(queues.get_mut(poll).is_none() && queues.of(UserId::numbered(1)).is_none());
+        assert_eq!(queues.users().count(), 2);
+        assert_eq!(queues.drain_user(UserId::SERVICE), [30]);
+        assert!(!queues.is_empty() && queues.users().count() == 1);
+        assert_eq!(queues.drain(), [20]);
+        assert!(queues.is_empty());
+    }
+
     proptest! {
         #[test]
         fn behave_like_a_list(operations in prop::collection::vec((0_u8..4, 0_u8..4, 0_u8..20, any::<u8>()), 1..300)) {

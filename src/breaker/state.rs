@@ -575,6 +575,32 @@ mod tests {
     }
 
     #[test]
+    fn other_rules_forget_what_was_counted_and_an_open_breaker_stays_open_as_long_as_it_was_to_be() {
+        let seconds = Duration::from_secs;
+        let mut now = Instant::now();
+        let mut breaker = Breaker::new(&config());
+        let trips =
+            |breaker: &mut Breaker, failures| (0..failures).any(|_| breaker.record(FAILURE, now, 0.0).is_some());
+        assert!(!trips(&mut breaker, 4));
+        breaker.reconfigure(&config());
+        assert!(!trips(&mut breaker, 4), "the four before are forgotten");
+        breaker.reconfigure(&BreakerConfig { consecutive_failures: 100, minimum_samples: 8, ..config() });
+        assert!(!trips(&mut breaker, 7), "and are not in the window");
+        assert!(trips(&mut breaker, 1), "by the new rules");
+
+        breaker.reconfigure(&BreakerConfig { open_initial: seconds(5), open_max: seconds(8), ..config() });
+        assert_eq!(breaker.refuses(now), Some(seconds(1)));
+        let mut opened = Vec::new();
+        for _ in 0..3 {
+            now += breaker.refuses(now).unwrap();
+            let id = probe(&mut breaker, now);
+            breaker.probe_finished(id, FAILURE, now, 0.0);
+            opened.push(breaker.refuses(now).unwrap());
+        }
+        assert_eq!(opened, [5, 8, 8].map(seconds));
+    }
+
+    #[test]
     fn states_are_in_the_order_of_the_metric() {
         assert_eq!(BreakerState::ALL.map(|state| state as u8), [0, 1, 2]);
         assert_eq!(BreakerState::ALL.map(BreakerState::as_str), ["closed", "half_open", "open"]);

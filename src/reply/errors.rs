@@ -516,6 +516,36 @@ mod tests {
     }
 
     #[test]
+    fn codes_say_what_is_the_matter_with_a_server_a_cursor_or_a_transaction() {
+        let known = [189, 10107, 11602, 13435, 13436, 10058, 11600, 91, 43, 237, 251, 225, 0, 6, 89, 112];
+        let those = |is: fn(i32) -> bool| known.into_iter().filter(|code| is(*code)).collect::<Vec<_>>();
+        let change = |kind| known.into_iter().filter(|code| StateChangeKind::of(*code) == kind).collect::<Vec<_>>();
+        assert_eq!(change(Some(StateChangeKind::NotPrimary)), [189, 10107, 11602, 13435, 13436, 10058]);
+        assert_eq!(change(Some(StateChangeKind::Shutdown)), [11600, 91]);
+        assert_eq!(those(refuses_at_start), [10107, 13435, 13436, 10058], "the others may have done a part");
+        assert_eq!(those(cursor_is_gone), [43, 237]);
+        assert_eq!(those(transaction_is_gone), [251, 225]);
+    }
+
+    #[test]
+    fn a_new_transaction_without_room_was_not_sent_and_a_new_cursor_was() {
+        assert_eq!(too_many_pins("transaction", "").labels, Labels::TRANSIENT_TRANSACTION | Labels::NOT_SENT);
+        assert_eq!(too_many_pins("cursor", "").labels, Labels::NONE);
+    }
+
+    #[test]
+    fn labels_are_sets() {
+        let (pair, one) = (Labels::NOT_SENT, Labels::RETRYABLE);
+        assert!(pair.contains(one) && pair.contains(pair) && !one.contains(pair) && one.intersects(pair));
+        assert!(!pair.intersects(Labels::TRANSIENT_TRANSACTION) && pair.contains(Labels::NONE));
+        assert!(Labels::NONE.is_empty() && !one.is_empty() && !pair.intersects(Labels::NONE));
+        assert_eq!(pair.without(one), Labels::SYSTEM_OVERLOADED);
+        assert_eq!(pair.without(Labels::TRANSIENT_TRANSACTION), pair);
+        assert_eq!(one | one, one);
+        assert_eq!(Labels::NOTHING_DONE, Labels::NO_WRITES_PERFORMED | Labels::RETRYABLE);
+    }
+
+    #[test]
     fn labels_survive_the_round_trip() {
         for bits in 0..64 {
             let labels = Labels(bits);

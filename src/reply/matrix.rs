@@ -543,6 +543,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_whole_may_have_been_done_and_of_what_was_not_the_answers_say_so() {
+        let names = |is: fn(&Situation) -> bool| (0..16).filter(|at| is(&situations("reset")[*at])).collect::<Vec<_>>();
+        assert_eq!(names(Situation::after_complete_write), [13, 14, 15]);
+        // Neither the client's own deadline nor an order says anything about what was sent.
+        assert_eq!(names(Situation::is_certain_of_nothing_sent), [0, 1, 2, 3, 4, 6, 8, 9, 10, 11, 12]);
+    }
+
+    #[test]
+    fn who_has_not_waited_is_not_told_of_a_wait() {
+        let at_once = Situation::NoSuitableServer { waited: Duration::ZERO, why: "none".to_owned() };
+        assert_eq!(at_once.to_string(), "no suitable server: none");
+    }
+
+    #[test]
     fn messages_say_what_where_and_how_many() {
         let texts = situations("connection reset").map(|it| answer(&it, OperationKind::Read).unwrap().message);
         let expected = [

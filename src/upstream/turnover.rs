@@ -480,6 +480,46 @@ mod tests {
     }
 
     #[test]
+    fn of_users_who_all_have_an_idle_one_transactions_go_first_and_then_who_has_waited_longest() {
+        let mut model = Model::new(PoolBounds { max_in_flight: 1, ..bounds(3) });
+        for user in [1, 2, 3] {
+            let connection = model.get(of(user));
+            model.back(connection);
+        }
+        let mut connection = model.get(of(3));
+        let [longest, shorter] = [2, 1].map(|user| {
+            model.pass(MS);
+            model.wait(of(user))
+        });
+        let statement = model.wait(Claim { lane: Lane::Transaction, ..of(1) });
+        for next in [statement, longest, shorter] {
+            model.back(connection);
+            connection = model.take(next).expect("it is its turn");
+        }
+    }
+
+    #[test]
+    fn a_bound_over_all_pools_is_a_reason_to_give_one_up_until_a_place_is_free() {
+        let mut model = Model::new(bounds(9));
+        let idle = [1; 4].map(|user| model.get(of(user)));
+        idle.into_iter().for_each(|connection| model.back(connection));
+        model.now += IDLE_GRACE;
+        for _ in 0..4 {
+            model.pool.enqueue(of(2), model.now, 0);
+        }
+        let now = model.now;
+        assert_eq!((model.pool.turn_over(now), model.pool.awaits_turnover()), (0, false), "there is room");
+        model.pool.set_held_up(true);
+        assert!(model.pool.awaits_turnover());
+        assert_eq!([(); 3].map(|()| model.pool.turn_over(now)), [1, 1, 0], "no more than can be established at once");
+        model.pool.closed();
+        assert_eq!(model.pool.turn_over(now), 0, "there may be a place again");
+        model.pool.set_held_up(true);
+        assert_eq!([(); 2].map(|()| model.pool.turn_over(now)), [1, 0]);
+        assert_eq!(model.open(1), 1);
+    }
+
+    #[test]
     fn ten_times_as_many_busy_users_as_connections_all_get_their_turn() {
         let mut model = Model::new(bounds(4));
         let users = 40;

@@ -361,6 +361,64 @@ mod tests {
     }
 
     #[test]
+    fn truth_is_what_the_server_takes_for_it() {
+        let values = doc! {
+            "true": true, "false": false, "one": 1, "zero": 0, "long": 2_i64, "no": 0_i64, "half": 0.5, "nothing": 0.0,
+            "minus": -0.0, "text": "x", "document": {},
+        };
+        let bytes = values.to_vec().unwrap();
+        let truth: Vec<_> = Elements::new(&bytes).unwrap().map(|element| element.unwrap().as_truth()).collect();
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(truth, [yes, no, yes, no, yes, no, yes, no, no, None, None]);
+    }
+
+    #[test]
+    fn only_a_value_of_the_kind_that_was_asked_for_is_read() {
+        let bytes = every_type();
+        let read = |what: fn(&Element<'_>) -> bool| {
+            let elements = Elements::new(&bytes).unwrap().map(Result::unwrap).filter(what);
+            elements.map(|element| String::from_utf8_lossy(element.name).into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(read(|it| it.as_timestamp().is_some()), "timestamp");
+        assert_eq!(read(|it| it.as_str().is_some()), "text");
+        assert_eq!(read(|it| it.as_document().is_some()), "document array");
+        assert_eq!(read(|it| it.as_i64().is_some()), "int64");
+        assert_eq!(read(|it| it.as_number().is_some()), "double int32 int64");
+        assert_eq!(read(|it| it.as_double().is_some()), "double");
+        assert_eq!(read(|it| it.as_truth().is_some()), "double true int32 int64");
+        assert_eq!(read(|it| it.as_uuid().is_some()), "binary");
+        assert_eq!(find(&bytes, b"timestamp").unwrap().as_timestamp(), Some(Timestamp(1 << 32 | 2)));
+        assert_eq!(find(&bytes, b"double").unwrap().as_double(), Some(1.5));
+        assert_eq!(find(&bytes, b"document").unwrap().as_document(), Some(&doc! {"a": 1}.to_vec().unwrap()[..]));
+    }
+
+    #[test]
+    fn the_least_of_each_kind_is_read_and_what_claims_to_be_less_is_malformed() {
+        let single = |kind: u8, length: i32, size: usize| {
+            let mut bytes = i32::try_from(size + 8).unwrap().to_le_bytes().to_vec();
+            bytes.extend_from_slice(&[kind, b'a', 0]);
+            bytes.extend_from_slice(&length.to_le_bytes());
+            bytes.resize(size + 8, 0);
+            Elements::new(&bytes).unwrap().next().unwrap().map(|element| element.value.len())
+        };
+        for (kind, length, size) in [
+            (kind::STRING, 1, 5),
+            (0x0D, 1, 5),
+            (0x0E, 1, 5),
+            (0x0C, 1, 17),
+            (kind::DOCUMENT, 5, 5),
+            (kind::ARRAY, 5, 5),
+            (kind::CODE_WITH_SCOPE, 14, 14),
+            (kind::BINARY, 0, 5),
+        ] {
+            assert_eq!(single(kind, length, size), Ok(size), "{kind:#x}");
+            assert_eq!(single(kind, length - 1, size), Err(MalformedDocument), "{kind:#x}");
+            assert_eq!(single(kind, length + 1, size), Err(MalformedDocument), "{kind:#x} is longer than its document");
+        }
+        assert_eq!(single(0x14, 0, 5), Err(MalformedDocument), "nobody knows how long it is");
+    }
+
+    #[test]
     fn truncated_and_stretched_documents_are_malformed() {
         let bytes = every_type();
         for length in 0..bytes.len() {

@@ -218,6 +218,31 @@ mod tests {
     }
 
     #[test]
+    fn a_buffer_goes_back_to_whoever_has_lent_it() {
+        let bytes = stream();
+        let first = Frame::copy_into(BytesMut::with_capacity, &bytes, LIMIT).unwrap().unwrap();
+        assert_eq!((first.body(), first.header().length), (&b"first"[..], 21));
+        assert_eq!(first.into_lent_buffer(), Some(BytesMut::from(&bytes[..21])));
+        let part = Frame::decode(&mut BytesMut::from(&bytes[..]), LIMIT).unwrap().unwrap();
+        assert_eq!(part.into_lent_buffer(), None, "the buffer holds what follows as well");
+        assert_eq!(Frame::build(1, 0, OpCode::Msg, b"first").into_bytes(), bytes[..21]);
+    }
+
+    #[test]
+    fn nothing_is_cut_off_the_header_nor_written_where_there_is_no_place() {
+        let mut frame = Frame::build(1, 2, OpCode::Msg, b"1234");
+        frame.truncate_by(9);
+        assert_eq!((frame.bytes().len(), frame.header().length, frame.body()), (16, 16, &b""[..]));
+        let mut short = [1, 2, 3, 4, 5];
+        for offset in [2, 5, 6] {
+            patch_i32(&mut short, offset, -1);
+        }
+        assert_eq!(short, [1, 2, 3, 4, 5]);
+        patch_i32(&mut short, 1, -1);
+        assert_eq!(short, [1, 255, 255, 255, 255]);
+    }
+
+    #[test]
     fn ids_and_length_are_patched_in_place() {
         let mut frame = Frame::build(1, 2, OpCode::Msg, b"12345678");
         frame.set_request_id(-7);

@@ -182,6 +182,34 @@ mod tests {
     }
 
     #[test]
+    fn what_begins_to_speak_tls_is_told_from_a_message_as_soon_as_can_be() {
+        let hello = |version, op_code: i32| [&[0x16, 3, version, 2, 0][..], &[1; 7], &op_code.to_le_bytes()].concat();
+        for version in 1..=3 {
+            assert_eq!(MessageHeader::parse(&hello(version, 9)[..4], 1_000), Err(FrameError::Tls));
+            // It may be a large message, as long as nothing is known of its kind.
+            assert_eq!(MessageHeader::parse(&hello(version, 9)[..15], 48_000_000), Ok(None));
+            assert_eq!(MessageHeader::parse(&hello(version, 9), 48_000_000), Err(FrameError::Tls));
+            assert!(MessageHeader::parse(&hello(version, 2013), 48_000_000).unwrap().is_some());
+        }
+        for version in [0, 4] {
+            let found = i32::from_le_bytes([0x16, 3, version, 2]);
+            let error = FrameError::Length { found, limit: 1_000 };
+            assert_eq!(MessageHeader::parse(&hello(version, 9), 1_000), Err(error));
+            assert!(MessageHeader::parse(&hello(version, 9), 48_000_000).unwrap().is_some());
+        }
+        let unknown = [&20_i32.to_le_bytes()[..], &[0; 12]].concat();
+        assert!(MessageHeader::parse(&unknown, 1_000).unwrap().is_some(), "of which only the kind is unknown");
+    }
+
+    #[test]
+    fn a_number_needs_all_its_bytes() {
+        assert_eq!(split_i32(&[1, 0, 0, 0x80, 7]), Some((i32::MIN + 1, &[7][..])));
+        assert_eq!(split_i32(&[1, 0, 0]), None);
+        assert_eq!(split_i64(&[2, 0, 0, 0, 0, 0, 0, 0x80, 7]), Some((i64::MIN + 2, &[7][..])));
+        assert_eq!(split_i64(&[1; 7]), None);
+    }
+
+    #[test]
     fn op_codes_survive_the_round_trip() {
         for code in [0, 1, 2001, 2002, 2003, 2004, 2005, 2006, 2007, 2010, 2012, 2013, -5] {
             assert_eq!(OpCode::from_wire(code).to_wire(), code);

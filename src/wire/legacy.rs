@@ -221,6 +221,25 @@ mod tests {
     }
 
     #[test]
+    fn a_get_more_without_a_namespace_closes_and_each_refusal_has_its_flag() {
+        for body in [&b"\0\0\0\0db.c"[..], b"\0\0\0", b""] {
+            assert_eq!(parse(&Frame::build(1, 0, OpCode::GetMore, body)), Legacy::Close, "{body:?}");
+        }
+        assert_eq!(LegacyFault::Query.reply_flags(), reply_flag::QUERY_FAILURE);
+        assert_eq!(LegacyFault::InvalidBson.reply_flags(), reply_flag::AWAIT_CAPABLE);
+    }
+
+    #[test]
+    fn a_wrapper_that_holds_no_document_is_a_command_of_that_name() {
+        assert_eq!(parse(&query("admin.$cmd", &rawdoc! {"$query": 1})), refused("$query"));
+        assert_eq!(
+            parse(&query("admin.$cmd", &rawdoc! {"find": {"hello": 1}})),
+            refused("find"),
+            "nor is any other one"
+        );
+    }
+
+    #[test]
     fn of_a_long_name_only_the_beginning_is_kept() {
         let name = "x".repeat(100_000);
         let mut document = RawDocumentBuf::new();

@@ -369,6 +369,29 @@ mod tests {
     }
 
     #[test]
+    fn what_gets_no_smaller_is_wrapped_all_the_same_and_within_the_bound() {
+        let noise: Vec<u8> = bodies().pop().unwrap().into_iter().cycle().take(1 << 18).collect();
+        for compressor in Compressor::ALL {
+            let message = Frame::build(3, 4, OpCode::Msg, &noise);
+            let how = Deflation { compressor, zlib_level: 0 };
+            let wrapped = compress(message.bytes(), how, LIMIT);
+            let bound = compressed_bound(noise.len(), compressor);
+            assert!(wrapped.len() <= bound && bound < noise.len() + noise.len() / 5, "{compressor:?}: {bound}");
+            let exact = compress(message.bytes(), how, wrapped.len());
+            assert_eq!(open(exact).unwrap().0.bytes(), message.bytes(), "{compressor:?}");
+            let room = wrapped.len() - 1;
+            assert_eq!(compress(message.bytes(), how, room), message.bytes(), "{compressor:?} in {room}");
+        }
+        assert!(compressed_bound(0, Compressor::Zlib) < 128);
+    }
+
+    #[test]
+    fn each_name_of_the_configuration_is_a_compressor() {
+        let names = [CompressorName::Snappy, CompressorName::Zlib, CompressorName::Zstd];
+        assert_eq!(names.map(Compressor::from), Compressor::ALL);
+    }
+
+    #[test]
     fn what_does_not_fit_wrapped_stays_as_it_is() {
         let message = Frame::build(3, 4, OpCode::Msg, b"short");
         for compressor in Compressor::ALL {

@@ -292,6 +292,57 @@ mod tests {
     }
 
     #[test]
+    fn documents_of_sequences_come_with_the_name_of_theirs_and_in_their_order() {
+        let (first, last) = (sequence("ops", 2), sequence("nsInfo", 1));
+        let mut frame = message(0, &[&first, &document("bulkWrite"), &last]);
+        let op_msg = OpMsg::parse(&mut frame).unwrap();
+        let expected = rawdoc! {"x": 1};
+        let found: Vec<_> = op_msg.sequence_documents(&frame).collect();
+        assert_eq!(found, [&b"ops"[..], b"ops", b"nsInfo"].map(|name| (name, expected.as_bytes())));
+    }
+
+    #[test]
+    fn a_patch_of_the_document_leaves_all_else() {
+        let (body, last) = (document("ping"), sequence("documents", 1));
+        let mut frame = message(0, &[&last, &body]);
+        let before = frame.bytes().to_vec();
+        let op_msg = OpMsg::parse(&mut frame).unwrap();
+        assert!(!op_msg.more_to_come());
+        op_msg.clear_flags(&mut frame);
+        assert_eq!(frame.bytes(), before);
+        op_msg.document_mut(&mut frame).fill(0xEE);
+        let start = before.len() - body.len() + 1;
+        assert_eq!(frame.bytes()[..start], before[..start]);
+        assert!(frame.bytes()[start..].iter().all(|byte| *byte == 0xEE));
+    }
+
+    #[test]
+    fn the_document_of_a_reply_is_found_if_it_comes_first() {
+        let (body, last) = (document("ok"), sequence("documents", 1));
+        let found = |flags, sections: &[&[u8]]| {
+            reply_document(message(flags, sections).bytes()).map(|(flags, document)| (flags, document.to_vec()))
+        };
+        assert_eq!(found(flag::MORE_TO_COME, &[&body, &last]), Some((flag::MORE_TO_COME, body[1..].to_vec())));
+        assert_eq!(found(0, &[&last, &body]), None);
+        assert_eq!(found(0, &[&body[..body.len() - 1]]), None);
+        assert_eq!(found(0, &[]), None);
+        assert_eq!(reply_document(&message(0, &[&body]).bytes()[..18]), None);
+    }
+
+    #[test]
+    fn flags_and_checksum_do_not_overlap() {
+        // Nothing but flags, which are right as the checksum of what is before them.
+        let mut frame = Frame::build(1, 0, OpCode::Msg, &flag::CHECKSUM_PRESENT.to_le_bytes());
+        assert_eq!(OpMsg::parse(&mut frame), Err(OpMsgError::Corrupt));
+        let mut signed = bytes::BytesMut::from(message(flag::CHECKSUM_PRESENT, &[&[0; 4]]).bytes());
+        let (message, _) = signed.split_at(20);
+        let checksum = crc32c::crc32c(message).to_le_bytes();
+        signed[20..].copy_from_slice(&checksum);
+        let mut frame = Frame::decode(&mut signed, 1_000).unwrap().unwrap();
+        assert_eq!(OpMsg::parse(&mut frame), Err(OpMsgError::NoBody), "the shortest that can be signed");
+    }
+
+    #[test]
     fn a_checksum_is_verified_and_stripped() {
         let plain = message(0, &[&document("ping")]);
         let mut frame = message(flag::CHECKSUM_PRESENT, &[&document("ping"), &[0; 4]]);
