@@ -372,6 +372,10 @@ pub(crate) fn address(server: &ServerAddress) -> Address {
 }
 
 fn read_by_driver(text: &str) -> Result<ConnectionString, UriError> {
+    // The driver cuts behind two bytes, and panics where that is in the middle of a character.
+    if text.split('%').skip(1).any(|escape| !escape.is_char_boundary(escape.len().min(2))) {
+        return Err(refuse("two hexadecimal digits have to follow a `%`: write the sign itself as %25"));
+    }
     ConnectionString::parse(text).map_err(|error| UriError::from_driver(&error))
 }
 
@@ -465,6 +469,15 @@ mod tests {
         assert_eq!(upstream.host_count(), 1);
         assert_eq!((upstream.tls, upstream.credential, upstream.is_srv), (None, None, false));
         assert_eq!(upstream.overrides, UriOverrides::default());
+    }
+
+    #[test]
+    fn a_percent_sign_that_is_not_written_as_one_is_refused_whatever_follows() {
+        for text in ["mongodb://u%2Şer:Sesame@h", "mongodb://u:Ses%€ame@h", "mongodb://h/?appName=%2Ş"] {
+            let refusal = refusal(text);
+            assert!(refusal.contains("%25") && !refusal.contains("Ses"), "{refusal}");
+        }
+        assert!(refusal("mongodb://u%2:Sesame@h").contains('%'), "the driver has words of its own");
     }
 
     #[test]
