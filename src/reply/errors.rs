@@ -528,6 +528,13 @@ mod tests {
     }
 
     #[test]
+    fn drivers_run_a_transaction_again_that_is_not_there_for_them() {
+        for lost in [not_your_transaction(7), transaction_was_idle("idle for 5 s")] {
+            assert_eq!((lost.code, lost.labels), (code::NO_SUCH_TRANSACTION, Labels::TRANSIENT_TRANSACTION));
+        }
+    }
+
+    #[test]
     fn a_new_transaction_without_room_was_not_sent_and_a_new_cursor_was() {
         assert_eq!(too_many_pins("transaction", "").labels, Labels::TRANSIENT_TRANSACTION | Labels::NOT_SENT);
         assert_eq!(too_many_pins("cursor", "").labels, Labels::NONE);

@@ -584,5 +584,7 @@ mod tests {
         assert_eq!(at_once.to_string(), "the proxy is in maintenance mode and starts nothing new");
         let lost = answer(&situations("reset")[11], OperationKind::InTransaction).unwrap();
         assert_eq!(lost.message, "mongomux: the transaction is lost: db1:27017 has left the topology");
+        let lost = answer(&situations("reset")[11], OperationKind::GetMore { change_stream: false }).unwrap();
+        assert_eq!(lost.message, "mongomux: the cursor is lost: db1:27017 has left the topology");
     }
 }
