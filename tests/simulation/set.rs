@@ -121,6 +121,11 @@ impl<'a> Request<'a> {
         matches!(self.name, "insert" | "update")
     }
 
+    /// The transaction of which it is a statement, and not the end.
+    fn statement_of(&self) -> Option<&Numbered> {
+        self.numbered.as_ref().filter(|_| self.in_transaction && !self.is_retryable())
+    }
+
     /// It may be sent again, and drivers do where a label says so.
     fn is_retryable(&self) -> bool {
         self.numbered.is_some()
@@ -201,6 +206,12 @@ impl Set {
 
     fn data(&self) -> MutexGuard<'_, Data> {
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the member at that address.
+    pub(crate) fn number_of(&self, address: &Address) -> usize {
+        let number = self.members.iter().position(|member| member.address == *address);
+        number.expect("a member of the set")
     }
 
     pub(crate) fn primary(&self) -> Option<usize> {
@@ -453,19 +464,13 @@ impl Set {
     /// A transaction goes on where it has begun. Its end may be asked for elsewhere, where it may have been told of.
     fn check_transaction(&self, number: usize, request: &Request<'_>) {
         let begins = request.document.get_bool("startTransaction").unwrap_or_default();
-        let Some(numbered) = request.numbered.as_ref().filter(|_| request.in_transaction) else { return };
-        if begins || request.is_retryable() {
-            return;
-        }
+        let Some(numbered) = request.statement_of().filter(|_| !begins) else { return };
         let has = |member: &Member| {
             let state = member.state();
             state.up && state.transactions.contains_key(numbered)
         };
-        match self.members.iter().position(has) {
-            Some(other) if other != number => {
-                self.truth.broken(format_args!("a transaction of server {other} went on at server {number}"));
-            }
-            _ => {}
+        if let Some(other) = self.members.iter().position(has).filter(|other| *other != number) {
+            self.truth.broken(format_args!("a transaction of server {other} went on at server {number}"));
         }
     }
 
@@ -511,10 +516,7 @@ impl Set {
 
     /// A statement that fails ends its transaction, as servers have it; what ends it anyway may be sent again.
     pub(crate) fn end_by_error(&self, number: usize, request: &Request<'_>) {
-        if let Some(numbered) = &request.numbered
-            && request.in_transaction
-            && !request.is_retryable()
-        {
+        if let Some(numbered) = request.statement_of() {
             self.members[number].state().transactions.remove(numbered);
         }
     }

@@ -178,9 +178,7 @@ impl Dialer for Sockets {
         user: UserId,
     ) -> Pin<Box<dyn Future<Output = Result<Connection, ConnectError>> + Send + 'a>> {
         Box::pin(async move {
-            let number = self.set.members.iter().position(|member| member.address == *address);
-            let number = number.expect("a member of the set");
-            let socket = server::connect(&self.set, number).await.map_err(ConnectError::Dial)?;
+            let socket = server::connect(&self.set, self.set.number_of(address)).await.map_err(ConnectError::Dial)?;
             self.upstream.connect_over(Box::new(socket), user).await
         })
     }
@@ -283,8 +281,8 @@ impl World {
             *looks = if waits { *looks + 1 } else { 0 };
             while !server.pool.is_current(*generation) {
                 *generation += 1;
-                let member = self.set.members.iter().find(|member| member.address == *server.address);
-                member.expect("a member of the set").state().cleared = before.map(|before| (before, now));
+                let member = &self.set.members[self.set.number_of(&server.address)];
+                member.state().cleared = before.map(|before| (before, now));
             }
             if *looks == IDLE_LOOKS {
                 self.truth().broken(format_args!("somebody waits for {} beside an idle connection", server.address));
