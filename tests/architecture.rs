@@ -58,6 +58,7 @@ const PURE: &[&str] = &[
     "upstream/backoff.rs",
     "upstream/holders.rs",
     "upstream/pool_state.rs",
+    "upstream/pool_state/",
     "upstream/shortage.rs",
     "upstream/turnover.rs",
     "reply/",

@@ -2,8 +2,13 @@
 //!
 //! Establishing and closing take time and belong to `maintain`, waiting for a connection to `checking_out`: nothing here waits.
 
-use std::collections::BTreeMap;
-use std::ops::{Deref, DerefMut};
+mod guards;
+mod snapshot;
+#[cfg(test)]
+mod storm;
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
@@ -13,26 +18,27 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+pub use self::guards::{OpenTransaction, PooledConnection};
+pub use self::snapshot::{PoolSnapshot, TenantSnapshot, UserSnapshot};
 use super::backoff::Backoff;
 pub use super::bound::ClusterBound;
 use super::checking_out::CheckingOut;
 use super::connection::{Connection, Greeting, Interrupt};
 use super::handshake::Dialer;
 use super::health::Health;
-use super::holders::{Holding, Owned as _};
-use super::in_use::{InUse, Replace, Use, Work};
+use super::holders::Owned as _;
+use super::in_use::{InUse, Replace, Work};
 use super::lines;
 use super::own::{Observed, OwnConnections};
-use super::pool_state::{CheckOut, Held, PoolCounts, PoolState, PoolStatus, Woken};
+use super::pool_state::{CheckOut, PoolState, PoolStatus, Woken};
 use super::settings::PoolSettings;
-use super::shortage::Shortage;
 use super::usage::PoolUsage;
 use crate::admission::{Claim, Gradient, Lane};
 use crate::auth::{Identity, UserId};
 use crate::config::Address;
 use crate::tasks::Tasks;
 use crate::telemetry::EventKind;
-use crate::telemetry::labels::{ConnectionClosed, Label};
+use crate::telemetry::labels::ConnectionClosed;
 use crate::telemetry::metrics::{Metrics, ServerMetrics};
 
 /// Why a command got no connection. Nothing was sent.
@@ -50,67 +56,6 @@ pub enum CheckOutError {
     /// Waited too long for a queue that stands.
     #[error("the queue stands")]
     Shed,
-}
-
-/// How a pool stands, for people and metrics.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PoolSnapshot {
-    /// Whether it gives out connections.
-    pub status: PoolStatus,
-    /// Connections by state.
-    pub counts: PoolCounts,
-    /// Bounds in force.
-    pub min_pool_size: u32,
-    /// Bounds in force.
-    pub max_pool_size: u32,
-    /// Commands in flight at once, at most; those that wait for data come on top where it adapts.
-    pub limit: u32,
-    /// Connections that may be in use at once as things stand, those of commands that wait for data included.
-    pub most_in_use: u32,
-    /// Why no further one may; `None` while one may.
-    pub shortage: Option<Shortage>,
-    /// Connections in use by lane, in the order of [`Label::ALL`].
-    pub in_use: [u32; <Lane as Label>::ALL.len()],
-    /// Waiting commands by lane, in the order of [`Label::ALL`].
-    pub waiting: [usize; <Lane as Label>::ALL.len()],
-    /// When the one that waits longest began.
-    pub oldest: Option<Instant>,
-    /// How long those who wait now will take, at the pace of late; `None` while nothing is known of that.
-    pub drains_in: Option<Duration>,
-    /// Established so far.
-    pub created: u64,
-    /// Why the last attempt to connect failed, if none succeeded since.
-    pub last_connect_error: Option<String>,
-}
-
-/// What one tenant has of a pool, and how it fares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct TenantSnapshot {
-    /// Which, among those of the cluster.
-    pub id: u16,
-    /// Connections in use.
-    pub active: u32,
-    /// Commands that wait.
-    pub waiting: usize,
-    /// Commands that got a connection.
-    pub served: u64,
-    /// How long half of them waited for it at most.
-    pub wait_median: Duration,
-    /// How long 99 of 100 waited at most.
-    pub wait_p99: Duration,
-    /// How long it held its connections of late, on average.
-    pub held: Duration,
-}
-
-/// What one user has of a pool.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UserSnapshot {
-    /// Which.
-    pub user: UserId,
-    /// Its connections.
-    pub holding: Holding,
-    /// Its commands that wait.
-    pub waiting: usize,
 }
 
 /// Hears what a server says when a connection to it is established.
@@ -438,83 +383,6 @@ impl Pool {
         state.status() == PoolStatus::Closed && state.counts().total() == 0
     }
 
-    /// How the pool stands.
-    pub fn snapshot(&self) -> PoolSnapshot {
-        let last_connect_error = lock(&self.0.pace).last_error.clone();
-        let state = self.0.state();
-        let (counts, bounds) = (state.counts(), state.bounds());
-        PoolSnapshot {
-            status: state.status(),
-            counts,
-            min_pool_size: bounds.min_pool_size,
-            max_pool_size: bounds.max_pool_size,
-            limit: state.limit(),
-            most_in_use: state.most_in_use(),
-            shortage: Shortage::of_pool(&state),
-            in_use: std::array::from_fn(|lane| state.lanes_in_use().of(Lane::ALL[lane])),
-            waiting: std::array::from_fn(|lane| state.queue().lane_len(Lane::ALL[lane])),
-            oldest: state.queue().oldest(),
-            drains_in: state.drains_in(),
-            created: self.0.last_id.load(Ordering::Relaxed).saturating_sub(self.0.observed.created()),
-            last_connect_error,
-        }
-    }
-
-    /// The tenants that have used it.
-    pub fn tenants(&self) -> Vec<TenantSnapshot> {
-        let state = self.0.state();
-        let mut waiting = BTreeMap::<u16, usize>::new();
-        for (id, count) in state.queue().tenants() {
-            *waiting.entry(id).or_default() += count;
-        }
-        let used = (0..).zip(state.tenants().all()).map(|(id, used)| TenantSnapshot {
-            id,
-            active: used.in_use,
-            waiting: waiting.remove(&id).unwrap_or_default(),
-            served: used.waits.count(),
-            wait_median: used.waits.quantile(0.5).unwrap_or_default(),
-            wait_p99: used.waits.quantile(0.99).unwrap_or_default(),
-            held: used.held.get().unwrap_or_default(),
-        });
-        let mut all: Vec<TenantSnapshot> = used.filter(|used| used.served > 0 || used.waiting > 0).collect();
-        // Those that nobody has served yet.
-        all.extend(waiting.into_iter().map(|(id, waiting)| TenantSnapshot {
-            id,
-            waiting,
-            ..TenantSnapshot::default()
-        }));
-        all
-    }
-
-    /// The users that have connections, or wait for one.
-    pub fn users(&self) -> Vec<UserSnapshot> {
-        let state = self.0.state();
-        let waiting = |user| state.queue().of(user).map_or(0, |queue| queue.len());
-        let snapshot = |(user, holding)| UserSnapshot { user, holding, waiting: waiting(user) };
-        let without = state.queue().users().map(|(user, _)| (user, Holding::default()));
-        let without = without.filter(|(user, _)| state.holders().of(*user) == Holding::default());
-        state.holders().all().chain(without).map(snapshot).collect()
-    }
-
-    /// The connections in use of which it was told what for.
-    pub fn uses(&self, now: Instant) -> Vec<Use> {
-        let open = lock(&self.0.open);
-        let pooled = open.iter().filter(|connection| connection.owner.is_none());
-        pooled.filter_map(|connection| connection.in_use.look(now)).collect()
-    }
-
-    /// As [`Pool::uses`], of those that belong to one client each.
-    pub fn own_uses(&self, now: Instant) -> Vec<Use> {
-        let open = lock(&self.0.open);
-        let own = open.iter().filter(|connection| connection.owner.is_some());
-        own.filter_map(|connection| connection.in_use.look(now)).collect()
-    }
-
-    /// How the pool has been used.
-    pub fn usage(&self) -> &PoolUsage {
-        &self.0.usage
-    }
-
     /// Gives a connection that stands between two messages to the pool, by [`PoolState::check_in`] or
     /// [`PoolState::connected`], and wakes who gets it. A stale one ends here, and one that gives way to another user's.
     pub(super) fn give_back(
@@ -768,117 +636,3 @@ pub(super) fn unavailable(status: PoolStatus) -> CheckOutError {
         PoolStatus::Paused | PoolStatus::Ready => CheckOutError::Cleared,
     }
 }
-
-/// A transaction that is open on the server of a pool: one of its connections is kept for such ones, as far as there are
-/// several. Dropping it says that the transaction has ended.
-pub struct OpenTransaction(Pool, UserId);
-
-impl Drop for OpenTransaction {
-    fn drop(&mut self) {
-        let woken = self.0.0.state().transaction_ended(self.1, Instant::now());
-        woken.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// A connection that is checked out. Dropping it checks it in between two messages, and closes it in the middle of one.
-pub struct PooledConnection {
-    connection: Option<Box<Connection>>,
-    pool: Pool,
-}
-
-impl PooledConnection {
-    pub(super) fn new(mut connection: Box<Connection>, claim: Claim, since: Option<Instant>, pool: &Pool) -> Self {
-        connection.taken = Some((claim, since));
-        let usage = if connection.owner.is_some() { &pool.0.observed.usage } else { &pool.0.usage };
-        usage.began();
-        Self { connection: Some(connection), pool: pool.clone() }
-    }
-
-    /// Gives the connection up.
-    pub fn discard(mut self, reason: ConnectionClosed) {
-        if let Some(connection) = self.connection.take() {
-            self.give_up(connection, reason, Instant::now());
-        }
-    }
-
-    /// True for one that belongs to the client whose command it carries.
-    pub fn is_own(&self) -> bool {
-        self.owner.is_some()
-    }
-
-    fn give_up(&self, mut connection: Box<Connection>, reason: ConnectionClosed, now: Instant) {
-        if connection.owner.take().is_some() {
-            return self.pool.give_own_up(connection, reason, now);
-        }
-        self.pool.0.usage.ended(connection.in_use().end(now));
-        let held = held(&mut connection, now);
-        self.pool.0.parts.server_metrics.closed(reason, 1);
-        connection.closed_for = Some(reason);
-        let woken = self.pool.0.state().discard(connection, held, now);
-        woken.into_iter().for_each(Waker::wake);
-        self.pool.0.work.notify_one();
-    }
-}
-
-/// What a connection that comes back was taken for.
-fn held(connection: &mut Connection, now: Instant) -> Held {
-    let (claim, since) = connection.taken.take().expect("it was told when the guard was made");
-    Held { claim, time: since.map(|since| now.duration_since(since)) }
-}
-
-impl Deref for PooledConnection {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.connection.as_deref().expect("taken only by what consumes the guard")
-    }
-}
-
-impl DerefMut for PooledConnection {
-    fn deref_mut(&mut self) -> &mut Connection {
-        self.connection.as_deref_mut().expect("taken only by what consumes the guard")
-    }
-}
-
-impl Drop for PooledConnection {
-    fn drop(&mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
-        lines::checked_in(&self.pool.0.parts.address, &connection);
-        let now = Instant::now();
-        if !connection.is_between_messages() {
-            return self.give_up(connection, ConnectionClosed::Error, now);
-        }
-        if let Some(owner) = connection.owner.take() {
-            return self.pool.take_back(connection, &owner, now);
-        }
-        if now >= connection.expires && !self.pool.replaces_first() {
-            return self.give_up(connection, ConnectionClosed::Lifetime, now);
-        }
-        if connection.in_use().is_to_be_replaced(connection.user()) && self.pool.lets_go(connection.user()) {
-            return self.give_up(connection, ConnectionClosed::Lifetime, now);
-        }
-        if connection.is_revoked() {
-            return self.give_up(connection, ConnectionClosed::Revoked, now);
-        }
-        if self.pool.owes_place() {
-            return self.give_up(connection, ConnectionClosed::Idle, now);
-        }
-        self.pool.0.usage.ended(connection.in_use().end(now));
-        connection.clear_reply();
-        connection.last_used = now;
-        let held = held(&mut connection, now);
-        self.pool
-            .give_back(connection, |state, connection, generation| state.check_in(connection, generation, held, now));
-    }
-}
-
-impl std::fmt::Debug for PooledConnection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("PooledConnection").field(&self.connection).finish()
-    }
-}
-
-#[cfg(test)]
-mod storm;
-#[cfg(test)]
-mod tests;

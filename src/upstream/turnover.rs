@@ -373,6 +373,19 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_given_up_than_can_be_established_at_once() {
+        let mut model = Model::new(PoolBounds { max_connecting: 1, ..bounds(2) });
+        let busy = [model.get(of(1)), model.get(of(1))];
+        let _waiting = [model.wait(of(2)), model.wait(of(2))];
+        model.pass(SLICE);
+        for connection in busy {
+            let generation = connection.generation;
+            model.pool.check_in(connection, generation, of(1).into(), model.now);
+        }
+        assert_eq!((model.pool.take_discarded().len(), model.open(1)), (1, 1));
+    }
+
+    #[test]
     fn a_user_has_no_more_than_its_own_bound() {
         let mut model = Model::new(PoolBounds { max_user_connections: Some(2), ..bounds(5) });
         let _two = [model.get(of(1)), model.get(of(1))];
@@ -430,8 +443,10 @@ mod tests {
                     CheckOut::Wait,
                     "it might wait for the transaction, and keep it waiting"
                 );
+                let barred = model.wait(write);
                 let read = model.get(of(1));
                 model.back(read);
+                assert!(model.take(barred).is_none(), "nor when something has come back");
             } else {
                 let _write = model.get(write);
                 let another = model.wait(of(1));

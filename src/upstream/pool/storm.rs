@@ -12,6 +12,7 @@ use crate::admission::{Level, Tenant};
 use crate::auth::UserId;
 use crate::breaker::{Failure, Outcome};
 use crate::config::{BackoffConfig, QueueDiscipline};
+use crate::telemetry::labels::Label as _;
 use crate::upstream::scripted::{Dial, Gauge, Ping, Rig, Server, Setup, Work, ms, within_ten_seconds, work};
 
 /// Storms in one run of the tests; with them it takes some seconds.

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::upstream::connection::ReceiveError;
 use crate::upstream::scripted::{Dial, Rig, Server, Setup, Work, ms, settle, work};
+use crate::upstream::shortage::Shortage;
 
 /// Waits for a connection for a minute.
 fn wait(rig: &Rig, lane: Lane) -> impl Future<Output = Result<PooledConnection, CheckOutError>> + use<> {
