@@ -284,6 +284,7 @@ mod tests {
 
     #[test]
     fn optional_flags_are_ignored_and_cleared() {
+        assert_eq!(flag::EXHAUST_ALLOWED, 1 << 16, "as in the protocol");
         let mut frame = message(1 << 31 | flag::EXHAUST_ALLOWED | flag::MORE_TO_COME, &[&document("ping")]);
         let op_msg = OpMsg::parse(&mut frame).unwrap();
         assert!(op_msg.more_to_come());
