@@ -310,6 +310,76 @@ mod tests {
     }
 
     #[test]
+    fn a_window_ends_when_its_time_is_over_and_it_has_enough_commands() {
+        let (mut gradient, began) = (Gradient::new(1, 100), Instant::now());
+        let mut answered = |after| gradient.answered(Duration::from_millis(5), 1, began + after);
+        for _ in 0..20 {
+            assert!(!answered(Duration::ZERO));
+        }
+        assert!(!answered(STARTING_WINDOW - Duration::from_nanos(1)));
+        assert!(answered(STARTING_WINDOW));
+    }
+
+    /// Latencies as multiples of what was normal before.
+    #[test]
+    fn what_is_normal_is_learnt_by_phase() {
+        let learn = |phase, short, used| {
+            let mut gradient = Gradient { normal: Some(1.0), phase, ..Gradient::new(1, 100) };
+            let normal = gradient.learn(short, used);
+            assert_eq!(gradient.normal, Some(normal));
+            normal
+        };
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
+        near(learn(Phase::Starting, 0.9, true), 0.9);
+        near(learn(Phase::Starting, 3.0, true), 1.0);
+        for phase in [Phase::Starting, Phase::Relearning] {
+            near(learn(phase, 3.0, false), 1.0 + 2.0 / 10.0);
+            near(learn(phase, 0.9, false), 1.0 - 0.1 / 10.0);
+        }
+        near(learn(Phase::Relearning, 3.0, true), 1.0 + 2.0 / 10.0);
+        near(learn(Phase::Following, 3.0, true), 1.0 + 2.0 * 2.0 / 601.0);
+        near(learn(Phase::Following, 0.6, true), 1.0 - 0.4 * 2.0 / 601.0);
+        near(learn(Phase::Following, 0.4, true), (1.0 - 0.6 * 2.0 / 601.0) * FASTER_DECAY);
+        near(Gradient::new(1, 100).learn(7.0, true), 7.0);
+    }
+
+    #[test]
+    fn the_limit_follows_the_ratio_by_phase() {
+        let follow = |phase, limit, short, in_flight| {
+            let mut gradient = Gradient { normal: Some(1.0), phase, limit, ..Gradient::new(2, 100) };
+            gradient.follow(short, in_flight);
+            (gradient.phase, (gradient.limit * 1e3).round() / 1e3)
+        };
+        use Phase::{Following, Relearning, Starting};
+        // While nothing takes too long, up by a fifth of the allowance; by half of it is enough use.
+        assert_eq!(follow(Following, 16.0, 1.0, 8), (Following, 16.4));
+        assert_eq!(follow(Following, 16.0, 1.0, 7), (Following, 16.0));
+        assert_eq!(follow(Following, 16.0, 1.5, 16), (Following, 16.4));
+        // A fifth of the way to the ratio, and half of the limit at most at once.
+        assert_eq!(follow(Following, 16.0, 2.0, 16), (Following, 15.608));
+        assert_eq!(follow(Following, 16.0, 100.0, 16), (Following, 14.8));
+        // As low as it gets by the allowance; whoever falls still does not learn anew.
+        assert_eq!(follow(Following, 3.6, 100.0, 4), (Following, 3.44));
+        assert_eq!(follow(Following, 2.9, 100.0, 4), (Relearning, 2.81));
+        assert_eq!(follow(Following, 2.0, 1.6, 4), (Following, 2.176));
+        assert_eq!(follow(Relearning, 2.9, 100.0, 4), (Relearning, 2.81));
+        assert_eq!(follow(Relearning, 3.6, 1.0, 4), (Following, 3.8));
+        // Doubles until something takes too long, or no more may be.
+        assert_eq!(follow(Starting, 16.0, 1.0, 16), (Starting, 32.0));
+        assert_eq!(follow(Starting, 16.0, 2.0, 16), (Following, 15.6));
+        assert_eq!(follow(Starting, 50.0, 1.0, 50), (Following, 100.0));
+        assert_eq!(follow(Starting, 49.9, 1.0, 50), (Starting, 99.8));
+    }
+
+    #[test]
+    fn at_its_bound_a_limit_is_as_low_as_it_gets() {
+        let mut gradient =
+            Gradient { normal: Some(1.0), phase: Phase::Following, limit: 10.0, ..Gradient::new(10, 100) };
+        gradient.follow(2.5, 10);
+        assert_eq!((gradient.phase, gradient.limit), (Phase::Relearning, 10.0));
+    }
+
+    #[test]
     fn other_bounds_are_in_force_at_once_and_what_was_learnt_stays() {
         let mut model = Model::new(300, 1_000, 5.0, 1_000);
         assert_eq!(model.run(3.0), 300);

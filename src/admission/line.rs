@@ -127,10 +127,25 @@ mod tests {
 
     #[test]
     fn the_room_of_a_crowd_is_given_back() {
-        let mut line = Line::default();
-        (0..5_000).for_each(|place| line.insert(place, ()));
-        while line.pop_first().is_some() {}
-        assert_eq!(line.places.capacity(), 0);
+        let capacity_after = |places: VecDeque<_>, crowd| {
+            let mut line = Line { places, len: 0 };
+            (0..crowd).for_each(|place| line.insert(place, ()));
+            while line.pop_first().is_some() {}
+            line.places.capacity()
+        };
+        assert_eq!(capacity_after(VecDeque::new(), 5_000), 0);
+        assert_eq!(capacity_after(VecDeque::with_capacity(ROOMY), 10), ROOMY, "that much is used again");
+    }
+
+    #[test]
+    fn gaps_are_left_until_they_are_most_of_it() {
+        let left_with = |places| {
+            let mut line = Line::default();
+            (0..places).for_each(|place| line.insert(place, ()));
+            (1..places - 1).for_each(|place| assert!(line.remove(place).is_some()));
+            line.places.len()
+        };
+        assert_eq!([36, 37].map(left_with), [36, 2], "two that wait, twice as many gaps, and a few");
     }
 
     proptest! {

@@ -73,7 +73,7 @@ mod tests {
         assert!(switch.is_normal() && switch.mode() == Mode::Normal);
         let mut told = switch.subscribe();
         assert_eq!(switch.switch(Mode::ReadOnly), Mode::Normal);
-        assert!(!switch.is_normal());
+        assert!(!switch.is_normal() && switch.mode() == Mode::ReadOnly);
         told.changed().await.unwrap();
         assert_eq!(told.borrow_and_update().mode, Mode::ReadOnly);
         switch.pauses(|pauses| pauses.pause(None, None)).unwrap();
