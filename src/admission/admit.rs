@@ -412,6 +412,7 @@ mod tests {
         let held = admission.admit(ONE).unwrap();
         let soon = Instant::now() + std::time::Duration::from_secs(1);
         assert!(admission.admit_until(ONE, soon).await.is_err());
+        assert_eq!(admission.in_line.load(Ordering::Relaxed), 0, "it is not asked any more");
         let waiting = admission.admit_until(ONE, soon + std::time::Duration::from_secs(1));
         let (permit, ()) = tokio::join!(waiting, async { drop(held) });
         assert_eq!(admission.waiting(), 1);

@@ -300,6 +300,20 @@ mod tests {
     }
 
     #[test]
+    fn while_all_are_at_their_bounds_nobodys_turn_is_over() {
+        let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
+        let claims = [1, 2].map(|id| {
+            let tenant = Tenant { id, weight: 1, max_in_flight: 1 };
+            enter(&mut line, tenant, 10 * u32::from(id));
+            Claim { tenant, ..Lane::Regular.into() }
+        });
+        claims.iter().for_each(|claim| tenants.begin(*claim, Duration::ZERO));
+        assert_eq!(pop(&mut line, pick(&tenants)), None);
+        claims.iter().for_each(|claim| tenants.end(*claim, None));
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 10)));
+    }
+
+    #[test]
     fn who_waits_is_told_by_place_by_age_and_by_tenant() {
         let (mut line, mut tenants, start) = (FairLine::default(), TenantTable::default(), Instant::now());
         let at = |seconds: u32| start + Duration::from_secs(seconds.into());

@@ -264,6 +264,7 @@ async fn a_large_request_is_not_starved_by_later_ones() {
     assert_eq!(small.source, Kind::Small);
     drop(held);
     assert_eq!(soon(large).await.unwrap().bytes(), 9 * SMALL);
+    assert_eq!(soon(budget.request(10 * SMALL)).await.unwrap().bytes(), 10 * SMALL);
     assert!(budget.request(10 * SMALL + 1).await.is_none(), "it would wait for ever");
 }
 
