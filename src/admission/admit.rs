@@ -407,6 +407,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_about_a_place_that_somebody_else_has_taken() {
+        let admission = Admission::new(1, 1_000);
+        let held = admission.admit(ONE).unwrap();
+        let until = Instant::now() + std::time::Duration::from_secs(9);
+        let [mut first, mut second] = [(); 2].map(|()| Box::pin(admission.admit_until(ONE, until)));
+        for waits in [&mut first, &mut second] {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        drop(held);
+        let _faster = admission.admit(ONE).unwrap();
+        assert_eq!(admission.lock().asked, 1, "the second, should the first have no use for it");
+        assert!(futures_util::poll!(&mut first).is_pending());
+        assert_eq!(admission.lock().asked, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_cannot_be_refused_waits_for_a_place() {
         let admission = Admission::new(1, 1_000);
         let held = admission.admit(ONE).unwrap();

@@ -300,6 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_that_was_broken_off_is_only_finished() {
+        let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
+        let twice = Tenant { id: 1, weight: 2, max_in_flight: 1 };
+        let claim = Claim { tenant: twice, ..Lane::Regular.into() };
+        for waiter in 0..10 {
+            enter(&mut line, twice, waiter);
+            join(&mut line, 2, 1, waiter + 100);
+        }
+        let mut next = |tenants: &TenantTable| pop(&mut line, pick(tenants)).unwrap().0;
+        assert_eq!(next(&tenants), 1);
+        tenants.begin(claim, Duration::ZERO);
+        assert_eq!([(); 3].map(|()| next(&tenants)), [2; 3], "it is at its bound");
+        tenants.end(claim, None);
+        assert_eq!([(); 8].map(|()| next(&tenants)), [1, 2, 1, 1, 2, 1, 1, 2]);
+    }
+
+    #[test]
     fn while_all_are_at_their_bounds_nobodys_turn_is_over() {
         let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
         let claims = [1, 2].map(|id| {

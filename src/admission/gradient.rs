@@ -377,6 +377,9 @@ mod tests {
             Gradient { normal: Some(1.0), phase: Phase::Following, limit: 10.0, ..Gradient::new(10, 100) };
         gradient.follow(2.5, 10);
         assert_eq!((gradient.phase, gradient.limit), (Phase::Relearning, 10.0));
+        let mut fixed = Gradient { normal: Some(1.0), phase: Phase::Following, ..Gradient::new(10, 10) };
+        fixed.follow(1.0, 10);
+        assert_eq!((fixed.phase, fixed.limit), (Phase::Following, 10.0), "nothing takes too long");
     }
 
     #[test]
