@@ -300,6 +300,21 @@ mod tests {
     }
 
     #[test]
+    fn nobody_inherits_the_turn_of_who_has_left() {
+        let (mut line, tenants) = (FairLine::default(), TenantTable::default());
+        join(&mut line, 1, 4, 0);
+        for waiter in 10..20 {
+            join(&mut line, 2, 1, waiter);
+        }
+        assert_eq!(pop(&mut line, pick(&tenants)), Some((1, 0)));
+        for waiter in 20..30 {
+            join(&mut line, 3, 1, waiter);
+        }
+        let next: Vec<u16> = (0..6).map(|_| pop(&mut line, pick(&tenants)).unwrap().0).collect();
+        assert_eq!(next, [2, 3, 2, 3, 2, 3]);
+    }
+
+    #[test]
     fn a_turn_that_was_broken_off_is_only_finished() {
         let (mut line, mut tenants) = (FairLine::default(), TenantTable::default());
         let twice = Tenant { id: 1, weight: 2, max_in_flight: 1 };
