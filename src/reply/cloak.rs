@@ -94,9 +94,12 @@ impl Rewriter {
         let mut copy = vec![0; 4];
         for element in Elements::new(document).ok()? {
             let element = element.ok()?;
+            // With its type, which that of a code or of its name may not have been.
             let rewritten = match (element.name, place) {
-                (b"code", _) if original.is_some() => Some(code::HOST_UNREACHABLE.number.to_le_bytes().to_vec()),
-                (b"codeName", _) if original.is_some() => Some(string(code::HOST_UNREACHABLE.name)?),
+                (b"code", _) if original.is_some() => {
+                    Some((kind::INT32, code::HOST_UNREACHABLE.number.to_le_bytes().to_vec()))
+                }
+                (b"codeName", _) if original.is_some() => Some((kind::STRING, string(code::HOST_UNREACHABLE.name)?)),
                 (b"errmsg", _) if scrubs => self.scrubbed(&element),
                 (b"topologyVersion", Place::Root) => {
                     self.changed = true;
@@ -109,12 +112,12 @@ impl Rewriter {
                 (_, Place::Statements) => self.inner(&element, Place::Statement)?,
                 _ => None,
             };
-            // A code that was a long or a double becomes the int that `HOST_UNREACHABLE` is written as.
-            let is_code = element.name == b"code" && rewritten.is_some();
-            copy.push(if is_code { kind::INT32 } else { element.kind });
+            let (kind, value) =
+                rewritten.as_ref().map_or((element.kind, element.value), |(kind, value)| (*kind, value));
+            copy.push(kind);
             copy.extend_from_slice(element.name);
             copy.push(0);
-            copy.extend_from_slice(rewritten.as_deref().unwrap_or(element.value));
+            copy.extend_from_slice(value);
         }
         copy.push(0);
         self.changed |= original.is_some();
@@ -124,18 +127,18 @@ impl Rewriter {
     }
 
     /// An element that should be a document: rewritten when it is one, else as it is (inner `None`).
-    fn inner(&mut self, element: &Element<'_>, place: Place) -> Option<Option<Vec<u8>>> {
+    fn inner(&mut self, element: &Element<'_>, place: Place) -> Option<Option<(u8, Vec<u8>)>> {
         match element.as_document() {
-            Some(document) => self.document(document, place).map(Some),
+            Some(document) => self.document(document, place).map(|copy| Some((element.kind, copy))),
             None => Some(None),
         }
     }
 
-    fn scrubbed(&mut self, element: &Element<'_>) -> Option<Vec<u8>> {
+    fn scrubbed(&mut self, element: &Element<'_>) -> Option<(u8, Vec<u8>)> {
         let text = element.as_str()?;
         let scrubbed = scrub(text);
         self.changed |= scrubbed != text;
-        string(&scrubbed)
+        Some((kind::STRING, string(&scrubbed)?))
     }
 }
 
@@ -154,7 +157,7 @@ fn topology_version(element: &Element<'_>) -> Option<(ObjectId, i64)> {
 
 #[cfg(test)]
 mod tests {
-    use bson::{Document, doc};
+    use bson::{Bson, Document, doc};
 
     use super::*;
 
@@ -206,6 +209,16 @@ mod tests {
             "ok": 1.0,
         };
         assert_eq!(run(&reply).unwrap(), (expected, Some(91)));
+    }
+
+    #[test]
+    fn what_is_written_has_the_type_that_it_is_written_as() {
+        for odd in [Bson::Null, Bson::Int32(5), Bson::Timestamp(bson::Timestamp { time: 1, increment: 2 })] {
+            let reply = doc! {"ok": 0.0, "code": 91.0, "codeName": odd};
+            assert_eq!(run(&reply).unwrap().0, doc! {"ok": 0.0, "code": 6, "codeName": "HostUnreachable"});
+        }
+        let reply = doc! {"ok": 1.0, "writeErrors": {"code": {"code": 10107}}};
+        assert_eq!(run(&reply).unwrap().0, doc! {"ok": 1.0, "writeErrors": {"code": {"code": 6}}});
     }
 
     #[test]
