@@ -153,8 +153,8 @@ impl<C: Owned, W> PoolState<C, W> {
         }
         let (shares, in_use) = (self.shares(), self.in_use);
         let mut users = SmallVec::<[UserId; 4]>::new();
-        for connection in self.available.iter().rev() {
-            let user = connection.user();
+        let has_waiters = |user: &UserId| self.queue.of(*user).is_some_and(|queue| !queue.is_empty());
+        for user in self.available.iter().rev().map(Owned::user).filter(has_waiters) {
             if !users.contains(&user) {
                 users.push(user);
             }
